@@ -1,0 +1,176 @@
+//! Why something waits, is refused or is not as it should be: one closed list for replies, logs, metrics and events.
+
+use alloc::string::String;
+
+use serde::{Deserialize, Serialize};
+
+use crate::quantity::{Resource, Timestamp};
+
+/// Builds the enum, its list and its words from one table, so that they cannot drift apart.
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $word:literal,)+) => {
+        /// The closed list. The word of each is the same in replies, logs, metric labels, events and on the command line.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Code { $($(#[doc = $doc])+ #[serde(rename = $word)] $name,)+ }
+
+        impl Code {
+            /// All there are.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The word, as `MEMORY_FLOOR`.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// Available memory is below the floor.
+    MemoryFloor = "MEMORY_FLOOR",
+    /// Processes stall for memory.
+    MemoryPressure = "MEMORY_PRESSURE",
+    /// More memory than the node's whole budget.
+    MemoryBudget = "MEMORY_BUDGET",
+    /// Memory that others hold now.
+    MemoryHeld = "MEMORY_HELD",
+    /// More CPU than the node's whole budget.
+    CpuBudget = "CPU_BUDGET",
+    /// CPU that others hold now.
+    CpuHeld = "CPU_HELD",
+    /// A pool's free bytes are below its floor.
+    DiskFloor = "DISK_FLOOR",
+    /// A pool's free inodes are below its floor.
+    DiskInodesFloor = "DISK_INODES_FLOOR",
+    /// More disk than the pool could ever give.
+    DiskBudget = "DISK_BUDGET",
+    /// Disk that others hold now.
+    DiskHeld = "DISK_HELD",
+    /// More inodes than the pool could ever give.
+    DiskInodesBudget = "DISK_INODES_BUDGET",
+    /// Inodes that others hold now.
+    DiskInodesHeld = "DISK_INODES_HELD",
+    /// The root filesystem's free bytes are below the floor.
+    RootDiskFloor = "ROOT_DISK_FLOOR",
+    /// The root filesystem's free inodes are below the floor.
+    RootDiskInodesFloor = "ROOT_DISK_INODES_FLOOR",
+    /// The pool is not there, or not as declared.
+    PoolNotReady = "POOL_NOT_READY",
+    /// The operator holds new builds back.
+    ModeMaintenance = "MODE_MAINTENANCE",
+    /// The operator empties the node.
+    ModeDrain = "MODE_DRAIN",
+    /// The journal cannot be written.
+    JournalUnavailable = "JOURNAL_UNAVAILABLE",
+    /// A sensor gives no values.
+    SensorFailed = "SENSOR_FAILED",
+    /// Others are before it.
+    QueueAhead = "QUEUE_AHEAD",
+    /// No more tickets are given.
+    QueueFull = "QUEUE_FULL",
+    /// The ticket was not awaited and ran out.
+    TicketExpired = "TICKET_EXPIRED",
+    /// Somebody cancelled the ticket.
+    TicketCancelled = "TICKET_CANCELLED",
+    /// As many leases as the ledger keeps.
+    LeasesFull = "LEASES_FULL",
+    /// Upstream does not answer.
+    UpstreamUnreachable = "UPSTREAM_UNREACHABLE",
+    /// Upstream answers that there is no such repository, or that we may not read it.
+    UpstreamNotFound = "UPSTREAM_NOT_FOUND",
+    /// Upstream has no such ref.
+    RefNotFound = "REF_NOT_FOUND",
+    /// Neither we nor upstream have the commit.
+    CommitNotFound = "COMMIT_NOT_FOUND",
+    /// The commit is there, but no ref of this repository reaches it.
+    CommitUnreachable = "COMMIT_UNREACHABLE",
+    /// The ref names another commit than the caller expects.
+    CommitUnexpected = "COMMIT_UNEXPECTED",
+    /// Only declared repositories are served here.
+    RepositoryNotDeclared = "REPOSITORY_NOT_DECLARED",
+    /// The configuration does not allow this repository.
+    RepositoryNotAllowed = "REPOSITORY_NOT_ALLOWED",
+    /// The mirror never filled.
+    RepositoryEmpty = "REPOSITORY_EMPTY",
+    /// Objects are named by SHA-256.
+    ObjectFormatUnsupported = "OBJECT_FORMAT_UNSUPPORTED",
+    /// A local repository without its whole history.
+    RepositoryShallow = "REPOSITORY_SHALLOW",
+    /// A local repository of another user.
+    RepositoryForeignOwner = "REPOSITORY_FOREIGN_OWNER",
+    /// Objects are damaged.
+    RepositoryCorrupt = "REPOSITORY_CORRUPT",
+    /// Upstream answers too slowly.
+    UpstreamTimeout = "UPSTREAM_TIMEOUT",
+    /// The build spec at the commit is not valid.
+    SpecInvalid = "SPEC_INVALID",
+    /// The reservation was not bound in time.
+    LeaseExpired = "LEASE_EXPIRED",
+    /// The build ran longer than its time budget.
+    TimeBudgetExceeded = "TIME_BUDGET_EXCEEDED",
+    /// The process or pod that held the lease is gone.
+    HolderGone = "HOLDER_GONE",
+    /// The node booted since.
+    NodeRebooted = "NODE_REBOOTED",
+    /// No further retry is given.
+    RetriesUsedUp = "RETRIES_USED_UP",
+}
+
+/// One reason, with the figures on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Which.
+    pub code: Code,
+    /// What it is about, where it is about an amount.
+    pub resource: Option<Resource>,
+    /// In the unit of the resource.
+    pub wanted: u64,
+    /// In the unit of the resource.
+    pub available: u64,
+    /// The pool, lease, repository or ref.
+    pub subject: String,
+    /// A sentence for people: what is so, and what to do about it where something can be done.
+    pub message: String,
+    /// When it may be over.
+    pub expected_until: Option<Timestamp>,
+}
+
+impl Reason {
+    /// A reason in words.
+    #[must_use]
+    pub fn new(code: Code, subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            resource: None,
+            wanted: 0,
+            available: 0,
+            subject: subject.into(),
+            message: message.into(),
+            expected_until: None,
+        }
+    }
+
+    /// The same, about an amount.
+    #[must_use]
+    pub fn about(mut self, resource: Resource, wanted: u64, available: u64) -> Self {
+        self.resource = Some(resource);
+        self.wanted = wanted;
+        self.available = available;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Code;
+
+    #[test]
+    fn every_word_is_its_own() {
+        for (i, a) in Code::ALL.iter().enumerate() {
+            for b in Code::ALL.iter().skip(i.saturating_add(1)) {
+                assert_ne!(a.word(), b.word());
+            }
+        }
+    }
+}
