@@ -150,9 +150,9 @@ pub struct HistorySummary {
 impl HistorySummary {
     /// What a build should get after this history; none where the history says nothing of this resource.
     ///
-    /// `fallback` is the language's default, 0 where the size is declared. It stays the least where the history has lower bounds only; for CPU where
-    /// it was all used (else a size that contention once lowered could never grow again); and for time, which is a
-    /// bound and holds no room.
+    /// `fallback` is the language's default, 0 where the size is declared. It stays the least where the history has
+    /// lower bounds only; for CPU where it was all used (else a size that contention once lowered could never grow
+    /// again); and for time, which is a bound and holds no room.
     pub(super) fn leads_to(&self, resource: Resource, fallback: u64) -> Option<u64> {
         let (value, fallback_is_least) = match resource {
             Resource::Memory => (with_margin(self.memory_bytes_p95), false),
