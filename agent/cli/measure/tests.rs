@@ -76,13 +76,19 @@ fn the_kernels_own_count_is_a_lower_bound() {
 }
 
 #[test]
-fn two_busy_processes_use_more_than_half_a_core() {
+fn busy_processes_show_the_cpu_that_the_machine_gives_them() {
+    let begin = Instant::now();
     let shell = Shell::new("(while :; do :; done) & (while :; do :; done) & wait");
     let mut sampler = TreeSampler::new(shell.pid());
-    sample_until(&mut sampler, "500 m", |sampler| sampler.cpu.millis_peak.is_some_and(|millis| millis > 500));
+    sample_until(&mut sampler, "a second of CPU over more than a window", |sampler| {
+        sampler.cpu.millis_peak.is_some() && sampler.cpu.time() >= Duration::from_secs(1)
+    });
     let peaks = sampler.finish(None);
     let cores = u64::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
-    assert!(peaks.cpu_millis_peak <= cores * 1000 && peaks.cpu_time >= Duration::from_millis(500), "{peaks:?}");
+    assert!(peaks.cpu_millis_peak <= cores * 1000 && peaks.processes_peak >= 3, "{peaks:?}");
+    // On a loaded machine nobody knows how much they get; the best second is no worse than the mean.
+    let mean = peaks.cpu_time.as_millis() * 1000 / begin.elapsed().as_millis();
+    assert!(u128::from(peaks.cpu_millis_peak) * 5 >= mean * 4, "{peaks:?}, mean {mean}");
 }
 
 #[test]
