@@ -1,12 +1,107 @@
-//! What the operator wants, in two steps: [`file`](self) is the YAML as written (unknown fields refused), [`Config`] is
+//! What the operator wants, in two steps: [`mod@file`] is the YAML as written (unknown fields refused), [`Config`] is
 //! what the rooms get: validated, with defaults, in units. Nothing is touched while a configuration is read.
+//!
+//! In comes a path ([`load`]) or a text ([`read`]) and the [`NodeIdentity`] that decides which pools are here. Out goes
+//! a [`Config`], or every problem at once ([`ConfigErrors`]), each with its field, its line and a remedy. `stoker run`
+//! has no file: [`Config::for_run`] makes its configuration. [`reload::diff`] tells what of a new one can be applied at
+//! once.
+//!
+//! The way of a text: `document` reads YAML into a tree that knows its lines, `shape` holds the tree against the
+//! schema, `file` takes what is left into structs with defaults, `validate` judges the values.
 
+mod document;
+pub mod file;
+mod problem;
+pub mod reload;
+pub mod run;
+mod shape;
+pub mod units;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stoker_core::quantity::Amounts;
 use stoker_core::source::RepositoryUrl;
+
+pub use document::FILE_BYTES_MAX;
+pub use file::File;
+pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
+use problem::{Fault, Place, Problems};
+
+/// The trust class of what names none.
+pub const TRUST_DEFAULT: &str = "default";
+
+/// The most bytes of a socket's path: `sun_path` of unix(7) has 108, the last of them 0.
+pub const SOCKET_BYTES_MAX: usize = 107;
+
+/// Which node this is: decides which pools are here.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Its name; a name in the file comes first.
+    pub name: String,
+    /// Its labels; none outside Kubernetes.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Reads the file at `path` and validates it for this node. Reads nothing else, touches nothing.
+///
+/// # Errors
+///
+/// The file cannot be read, or something in it is wrong: all that is.
+pub fn load(path: &Path, node: &NodeIdentity) -> Result<(File, Config), ConfigErrors> {
+    let name = path.display().to_string();
+    let mut bytes = Vec::new();
+    // One byte more than the bound shows that there is more.
+    let bound = u64::try_from(FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    let opened = std::fs::File::open(path);
+    if let Err(error) = opened.and_then(|file| file.take(bound).read_to_end(&mut bytes)) {
+        let remedy = "name a file that the agent may read";
+        return Err(ConfigErrors::whole(&name, Fault::new(format!("the file cannot be read: {error}"), remedy)));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => read(&text, &name, node),
+        Err(error) if error.as_bytes().len() > FILE_BYTES_MAX => {
+            let message = format!("the file has more than {FILE_BYTES_MAX} bytes");
+            Err(ConfigErrors::whole(&name, Fault::new(message, "remove what is not configuration")))
+        }
+        Err(_) => Err(ConfigErrors::whole(&name, Fault::new("the file is not UTF-8", "save it as UTF-8"))),
+    }
+}
+
+/// Reads a configuration from `text`; `source_name` is what problems call it.
+///
+/// # Errors
+///
+/// Something in it is wrong: all that is.
+pub fn read(text: &str, source_name: &str, node: &NodeIdentity) -> Result<(File, Config), ConfigErrors> {
+    let tree = document::parse(text, source_name)?;
+    let root = Place::root(&tree);
+    let mut problems = Problems::default();
+    let shaped = shape::check(&tree, &file::schema(), &root, &mut problems);
+    let mut file: File = match serde_json::from_value(shaped) {
+        Ok(file) => file,
+        // What has the shape of the schema has the shape of the structs; should they ever differ, it is a refusal.
+        Err(error) => {
+            problems.add(&root, Fault::new(error.to_string(), "compare it with `stoker config schema`"));
+            return Err(problems.into_errors(source_name));
+        }
+    };
+    let config = validate::validate(&file, node, &root, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems.into_errors(source_name));
+    }
+    // The two defaults that depend on the rest of the file; with them the file says all that holds.
+    file.repositories.pool.get_or_insert_with(|| config.repositories.pool.clone());
+    file.workspaces.pool.get_or_insert_with(|| config.workspaces.pool.clone());
+    Ok((file, config))
+}
 
 /// A valid configuration for this node: pools of other nodes are not in it.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,15 +174,20 @@ pub enum Share {
     Basis(u32),
 }
 
+impl Default for Share {
+    /// Nothing.
+    fn default() -> Self {
+        Self::Absolute(0)
+    }
+}
+
 impl Share {
     /// How much that is of `total`.
     #[must_use]
     pub fn of(self, total: u64) -> u64 {
         match self {
             Self::Absolute(value) => value,
-            Self::Basis(basis) => {
-                u64::try_from(u128::from(total) * u128::from(basis) / 10_000).unwrap_or(u64::MAX)
-            }
+            Self::Basis(basis) => u64::try_from(u128::from(total) * u128::from(basis) / 10_000).unwrap_or(u64::MAX),
         }
     }
 }
@@ -125,7 +225,7 @@ pub enum Retention {
 /// The git repositories.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Repositories {
-    /// The name of the pool that holds them.
+    /// The name of the pool that holds them. Where no pool of this node has it, this node keeps no repositories.
     pub pool: String,
     /// The most bytes that they may hold.
     pub limit: Option<u64>,
@@ -168,7 +268,7 @@ pub struct Mirror {
 /// Where workspaces are made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workspaces {
-    /// The name of a pool.
+    /// The name of a pool. Where no pool of this node has it, this node makes no workspaces.
     pub pool: String,
 }
 

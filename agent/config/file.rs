@@ -1,0 +1,438 @@
+//! The configuration file as written: its fields, their documentation, their defaults. The JSON Schema comes from here,
+//! and `config print` writes these structs back. What a value means, and whether it is right, is `validate`'s affair.
+//!
+//! Defaults are in the `Default` implementations, next to each section, and nowhere else.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
+
+/// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct File {
+    /// The version of this format.
+    pub api_version: ApiVersion,
+    /// The kind of this file.
+    pub kind: FileKind,
+    /// Absolute path of the agent's own directory: journal and history, at most 64 MiB. It lies on no pool.
+    #[serde(default = "default_state")]
+    pub state: String,
+    /// The machine.
+    #[serde(default)]
+    pub node: NodeSection,
+    /// The data filesystems: 1 to 64.
+    pub pools: Vec<PoolSection>,
+    /// The git repositories.
+    #[serde(default)]
+    pub repositories: RepositoriesSection,
+    /// Where workspaces are made.
+    #[serde(default)]
+    pub workspaces: WorkspacesSection,
+    /// When the gate shuts.
+    #[serde(default)]
+    pub pressure: PressureSection,
+    /// Bounds of leases and tickets.
+    #[serde(default)]
+    pub admission: AdmissionSection,
+    /// Where the agent answers.
+    #[serde(default)]
+    pub listen: ListenSection,
+}
+
+fn default_state() -> String {
+    "/var/lib/stoker".to_owned()
+}
+
+/// The version of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ApiVersion {
+    /// The first, and the only one.
+    #[serde(rename = "stoker.build/v1")]
+    V1,
+}
+
+/// The kind of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FileKind {
+    /// What an agent reads.
+    AgentConfig,
+}
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NodeSection {
+    /// The node's name. Unset: what the agent is started with, else the host name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Kept for the control plane and the system; builds never get it.
+    pub reserve: ReserveSection,
+    /// Absolute path below which /proc and /sys are read (in a pod, where the host's root is mounted).
+    pub host_root: String,
+    /// What must stay free on the root filesystem; 0 where it does not matter.
+    pub root_floor: FloorSection,
+}
+
+impl Default for NodeSection {
+    fn default() -> Self {
+        Self {
+            name: None,
+            reserve: ReserveSection::default(),
+            host_root: "/".to_owned(),
+            root_floor: FloorSection::default(),
+        }
+    }
+}
+
+/// Kept for the control plane and the system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ReserveSection {
+    /// CPU in cores (4, 2.5) or thousandths (500m).
+    pub cpu: Cores,
+    /// Memory in bytes, with a unit (8GiB).
+    pub memory: Bytes,
+}
+
+impl Default for ReserveSection {
+    /// Enough for a kubelet and its kind; a node that carries a control plane needs more.
+    fn default() -> Self {
+        Self { cpu: "500m".into(), memory: "1GiB".into() }
+    }
+}
+
+/// What must stay free of a filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FloorSection {
+    /// Bytes with a unit (10GiB), or a percentage of the filesystem (10%).
+    pub bytes: BytesOrPercent,
+    /// A number of inodes (100000), or a percentage of the filesystem's (5%).
+    pub inodes: CountOrPercent,
+}
+
+impl Default for FloorSection {
+    /// Where a kubelet begins to evict, so that builds stop before it does.
+    fn default() -> Self {
+        Self { bytes: "10%".into(), inodes: "5%".into() }
+    }
+}
+
+/// A data filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PoolSection {
+    /// Its name: at most 63 of a-z, 0-9 and the hyphen; unique on each node.
+    pub name: String,
+    /// Its absolute path; no pool of a node lies in another.
+    pub path: String,
+    /// On which nodes it exists. Unset: on all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodesSection>,
+    /// Whether the path must be a mounted filesystem of its own.
+    #[serde(default)]
+    pub mount: Mount,
+    /// The UUID of the filesystem that must be there, as blkid prints it. Unset: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Make the mount point immutable while nothing is mounted there and it is empty.
+    #[serde(default)]
+    pub seal: bool,
+    /// What must stay free.
+    #[serde(default)]
+    pub floor: FloorSection,
+    /// Directories that are made and kept: at most 256.
+    #[serde(default)]
+    pub directories: Vec<DirectorySection>,
+}
+
+/// On which nodes a pool exists: where all that is given holds.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NodesSection {
+    /// The node has one of these names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// The node has all of these labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Whether a pool's path must be a mount.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Mount {
+    /// The pool is refused while its path is not a mounted filesystem of its own.
+    #[default]
+    Required,
+    /// The pool may lie on the root filesystem.
+    Optional,
+}
+
+/// A directory that is made and kept in a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DirectorySection {
+    /// Its path, relative to the pool; never below "stoker", which is the agent's own.
+    pub path: String,
+    /// Permission bits in octal, in quotes ("0755").
+    #[serde(default = "default_mode")]
+    pub mode: Mode,
+    /// User id that owns it. Unset: the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u64>,
+    /// Group id that owns it. Unset: the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u64>,
+    /// How long its content is kept.
+    #[serde(default)]
+    pub retention: RetentionWord,
+    /// The most bytes that it may hold, with a unit (400GiB). Unset: what the pool's floor leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Bytes>,
+}
+
+fn default_mode() -> Mode {
+    "0755".into()
+}
+
+/// How long a thing is kept.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum RetentionWord {
+    /// Until its lease ends.
+    Scratch,
+    /// Least recently used, within its limit.
+    Cache,
+    /// 14 days unless released.
+    Output,
+    /// Until removed: the agent deletes nothing that nobody told it to.
+    #[default]
+    Mirror,
+}
+
+/// The git repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RepositoriesSection {
+    /// The pool that holds them. Unset: the pool, where all have one name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// The most bytes that they may hold, with a unit (200GiB). Unset: what the pool's floor leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Bytes>,
+    /// How often mirrors ask upstream: a time from 1s to 7d.
+    pub refresh: Time,
+    /// How many fetches run at once: 1 to 64.
+    pub parallel: u64,
+    /// How long one fetch may take: a time from 1s to 24h.
+    pub fetch_within: Time,
+    /// Who may add a repository.
+    pub add: AddWord,
+    /// Hosts from which repositories may be added on demand: a name (github.com), all below a name (*.example.org),
+    /// an address (127.0.0.1), or * for all but local addresses. At most 256.
+    pub allow: Vec<String>,
+    /// What may be spoken with upstreams.
+    pub protocols: Vec<ProtocolWord>,
+    /// Repositories that are filled at start and kept fresh: at most 10000.
+    pub mirrors: Vec<MirrorSection>,
+}
+
+impl Default for RepositoriesSection {
+    /// An hour is twice what a slow link needs for the largest repositories seen.
+    fn default() -> Self {
+        Self {
+            pool: None,
+            limit: None,
+            refresh: "5m".into(),
+            parallel: 4,
+            fetch_within: "1h".into(),
+            add: AddWord::default(),
+            allow: Vec::new(),
+            protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
+            mirrors: Vec::new(),
+        }
+    }
+}
+
+/// Who may add a repository.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddWord {
+    /// Nobody: only the declared ones are served.
+    #[default]
+    Declared,
+    /// Callers, within `allow` and `protocols`.
+    OnDemand,
+}
+
+/// What is spoken with an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProtocolWord {
+    /// HTTP over TLS.
+    Https,
+    /// HTTP in the clear: who is on the way can change what arrives.
+    Http,
+    /// SSH.
+    Ssh,
+    /// Git's own, in the clear.
+    Git,
+    /// Paths of this machine.
+    File,
+}
+
+impl ProtocolWord {
+    /// The scheme of its URLs.
+    pub(super) const fn scheme(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+            Self::Ssh => "ssh",
+            Self::Git => "git",
+            Self::File => "file",
+        }
+    }
+}
+
+/// A repository that is filled at start and kept fresh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MirrorSection {
+    /// Its upstream: a URL of an allowed protocol, without credentials. Spellings of one repository are one mirror.
+    pub url: String,
+    /// Never evict it.
+    #[serde(default)]
+    pub pin: bool,
+    /// The trust class that may read it: at most 63 of a-z, 0-9 and the hyphen.
+    #[serde(default = "default_trust")]
+    pub trust: String,
+}
+
+fn default_trust() -> String {
+    super::TRUST_DEFAULT.to_owned()
+}
+
+/// Where workspaces are made.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WorkspacesSection {
+    /// A pool. Unset: the pool of the repositories, so that sources need not be copied across filesystems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
+/// When the gate shuts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PressureSection {
+    /// Available memory below which nothing new starts: bytes with a unit (2GiB), or a percentage of memory (5%).
+    pub memory_floor: BytesOrPercent,
+    /// Available memory below which only small builds start: bytes with a unit, or a percentage; not below memoryFloor.
+    pub memory_narrow: BytesOrPercent,
+    /// How long a better state must last before it is entered: a time from 100ms to 1h.
+    pub hold: Time,
+}
+
+impl Default for PressureSection {
+    fn default() -> Self {
+        Self { memory_floor: "5%".into(), memory_narrow: "10%".into(), hold: "30s".into() }
+    }
+}
+
+/// Bounds of leases and tickets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AdmissionSection {
+    /// The most live leases: 1 to 4096.
+    pub leases_max: u64,
+    /// The most tickets: 1 to 65536.
+    pub tickets_max: u64,
+    /// What happens at the end of a build's time budget.
+    pub time_budget: TimeBudgetWord,
+}
+
+impl Default for AdmissionSection {
+    fn default() -> Self {
+        Self { leases_max: 256, tickets_max: 1024, time_budget: TimeBudgetWord::default() }
+    }
+}
+
+/// What happens at the end of a time budget.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TimeBudgetWord {
+    /// The build is ended.
+    #[default]
+    End,
+    /// It is reported and runs on.
+    Report,
+}
+
+/// Where the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ListenSection {
+    /// Absolute path of the unix socket: at most 107 bytes.
+    pub socket: String,
+    /// gRPC over TCP. Unset: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcSection>,
+    /// Metrics, health, status page, git over HTTP. Unset: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSection>,
+}
+
+impl Default for ListenSection {
+    fn default() -> Self {
+        Self { socket: "/run/stoker/stoker.sock".to_owned(), grpc: None, http: None }
+    }
+}
+
+/// gRPC over TCP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcSection {
+    /// A loopback address and a port (127.0.0.1:9417); port 0 takes a free one.
+    pub address: String,
+    /// Says that plain TCP on loopback is meant: whoever can connect can do everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub insecure: Option<Insecure>,
+}
+
+/// Where plain TCP is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Insecure {
+    /// On loopback addresses.
+    Loopback,
+}
+
+/// HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpSection {
+    /// An address and a port (0.0.0.0:9418); port 0 takes a free one.
+    pub address: String,
+}
+
+/// The JSON Schema of the file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    let settings =
+        schemars::generate::SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<File>().to_value()
+}
+
+/// The file as YAML, with all defaults filled in. It reads back to the same [`File`].
+///
+/// # Errors
+///
+/// The serializer's, which happen only where it cannot write to memory.
+pub fn to_yaml(file: &File) -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(file)
+}

@@ -1,0 +1,241 @@
+//! What changes between two configurations, and what of that a running agent can take over. Pure: whoever reloads keeps
+//! the old configuration where the new file is refused, applies [`merged`], and reports [`Changes`].
+
+use std::collections::BTreeMap;
+
+use super::{Config, Mirror, Pool};
+
+/// The fields that differ, as they are written in the file; pools and mirrors by name.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Take effect at once.
+    pub applied: Vec<String>,
+    /// Wait for the next start.
+    pub needs_restart: Vec<String>,
+}
+
+impl Changes {
+    /// Do both say the same?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.applied.is_empty() && self.needs_restart.is_empty()
+    }
+
+    fn live(&mut self, differs: bool, field: &str) {
+        if differs {
+            self.applied.push(field.to_owned());
+        }
+    }
+
+    fn restart(&mut self, differs: bool, field: &str) {
+        if differs {
+            self.needs_restart.push(field.to_owned());
+        }
+    }
+}
+
+/// What differs between the configuration that runs and a new one.
+#[must_use]
+pub fn diff(old: &Config, new: &Config) -> Changes {
+    // Named in full, so that a new field cannot be forgotten here.
+    let Config { state, node, pools, repositories, workspaces, pressure, admission, listen } = old;
+    let mut changes = Changes::default();
+    changes.restart(*state != new.state, "state");
+    changes.restart(node.name != new.node.name, "node.name");
+    changes.live(node.reserve != new.node.reserve, "node.reserve");
+    changes.restart(node.host_root != new.node.host_root, "node.hostRoot");
+    changes.live(node.root_floor != new.node.root_floor, "node.rootFloor");
+    diff_pools(pools, &new.pools, &mut changes);
+    diff_repositories(repositories, &new.repositories, &mut changes);
+    // Live workspaces lie on the pool, and the ledger counts disk there.
+    changes.restart(workspaces.pool != new.workspaces.pool, "workspaces.pool");
+    changes.live(pressure.memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
+    changes.live(pressure.memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
+    changes.live(pressure.hold != new.pressure.hold, "pressure.hold");
+    changes.live(admission.leases_max != new.admission.leases_max, "admission.leasesMax");
+    changes.live(admission.tickets_max != new.admission.tickets_max, "admission.ticketsMax");
+    changes.live(admission.time_budget != new.admission.time_budget, "admission.timeBudget");
+    changes.restart(listen.socket != new.listen.socket, "listen.socket");
+    changes.restart(listen.grpc != new.listen.grpc, "listen.grpc");
+    changes.restart(listen.http != new.listen.http, "listen.http");
+    changes
+}
+
+/// The new configuration as far as a running agent can take it over: what needs a restart stays as it was.
+///
+/// A pool that holds the repositories or the workspaces of the running agent stays too, with its path, though the new
+/// one may lack it.
+#[must_use]
+pub fn merged(old: &Config, new: &Config) -> Config {
+    let mut merged = new.clone();
+    merged.state.clone_from(&old.state);
+    merged.node.name.clone_from(&old.node.name);
+    merged.node.host_root.clone_from(&old.node.host_root);
+    merged.repositories.pool.clone_from(&old.repositories.pool);
+    merged.workspaces.clone_from(&old.workspaces);
+    merged.listen.clone_from(&old.listen);
+    for kept in old.pools.iter().filter(|pool| is_used(old, pool)) {
+        match merged.pools.iter_mut().find(|pool| pool.name == kept.name) {
+            Some(pool) => pool.path.clone_from(&kept.path),
+            None => merged.pools.push(kept.clone()),
+        }
+    }
+    merged
+}
+
+fn is_used(config: &Config, pool: &Pool) -> bool {
+    pool.name == config.repositories.pool || pool.name == config.workspaces.pool
+}
+
+fn diff_pools(old: &[Pool], new: &[Pool], changes: &mut Changes) {
+    for pool in old {
+        let field = |name: &str| format!("pools[{}]{name}", pool.name);
+        let Some(now) = new.iter().find(|other| other.name == pool.name) else {
+            changes.live(true, &field(""));
+            continue;
+        };
+        changes.live(pool.path != now.path, &field(".path"));
+        changes.live(pool.mount_required != now.mount_required, &field(".mount"));
+        changes.live(pool.uuid != now.uuid, &field(".uuid"));
+        changes.live(pool.seal != now.seal, &field(".seal"));
+        changes.live(pool.floor != now.floor, &field(".floor"));
+        changes.live(pool.directories != now.directories, &field(".directories"));
+    }
+    for pool in new.iter().filter(|pool| !old.iter().any(|other| other.name == pool.name)) {
+        changes.live(true, &format!("pools[{}]", pool.name));
+    }
+}
+
+fn diff_repositories(old: &super::Repositories, new: &super::Repositories, changes: &mut Changes) {
+    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors } = old;
+    // Stores, snapshots and what leases pin lie there.
+    changes.restart(*pool != new.pool, "repositories.pool");
+    changes.live(*limit != new.limit, "repositories.limit");
+    changes.live(*refresh != new.refresh, "repositories.refresh");
+    changes.live(*parallel != new.parallel, "repositories.parallel");
+    changes.live(*fetch_within != new.fetch_within, "repositories.fetchWithin");
+    changes.live(*add != new.add, "repositories.add");
+    changes.live(*allow != new.allow, "repositories.allow");
+    changes.live(*protocols != new.protocols, "repositories.protocols");
+    let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
+        mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
+    };
+    let (was, is) = (by_key(mirrors), by_key(&new.mirrors));
+    let gone = was.keys().filter(|key| !is.contains_key(*key));
+    let other = is.iter().filter(|(key, mirror)| was.get(*key) != Some(mirror)).map(|(key, _)| key);
+    for key in gone.chain(other) {
+        changes.live(true, &format!("repositories.mirrors[{key}]"));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::super::{NodeIdentity, read};
+    use super::*;
+
+    const BASE: &str = "
+apiVersion: stoker.build/v1
+kind: AgentConfig
+node: {name: ghost}
+pools:
+  - {name: data, path: /var/mnt/data}
+  - {name: more, path: /var/mnt/more}
+repositories:
+  pool: data
+  mirrors: [{url: https://example.org/a}, {url: https://example.org/b}]
+";
+
+    fn config(text: &str) -> Config {
+        read(text, "test", &NodeIdentity::default()).unwrap().1
+    }
+
+    #[test]
+    fn the_same_configuration_changes_nothing() {
+        let config = config(BASE);
+        assert!(diff(&config, &config).is_empty());
+        assert_eq!(merged(&config, &config), config);
+    }
+
+    #[test]
+    fn each_field_is_either_applied_or_waits() {
+        let old = config(BASE);
+        let live = "
+state: /srv/stoker
+node: {name: exo, reserve: {cpu: 2}, hostRoot: /host, rootFloor: {bytes: 0}}
+pools:
+  - {name: data, path: /var/mnt/other, mount: optional, seal: true, floor: {bytes: 1GiB}, directories: [{path: x}],
+     uuid: 01234567-89ab-cdef-0123-456789abcdef}
+  - {name: third, path: /var/mnt/third}
+repositories:
+  pool: third
+  limit: 1GiB
+  refresh: 1m
+  parallel: 1
+  fetchWithin: 1m
+  add: on-demand
+  allow: [example.org]
+  protocols: [https]
+  mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
+workspaces: {pool: data}
+pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
+admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
+listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '127.0.0.1:2'}}
+";
+        let new = config(&format!("apiVersion: stoker.build/v1\nkind: AgentConfig{live}"));
+        let mut changes = diff(&old, &new);
+        // The pool of the workspaces was that of the repositories, so it stays `data`.
+        assert_eq!(
+            changes.needs_restart,
+            ["state", "node.name", "node.hostRoot", "repositories.pool", "listen.socket", "listen.grpc", "listen.http"]
+        );
+        changes.applied.sort();
+        insta::assert_snapshot!(changes.applied.join("\n"), @r"
+    admission.leasesMax
+    admission.ticketsMax
+    admission.timeBudget
+    node.reserve
+    node.rootFloor
+    pools[data].directories
+    pools[data].floor
+    pools[data].mount
+    pools[data].path
+    pools[data].seal
+    pools[data].uuid
+    pools[more]
+    pools[third]
+    pressure.hold
+    pressure.memoryFloor
+    pressure.memoryNarrow
+    repositories.add
+    repositories.allow
+    repositories.fetchWithin
+    repositories.limit
+    repositories.mirrors[example.org/a]
+    repositories.mirrors[example.org/b]
+    repositories.mirrors[example.org/c]
+    repositories.parallel
+    repositories.protocols
+    repositories.refresh
+    ");
+
+        let merged = merged(&old, &new);
+        assert_eq!(diff(&old, &merged).needs_restart, Vec::<String>::new());
+        let data = merged.pools.iter().find(|pool| pool.name == "data").unwrap();
+        assert_eq!(data.path, std::path::Path::new("/var/mnt/data"), "stores do not move under a running agent");
+        assert!(data.seal);
+        assert_eq!(merged.repositories.mirrors, new.repositories.mirrors);
+    }
+
+    #[test]
+    fn a_pool_in_use_does_not_go_under_a_running_agent() {
+        let old = config(BASE);
+        let new = config(
+            "apiVersion: stoker.build/v1\nkind: AgentConfig\npools: [{name: more, path: /var/mnt/more}]\nnode: {name: ghost}",
+        );
+        assert_eq!(diff(&old, &new).needs_restart, ["repositories.pool", "workspaces.pool"]);
+        let merged = merged(&old, &new);
+        assert!(merged.pools.iter().any(|pool| pool.name == "data"));
+        assert_eq!(merged.repositories.pool, "data");
+    }
+}

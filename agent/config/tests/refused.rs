@@ -1,0 +1,415 @@
+//! What is refused, and how: each row has its field, its line, and what it is told.
+
+use super::*;
+
+/// A text, and what must be said of it: the field, the line, a part of the message, a part of the remedy.
+struct Row(&'static str, &'static str, u64, &'static str, &'static str);
+
+/// The text of a row stands below these lines: it begins in line 3.
+pub(super) const HEAD: &str = "apiVersion: stoker.build/v1\nkind: AgentConfig\n";
+/// Or below this one too: it begins in line 4.
+pub(super) const POOL: &str = "pools: [{name: data, path: /var/mnt/data}]\n";
+
+pub(super) fn problems(text: &str) -> Vec<Problem> {
+    match read(text, "agent.yaml", &NodeIdentity::default()) {
+        Ok(_) => panic!("accepted:\n{text}"),
+        Err(errors) => errors.problems,
+    }
+}
+
+fn refused(head: &str, rows: &[Row]) {
+    for Row(text, field, line, message, remedy) in rows {
+        let text = format!("{head}{text}");
+        let problems = problems(&text);
+        let [problem] = problems.as_slice() else { panic!("one problem is expected:\n{text}\n{problems:#?}") };
+        assert_eq!((problem.field.as_str(), problem.line), (*field, *line), "{text}\n{problem:?}");
+        assert!(problem.message.contains(message), "{text}\n{problem:?}");
+        assert!(problem.remedy.contains(remedy), "{text}\n{problem:?}");
+    }
+}
+
+#[test]
+fn what_is_no_document() {
+    let deep = format!("{HEAD}node: {}{}", "[".repeat(100), "]".repeat(100));
+    let rows = [
+        ("", 0, "is empty", "begin with"),
+        ("# only a comment\n", 0, "is empty", "begin with"),
+        ("---\n", 0, "is empty", "begin with"),
+        ("a: 1\n---\nb: 2\n", 3, "more than one YAML document", "keep one"),
+        ("a:\n\tb: 1\n", 2, "not valid YAML", "indent with spaces"),
+        ("a: [1\nb: 2\n", 2, "not valid YAML", "quote special characters"),
+        ("a: *nowhere\n", 1, "not valid YAML", "quote special characters"),
+        ("a: !secret x\n", 1, "tag", "remove the tag"),
+        (&deep, 3, "depth", "less depth"),
+    ];
+    for (text, line, message, remedy) in rows {
+        let problems = problems(text);
+        let [problem] = problems.as_slice() else { panic!("{text}\n{problems:#?}") };
+        assert_eq!((problem.field.as_str(), problem.line), ("", line), "{text}\n{problem:?}");
+        assert!(problem.message.contains(message), "{text}\n{problem:?}");
+        assert!(problem.remedy.contains(remedy), "{text}\n{problem:?}");
+    }
+}
+
+#[test]
+fn few_lines_cannot_become_gigabytes() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for n in 1..12 {
+        let many = format!("*a{}, ", n - 1).repeat(10);
+        bomb.push_str(&format!("a{n}: &a{n} [{many}]\n"));
+    }
+    let problem = problems(&bomb).remove(0);
+    assert_eq!(problem.remedy, "write it with fewer aliases and less depth", "{problem:?}");
+}
+
+#[test]
+fn wrong_shapes() {
+    refused(
+        "",
+        &[
+            Row(
+                "kind: AgentConfig\npools: [{name: d, path: /d}]",
+                "apiVersion",
+                1,
+                "is missing",
+                "add `apiVersion: stoker.build/v1`",
+            ),
+            Row(
+                "apiVersion: v2\nkind: AgentConfig\npools: [{name: d, path: /d}]",
+                "apiVersion",
+                1,
+                "\"v2\" is not a word for it",
+                "`stoker.build/v1`",
+            ),
+            Row("just text", "", 1, "is text, a map is wanted", "write a map"),
+            Row("[1, 2]", "", 1, "is a list, a map is wanted", "write a map"),
+        ],
+    );
+    refused(
+        &format!("{HEAD}{POOL}"),
+        &[
+            Row("nodes: {}", "nodes", 4, "is not a known field", "known here: admission, apiVersion"),
+            Row("node:\n  host_root: /", "node.host_root", 5, "is not a known field", "write `hostRoot`"),
+            Row("node:\n  reserve: 4", "node.reserve", 5, "is a number, a map is wanted", "write a map"),
+            Row("node: {name: 12}", "node.name", 4, "is a number, text is wanted", "put it in quotes"),
+            Row("node: {name: a, name: b}", "node.name", 4, "is given twice, first in line 4", "keep one"),
+            Row(
+                "repositories:\n  mirrors: {}",
+                "repositories.mirrors",
+                5,
+                "is a map, a list is wanted",
+                "write a list",
+            ),
+            Row("repositories: {add: anybody}", "repositories.add", 4, "\"anybody\"", "`declared` or `on-demand`"),
+            Row("repositories:\n  protocols:\n  - https\n  - ext", "repositories.protocols[1]", 7, "\"ext\"", "`ssh`"),
+            Row("repositories: {parallel: -1}", "repositories.parallel", 4, "is -1", "without sign"),
+            Row("repositories: {parallel: 1.5}", "repositories.parallel", 4, "is 1.5", "whole number"),
+            Row("repositories: {refresh: 300}", "repositories.refresh", 4, "text is wanted", "as `\"5m\"`"),
+            Row(
+                "repositories:\n  mirrors:\n  - url: https://a.org/b\n    pin: yes",
+                "repositories.mirrors[0].pin",
+                7,
+                "is text",
+                "write `true` or `false`",
+            ),
+            Row(
+                "repositories:\n  mirrors:\n  - pin: true",
+                "repositories.mirrors[0].url",
+                6,
+                "is missing",
+                "add `url`",
+            ),
+            Row("admission: {timeBudget: kill}", "admission.timeBudget", 4, "\"kill\"", "`end` or `report`"),
+            Row(
+                "listen: {grpc: {address: '127.0.0.1:1', insecure: loopback, tls: {}}}",
+                "listen.grpc.tls",
+                4,
+                "is not a known field",
+                "TLS is not served yet",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn amounts_that_are_none() {
+    refused(
+        &format!("{HEAD}{POOL}"),
+        &[
+            Row("node: {reserve: {cpu: -1}}", "node.reserve.cpu", 4, "\"-1\" is negative", "`500m`"),
+            Row("node: {reserve: {cpu: 0.0001}}", "node.reserve.cpu", 4, "finer than a thousandth", "`2.5`"),
+            Row("node: {reserve: {cpu: 4 cores}}", "node.reserve.cpu", 4, "not an amount of CPU", "`4`"),
+            Row("node: {reserve: {cpu: 9223372036854775808}}", "node.reserve.cpu", 4, "any machine", "cores"),
+            Row("node: {reserve: {cpu: 9223372036854775808m}}", "node.reserve.cpu", 4, "any machine", "cores"),
+            Row("node: {reserve: {cpu: 1e300}}", "node.reserve.cpu", 4, "any machine", "cores"),
+            Row("node: {reserve: {cpu: .nan}}", "node.reserve.cpu", 4, "\".nan\" is not an amount", "cores"),
+            Row("node: {reserve: {cpu: NaN}}", "node.reserve.cpu", 4, "\"NaN\" is not an amount", "cores"),
+            Row("node: {reserve: {memory: 8 apples}}", "node.reserve.memory", 4, "not a number of bytes", "`8GiB`"),
+            Row("node: {reserve: {memory: -8GiB}}", "node.reserve.memory", 4, "is negative", "`8GiB`"),
+            Row("node: {reserve: {memory: 8192m}}", "node.reserve.memory", 4, "mean two things", "`8GiB`"),
+            Row("node: {reserve: {memory: 8EiB}}", "node.reserve.memory", 4, "any machine", "`8GiB`"),
+            Row("node: {reserve: {memory: 9223372036854775808}}", "node.reserve.memory", 4, "any machine", "`8GiB`"),
+            Row("node: {reserve: {memory: 99999999999999999999}}", "node.reserve.memory", 4, "any machine", "`8GiB`"),
+            Row("node: {reserve: {memory: nan}}", "node.reserve.memory", 4, "not a number of bytes", "`8GiB`"),
+            Row("node: {reserve: {memory: ''}}", "node.reserve.memory", 4, "not a number of bytes", "`8GiB`"),
+            Row("node: {rootFloor: {bytes: 100%}}", "node.rootFloor.bytes", 4, "leaves nothing to use", "below 100"),
+            Row("node: {rootFloor: {bytes: 101%}}", "node.rootFloor.bytes", 4, "more than the whole", "below 100"),
+            Row("node: {rootFloor: {inodes: -5%}}", "node.rootFloor.inodes", 4, "is negative", "`5%`"),
+            Row("node: {rootFloor: {inodes: 1.234%}}", "node.rootFloor.inodes", 4, "hundredth of a percent", "`5%`"),
+            Row("node: {rootFloor: {inodes: x%}}", "node.rootFloor.inodes", 4, "not a percentage", "`5%`"),
+            Row("node: {rootFloor: {inodes: 1GiB}}", "node.rootFloor.inodes", 4, "not a number or", "`100000`"),
+            Row(
+                "node: {rootFloor: {inodes: 9223372036854775808}}",
+                "node.rootFloor.inodes",
+                4,
+                "any filesystem",
+                "`5%`",
+            ),
+            Row("repositories: {limit: 0}", "repositories.limit", 4, "is 0", "more than 0"),
+            Row("repositories: {refresh: fast}", "repositories.refresh", 4, "not a length of time", "`1h30m`"),
+            Row("repositories: {refresh: -5m}", "repositories.refresh", 4, "is negative", "`1h30m`"),
+            Row("repositories: {refresh: 0s}", "repositories.refresh", 4, "is 0s", "1s to 7d"),
+            Row(
+                "repositories: {fetchWithin: 99999999999999999h}",
+                "repositories.fetchWithin",
+                4,
+                "not a length",
+                "`5m`",
+            ),
+            Row("repositories: {parallel: 65}", "repositories.parallel", 4, "is 65", "1 to 64"),
+            Row("pressure: {memoryFloor: 0}", "pressure.memoryFloor", 4, "is 0", "more than 0"),
+            Row("pressure: {memoryFloor: 100%}", "pressure.memoryFloor", 4, "leaves nothing", "below 100"),
+            Row(
+                "pressure: {memoryFloor: 20%}",
+                "pressure.memoryNarrow",
+                4,
+                "10% is below memoryFloor, 20%",
+                "at least",
+            ),
+            Row("pressure: {hold: 2h}", "pressure.hold", 4, "is 2h", "100ms to 1h"),
+            Row("admission: {leasesMax: 0}", "admission.leasesMax", 4, "is 0", "1 to 4096"),
+            Row("admission: {ticketsMax: 18446744073709551615}", "admission.ticketsMax", 4, "is 184", "1 to 65536"),
+        ],
+    );
+}
+
+#[test]
+fn pools_that_cannot_be() {
+    refused(
+        HEAD,
+        &[
+            Row("state: /s", "pools", 1, "is missing", "add `pools`"),
+            Row("pools: []", "pools", 3, "is empty", "declare a pool"),
+            Row("pools:\n- name: d\n  seal: true", "pools[0].path", 4, "is missing", "add `path`"),
+            Row("pools: [{name: Data, path: /d}]", "pools[0].name", 3, "\"Data\" is not a name", "a-z"),
+            Row("pools: [{name: '', path: /d}]", "pools[0].name", 3, "is empty", "a-z"),
+            Row("pools: [{name: d, path: var/mnt}]", "pools[0].path", 3, "not an absolute path", "begins with /"),
+            Row("pools: [{name: d, path: /var/../etc}]", "pools[0].path", 3, "has a `..`", "without `..`"),
+            Row("pools: [{name: d, path: \"/d\\0\"}]", "pools[0].path", 3, "control characters", "visible"),
+            Row("pools: [{name: d, path: /}]", "pools[0].path", 3, "contains the agent's state", "set `state`"),
+            Row(
+                "pools: [{name: d, path: /var/lib/stoker/p}]",
+                "pools[0].path",
+                3,
+                "lies in the agent's state",
+                "outside",
+            ),
+            Row(
+                "state: /d//x/\npools:\n- name: d\n  path: /d",
+                "pools[0].path",
+                6,
+                "contains the agent's state",
+                "no pool",
+            ),
+            Row(
+                "pools: [{name: d, path: /d, mount: maybe}]",
+                "pools[0].mount",
+                3,
+                "\"maybe\"",
+                "`required` or `optional`",
+            ),
+            Row("pools: [{name: d, path: /d, uuid: 12-34}]", "pools[0].uuid", 3, "not the UUID", "blkid"),
+            Row("pools: [{name: d, path: /d, floor: {bytes: 0}}]", "pools[0].floor.bytes", 3, "is 0", "more than 0"),
+            Row(
+                "pools: [{name: d, path: /d, nodes: {}}]",
+                "pools[0].nodes",
+                3,
+                "selects no node",
+                "`names` or `labels`",
+            ),
+            Row(
+                "pools: [{name: d, path: /d, nodes: {names: [a b]}}]",
+                "pools[0].nodes.names[0]",
+                3,
+                "\"a b\"",
+                "host name",
+            ),
+            Row(
+                "pools: [{name: d, path: /d, nodes: {labels: {a: 'b c'}}}]",
+                "pools[0].nodes.labels.a",
+                3,
+                "is not a label",
+                "example.org/disk",
+            ),
+            Row(
+                "pools:\n- name: d\n  path: /d\n- name: d\n  path: /e",
+                "pools[1].name",
+                6,
+                "is the name of the pool in line 4 too",
+                "choose another name",
+            ),
+            Row(
+                "repositories: {pool: d}\npools:\n- name: d\n  path: /d\n- name: e\n  path: /d/./e",
+                "pools[1].path",
+                8,
+                "\"/d/e\" overlaps \"/d\", the pool in line 5",
+                "neither contains",
+            ),
+            Row(
+                "repositories: {pool: d}\npools:\n- name: d\n  path: /d\n- name: e\n  path: /d/",
+                "pools[1].path",
+                8,
+                "overlaps",
+                "neither contains",
+            ),
+            Row(
+                "pools: [{name: d, path: /d}, {name: e, path: /e}]",
+                "repositories.pool",
+                1,
+                "more than one pool",
+                "name the pool",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn directories_that_cannot_be() {
+    let head = format!("{HEAD}pools:\n- name: data\n  path: /d\n  directories:\n");
+    refused(
+        &head,
+        &[
+            Row("  - path: /abs", "pools[0].directories[0].path", 7, "is an absolute path", "relative to the pool"),
+            Row("  - path: a/../b", "pools[0].directories[0].path", 7, "has a `..`", "without `..`"),
+            Row("  - path: ./", "pools[0].directories[0].path", 7, "is the pool itself", "name a directory"),
+            Row("  - path: ./stoker/x", "pools[0].directories[0].path", 7, "the agent's own", "another name"),
+            Row("  - {path: x, mode: 755}", "pools[0].directories[0].mode", 7, "is a number", "in quotes"),
+            Row("  - {path: x, mode: '0789'}", "pools[0].directories[0].mode", 7, "not a mode", "octal"),
+            Row("  - {path: x, mode: '+755'}", "pools[0].directories[0].mode", 7, "not a mode", "octal"),
+            Row("  - {path: x, owner: root}", "pools[0].directories[0].owner", 7, "is text", "a whole number"),
+            Row("  - {path: x, owner: 4294967295}", "pools[0].directories[0].owner", 7, "not an id", "4294967294"),
+            Row("  - {path: x, retention: ever}", "pools[0].directories[0].retention", 7, "\"ever\"", "`cache`"),
+            Row("  - {path: x, limit: 0}", "pools[0].directories[0].limit", 7, "is 0", "for no limit"),
+            Row("  - path: x\n  - path: ./x/", "pools[0].directories[1].path", 8, "twice, first in line 7", "keep one"),
+            Row(
+                "  - {path: a/b}\n  - {path: a, retention: scratch}",
+                "pools[0].directories[1].path",
+                8,
+                "content of \"a\" is deleted in time",
+                "side by side",
+            ),
+            Row(
+                "  - {path: a, retention: cache}\n  - {path: a/b}",
+                "pools[0].directories[1].path",
+                8,
+                "overlaps the directory of line 7",
+                "side by side",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn repositories_and_addresses_that_cannot_be() {
+    let long = Box::leak(format!("listen: {{socket: /{}}}", "s".repeat(107)).into_boxed_str());
+    refused(
+        &format!("{HEAD}{POOL}"),
+        &[
+            Row("state: stoker", "state", 4, "not an absolute path", "begins with /"),
+            Row("node: {hostRoot: host}", "node.hostRoot", 4, "not an absolute path", "begins with /"),
+            Row("repositories: {pool: dat}", "repositories.pool", 4, "\"dat\" is not a declared pool", "data"),
+            Row("workspaces: {pool: dat}", "workspaces.pool", 4, "\"dat\" is not a declared pool", "data"),
+            Row("repositories: {add: on-demand}", "repositories.allow", 4, "is empty", "list hosts"),
+            Row("repositories: {protocols: []}", "repositories.protocols", 4, "is empty", "at least one"),
+            Row(
+                "repositories: {allow: ['https://a.org/b']}",
+                "repositories.allow[0]",
+                4,
+                "host pattern",
+                "without scheme",
+            ),
+            Row("repositories: {allow: ['a.org:80']}", "repositories.allow[0]", 4, "host pattern", "without its port"),
+            Row("repositories: {allow: ['*a.org']}", "repositories.allow[0]", 4, "host pattern", "`*.example.org`"),
+            Row("repositories: {allow: ['a..org']}", "repositories.allow[0]", 4, "host pattern", "`github.com`"),
+            Row("repositories: {allow: ['']}", "repositories.allow[0]", 4, "host pattern", "`github.com`"),
+            Row(
+                "repositories:\n  mirrors:\n  - url: https://a.org/../b",
+                "repositories.mirrors[0].url",
+                6,
+                "is not a repository",
+                "write a URL",
+            ),
+            Row("repositories: {mirrors: [{url: -x}]}", "repositories.mirrors[0].url", 4, "not a repository", "a URL"),
+            Row(
+                "repositories: {mirrors: [{url: 'ext::sh'}]}",
+                "repositories.mirrors[0].url",
+                4,
+                "not a repository",
+                "URL",
+            ),
+            Row(
+                "repositories: {mirrors: [{url: 'http://a.org/b'}]}",
+                "repositories.mirrors[0].url",
+                4,
+                "needs http, which `protocols` does not list",
+                "add http",
+            ),
+            Row(
+                "repositories: {mirrors: [{url: 'file:///b'}]}",
+                "repositories.mirrors[0].url",
+                4,
+                "needs file",
+                "add file",
+            ),
+            Row(
+                "repositories:\n  mirrors:\n  - url: https://a.org/b\n  - url: git@a.org:b.git",
+                "repositories.mirrors[1].url",
+                7,
+                "is the repository of line 6 too",
+                "keep one",
+            ),
+            Row(
+                "repositories: {mirrors: [{url: 'https://a.org/b', trust: Red}]}",
+                "repositories.mirrors[0].trust",
+                4,
+                "\"Red\" is not a name",
+                "a-z",
+            ),
+            Row("listen: {socket: stoker.sock}", "listen.socket", 4, "not an absolute path", "begins with /"),
+            Row(long, "listen.socket", 4, "has 108 bytes", "shorter path"),
+            Row("listen: {http: {address: 'localhost:80'}}", "listen.http.address", 4, "not an address", "numeric"),
+            Row("listen: {http: {}}", "listen.http.address", 4, "is missing", "add `address`"),
+            Row(
+                "listen:\n  grpc:\n    address: 0.0.0.0:9417\n    insecure: loopback",
+                "listen.grpc.address",
+                6,
+                "0.0.0.0:9417 is not a loopback address, and there is no TLS yet",
+                "`127.0.0.1:9417`, with `insecure: loopback`",
+            ),
+            Row(
+                "listen: {grpc: {address: '[::1]:9417'}}",
+                "listen.grpc.insecure",
+                4,
+                "without TLS",
+                "add `insecure: loopback`",
+            ),
+            Row(
+                "listen: {grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '0.0.0.0:1'}}",
+                "listen.http.address",
+                4,
+                "takes the port",
+                "another port",
+            ),
+        ],
+    );
+}
