@@ -23,4 +23,6 @@ pub mod pressure;
 pub mod repository;
 pub mod rpc;
 pub mod sizing;
+pub mod supervise;
+pub mod telemetry;
 pub mod workspace;

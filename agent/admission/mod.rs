@@ -1,1 +1,344 @@
-//! To be filled.
+//! Admission: the ledger of this node, its single writer and its journal.
+//!
+//! Comes in: requests with their build, binds, renewals, releases; the views of pools and pressure. Goes out: leases,
+//! places in the queue, reasons; a version that ticks with each change, for all who watch. Before the writer stands the
+//! [`survey`], where the effects are: it resolves the source and sizes the build, and the writer then reads nothing but
+//! its facts. [`upkeep`] tells the writer what time and the machine did to leases.
+
+mod journal;
+pub(crate) mod survey;
+mod upkeep;
+mod writer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use stoker_core::admission::{
+    Answer, Command, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Totals, Usage,
+};
+use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
+use stoker_core::quantity::{Amounts, Span, Timestamp};
+use stoker_core::reason::{Code, Reason};
+use stoker_core::sizing::Outcome;
+use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use journal::JournalError;
+pub use survey::{Build, Evaluated, SourceState, Survey};
+pub use writer::{FactsSource, WriterError};
+
+use crate::repository::SnapshotPin;
+use journal::Journal;
+use writer::{Published, WriterHandle};
+
+/// Why admission gave no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AdmissionError {
+    /// The source cannot be resolved, or cannot be built here.
+    #[error("{}", .0.message)]
+    Source(Reason),
+    /// From the writer.
+    #[error(transparent)]
+    Writer(#[from] WriterError),
+}
+
+/// What a caller asks of [`Admission::admit`].
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The caller's id.
+    pub request_id: RequestId,
+    /// Over the request's content; see [`digest`].
+    pub digest: String,
+    /// What is built.
+    pub build: Build,
+    /// Take a place in the queue where it must wait.
+    pub take_ticket: bool,
+    /// How long a grant may stay unbound.
+    pub bind_within: Span,
+}
+
+/// The room's face. Cheap to clone.
+#[derive(Clone)]
+pub struct Admission {
+    writer: WriterHandle,
+    survey: Survey,
+    facts: FactsSource,
+    thread: Arc<std::sync::Mutex<Option<std::thread::JoinHandle<()>>>>,
+    upkeep: Arc<tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>>,
+}
+
+impl Admission {
+    /// Reads the journal back and starts the writer. Leases of another boot are lost; those of this one stand.
+    ///
+    /// # Errors
+    /// When the journal cannot be opened, or cannot be read.
+    pub fn open(state: &Path, boot_id: &str, survey: Survey, facts: FactsSource) -> Result<Self, JournalError> {
+        let mut journal = Journal::open(state)?;
+        let mut ledger = journal.ledger()?;
+        if journal.meta("boot_id")?.is_some_and(|earlier| earlier != boot_id) {
+            let lost = ledger.live().map(|lease| lease.id.clone()).collect();
+            let (_, events) = ledger.decide(&Command::Gone(lost, Code::NodeRebooted), &facts(), now());
+            let entries: Vec<_> = events.iter().cloned().map(journal::Entry::Ledger).collect();
+            journal.commit(&entries)?;
+            events.into_iter().for_each(|event| ledger.apply(event));
+        }
+        if journal.meta("boot_id")?.as_deref() != Some(boot_id) {
+            journal.set_meta("boot_id", boot_id)?;
+        }
+        let mut history = BTreeMap::new();
+        journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
+        let pins = survey.pins(&ledger);
+        let published = Published { ledger, pins, history, journal_error: None };
+        let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
+            .map_err(|source| JournalError::Io { path: state.to_owned(), source })?;
+        let thread = Arc::new(std::sync::Mutex::new(Some(thread)));
+        Ok(Self { writer, survey, facts, thread, upkeep: Arc::default() })
+    }
+
+    /// Starts watching time and holders, until `cancel`.
+    pub async fn start_upkeep(&self, host_root: &Path, end_at_budget: bool, cancel: CancellationToken) {
+        let task = upkeep::run(self.clone(), host_root.to_owned(), end_at_budget, cancel);
+        *self.upkeep.lock().await = Some(tokio::spawn(task));
+    }
+
+    /// Ends the writer after what was asked before, and waits for it.
+    pub async fn shutdown(&self) {
+        if let Some(task) = self.upkeep.lock().await.take() {
+            let _ = task.await;
+        }
+        self.writer.stop().await;
+        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    /// Granted, wait or rejected. The same request id with the same content gives the same lease.
+    ///
+    /// # Errors
+    /// When the source cannot be resolved within `patience`, on a conflict, or when nothing can be recorded.
+    pub async fn admit(&self, order: Order, patience: Duration) -> Result<Answer, AdmissionError> {
+        let known = self.writer.read(|published| {
+            let lease = published.ledger.lease_of(&order.request_id).map(|lease| known_request(lease));
+            lease.or_else(|| published.ledger.place_of(&order.request_id).map(|(_, held)| held.request.clone()))
+        });
+        // What a request was resolved and sized to stands: a retry never resolves again.
+        let (request, pin) = match known {
+            Some(known) => (Request { digest: order.digest, ..known }, None),
+            None => match self.survey.whole(&order.build, &self.room(), |key| self.samples(key), patience).await {
+                Err(reason) if reason.code == Code::SpecInvalid => {
+                    return Ok(Answer::Rejected(vec![reason], None));
+                }
+                Err(reason) => return Err(AdmissionError::Source(reason)),
+                Ok(found) => {
+                    let request = Request {
+                        id: order.request_id,
+                        digest: order.digest,
+                        source: found.source,
+                        sizing: found.sizing,
+                        scope: order.build.scope,
+                        target: order.build.target,
+                        cache_keys: found.cache_keys,
+                        attempt: 1,
+                        bind_within: order.bind_within,
+                    };
+                    (request, Some(found.pin))
+                }
+            },
+        };
+        let ticket = order.take_ticket.then(new_id::<TicketId>);
+        let command = Command::Admit { request: Box::new(request), lease: new_id(), ticket };
+        match self.writer.ask(command, pin, None).await? {
+            Reply::Answer(answer) => Ok(answer),
+            _ => Err(WriterError::Stopping.into()),
+        }
+    }
+
+    /// Many builds against one view, without any network.
+    #[must_use]
+    pub fn evaluate(&self, builds: &[Build]) -> Vec<Evaluated> {
+        let (facts, now) = ((self.facts)(), now());
+        self.writer.read(|published| {
+            let totals = published.ledger.totals(&facts);
+            let room = self.room_of(&facts);
+            let judge = |build: &Build| {
+                let samples = published.history.get(&build.history_key()).map(|s| s.iter().copied().collect());
+                let seen = self.survey.cached(build, &room, samples.unwrap_or_default());
+                let wanted = seen.sizing.size.amounts;
+                let fit = published.ledger.fit(wanted, published.ledger.queued(), &facts, now);
+                seen.judged(fit, &totals)
+            };
+            builds.iter().map(judge).collect()
+        })
+    }
+
+    /// A caller who waits is still there: how it stands now. `None`: neither lease nor ticket of this request is known.
+    ///
+    /// # Errors
+    /// When the writer is away.
+    pub async fn still_waiting(&self, request: RequestId) -> Result<Option<Answer>, WriterError> {
+        match self.writer.ask(Command::Await(request), None, None).await? {
+            Reply::Answer(answer) => Ok(Some(answer)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Ties a lease to its holder.
+    ///
+    /// # Errors
+    /// When there is no such live lease, or another holds it.
+    pub async fn bind(&self, lease: LeaseId, holder: Holder) -> Result<Lease, WriterError> {
+        self.lease_reply(Command::Bind(lease, holder), None).await
+    }
+
+    /// Keeps a reservation for `span` from now.
+    ///
+    /// # Errors
+    /// When there is no such live lease.
+    pub async fn renew(&self, lease: LeaseId, span: Span) -> Result<Lease, WriterError> {
+        self.lease_reply(Command::Renew(lease, span), None).await
+    }
+
+    /// Ends a lease; again is the same as once.
+    ///
+    /// # Errors
+    /// When there is no such lease.
+    pub async fn release(
+        &self,
+        id: LeaseId,
+        outcome: Outcome,
+        exit_code: Option<i32>,
+        usage: Option<Usage>,
+    ) -> Result<Lease, WriterError> {
+        let sample = self.writer.read(|published| {
+            let lease = published.ledger.lease(&id).filter(|lease| lease.peak.is_none())?;
+            Some((survey::history_key_of(lease), survey::sample(usage?, lease.sizing.size.amounts, outcome)))
+        });
+        self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }, sample).await
+    }
+
+    /// Gives up a place in the queue.
+    ///
+    /// # Errors
+    /// When there is no such ticket.
+    pub async fn cancel(&self, ticket: TicketId) -> Result<(), WriterError> {
+        self.writer.ask(Command::Cancel(ticket), None, None).await.map(|_| ())
+    }
+
+    /// Sets what the operator wants.
+    ///
+    /// # Errors
+    /// When it cannot be recorded.
+    pub async fn set_mode(&self, mode: ModeState) -> Result<(), WriterError> {
+        self.writer.ask(Command::SetMode(mode), None, None).await.map(|_| ())
+    }
+
+    /// Reads the ledger after the last commit, with the totals of the moment. Keep `read` short: the writer waits.
+    pub fn read<R>(&self, read: impl FnOnce(&Ledger, &Totals) -> R) -> R {
+        let facts = (self.facts)();
+        self.writer.read(|published| read(&published.ledger, &published.ledger.totals(&facts)))
+    }
+
+    /// Why the journal cannot be written, where it cannot.
+    #[must_use]
+    pub fn journal_error(&self) -> Option<String> {
+        self.writer.read(|published| published.journal_error.clone())
+    }
+
+    /// What keeps the commit of a live lease or ticket.
+    #[must_use]
+    pub fn pin_of(&self, request: &RequestId) -> Option<SnapshotPin> {
+        self.writer.read(|published| published.pins.get(request.as_str()).cloned())
+    }
+
+    /// What keeps a commit that was resolved before, by its snapshot's name.
+    #[must_use]
+    pub fn pin_named(&self, source: &Source) -> Option<SnapshotPin> {
+        self.survey.pin_named(source)
+    }
+
+    /// Ticks with each change of the ledger.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.writer.version.clone()
+    }
+
+    /// Time passed, or holders went.
+    async fn tell(&self, command: Command) {
+        if let Err(error) = self.writer.ask(command, None, None).await {
+            tracing::warn!(%error, "the ledger did not take what time did to it; tried again soon");
+        }
+    }
+
+    async fn lease_reply(&self, command: Command, sample: Option<(String, Sample)>) -> Result<Lease, WriterError> {
+        match self.writer.ask(command, None, sample).await? {
+            Reply::Lease(lease) => Ok(*lease),
+            _ => Err(WriterError::Stopping),
+        }
+    }
+
+    fn samples(&self, key: &str) -> Vec<Sample> {
+        self.writer.read(|published| published.history.get(key).map(|s| s.iter().copied().collect()).unwrap_or_default())
+    }
+
+    fn room(&self) -> Amounts {
+        self.room_of(&(self.facts)())
+    }
+
+    /// What defaults and margins are clamped to.
+    fn room_of(&self, facts: &Facts) -> Amounts {
+        facts.capacity.less(facts.reserve)
+    }
+}
+
+/// A digest of a request's content, so that an id is not used for two.
+#[must_use]
+pub fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A new id: 80 bits of time and chance, 16 characters that sort by time and read aloud well (Crockford's base 32).
+pub(crate) fn new_id<T: TryFrom<String, Error = NameError>>() -> T {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    loop {
+        let bits = uuid::Uuid::now_v7().as_u128();
+        // 48 bits of milliseconds, then 32 of the random tail.
+        let bits = (bits >> 80) << 32 | (bits & 0xffff_ffff);
+        let digit = |place: u32| DIGITS[usize::try_from(bits >> (place * 5) & 31).unwrap_or_default()];
+        let text: String = (0..16).rev().map(|place| char::from(digit(place))).collect();
+        if let Ok(id) = T::try_from(text) {
+            return id; // always: 16 visible characters
+        }
+    }
+}
+
+/// The clock of the node.
+pub(crate) fn now() -> Timestamp {
+    Timestamp(jiff::Timestamp::now().as_millisecond())
+}
+
+fn remember(history: &mut BTreeMap<String, VecDeque<Sample>>, key: String, sample: Sample) {
+    let samples = history.entry(key).or_default();
+    samples.push_back(sample);
+    while samples.len() > SAMPLES_MAX {
+        samples.pop_front();
+    }
+}
+
+fn known_request(lease: &Lease) -> Request {
+    Request {
+        id: lease.request_id.clone(),
+        digest: lease.digest.clone(),
+        source: lease.source.clone(),
+        sizing: lease.sizing.clone(),
+        scope: lease.scope.clone(),
+        target: lease.target.clone(),
+        cache_keys: lease.cache_keys.clone(),
+        attempt: lease.attempt,
+        bind_within: Span(0),
+    }
+}

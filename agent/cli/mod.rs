@@ -1,3 +1,101 @@
-//! To be filled.
+//! The command line: one file a noun. What people read is rendered by pure functions from messages; data goes to
+//! standard output, everything else to standard error.
+//!
+//! Every command but `agent`, `config` and `run` is a client of an agent's gRPC; `run` brings an agent along where none
+//! listens.
 
-pub(crate) mod measure;
+mod agent;
+mod client;
+mod config;
+mod json;
+mod measure;
+mod run;
+mod screen;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Done, or yes.
+pub(crate) const DONE: u8 = 0;
+/// The answer is no.
+pub(crate) const NO: u8 = 1;
+/// An error.
+pub(crate) const ERROR: u8 = 2;
+/// Wrong usage or configuration, as `EX_USAGE` of sysexits(3).
+pub(crate) const USAGE: u8 = 64;
+
+/// The node-local agent for Kubernetes build farms: disks prepared, sources cached, builds admitted.
+#[derive(Debug, Parser)]
+#[command(name = "stoker", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// The agent's unix socket
+    #[arg(long, global = true, env = "STOKER_SOCKET", value_name = "PATH", help_heading = "Which agent")]
+    socket: Option<PathBuf>,
+    /// The agent's gRPC address, as 127.0.0.1:9417
+    #[arg(long, global = true, value_name = "HOST:PORT", conflicts_with = "socket", help_heading = "Which agent")]
+    address: Option<String>,
+    /// How answers are written
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// How answers are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// The message in its JSON mapping.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one build through all of it: sources, size, admission, workspace, command, clean-up
+    Run(run::Args),
+    /// Run the node's agent
+    Agent(agent::Args),
+    /// Check, describe or print a configuration
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// Runs the command line and says with which code to exit.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A pipe that nobody reads is no reason to fail differently.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE } else { DONE };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            screen::error(&format!("the runtime cannot be started: {error}"));
+            return ERROR;
+        }
+    };
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::run(&cli.common, args).await,
+            Command::Agent(args) => agent::run(args).await,
+            Command::Config(command) => config::run(&command, cli.common.output),
+        }
+    });
+    // What still waits in a blocking call (a read of a dead disk) must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    code
+}

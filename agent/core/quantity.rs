@@ -177,8 +177,9 @@ impl fmt::Display for Shown {
 
 /// One digit after the point, none where it is zero; rounded to the nearest.
 fn tenths(f: &mut fmt::Formatter<'_>, value: u64, unit: u64, name: &str) -> fmt::Result {
-    let unit = unit.max(1);
-    let scaled = u128::from(value).saturating_mul(10).saturating_add(u128::from(unit) / 2) / u128::from(unit);
+    let half = u128::from(unit / 2);
+    let rounded = u128::from(value).saturating_mul(10).saturating_add(half);
+    let scaled = rounded.checked_div(u128::from(unit)).unwrap_or_default();
     match (scaled / 10, scaled % 10) {
         (whole, 0) => write!(f, "{whole}{name}"),
         (whole, tenth) => write!(f, "{whole}.{tenth}{name}"),

@@ -1,1 +1,176 @@
-//! To be filled.
+//! The gRPC face: messages in, the rooms' words, messages out. The only place where both are known.
+//!
+//! [`request`] checks each field once and refuses it by name; [`convert`] writes answers; [`error`] gives refusals their
+//! status and details. Methods that nothing fills yet answer `UNIMPLEMENTED`, which is what the generated traits do.
+
+mod admission;
+mod convert;
+mod error;
+mod node;
+mod repository;
+mod request;
+mod workspace;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_proto::v1;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::RoutesBuilder;
+
+use crate::admission::Admission;
+use crate::node::Pools;
+use crate::node::process::{self, ProcessId};
+use crate::pressure::Pressure;
+use crate::repository::Repositories;
+use crate::workspace::Workspaces;
+
+/// The largest message that is read.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// How long a call may wait for upstreams where its caller names no deadline.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// And where it does.
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// What the services serve. Cheap to clone.
+#[derive(Clone)]
+pub struct Rooms {
+    /// The ledger.
+    pub admission: Admission,
+    /// The repositories.
+    pub repositories: Repositories,
+    /// The workspaces.
+    pub workspaces: Workspaces,
+    /// The pools.
+    pub pools: Pools,
+    /// Memory, disk, stalls, the gate.
+    pub pressure: Pressure,
+    /// Who answers.
+    pub identity: Arc<Identity>,
+    /// Ends streams when the agent stops.
+    pub cancel: CancellationToken,
+    /// Owns what streams spawn.
+    pub tasks: TaskTracker,
+}
+
+/// Who answers.
+#[derive(Debug)]
+pub struct Identity {
+    /// The node's name.
+    pub name: String,
+    /// New at each start.
+    pub incarnation: String,
+    /// When that was.
+    pub started_at: stoker_core::quantity::Timestamp,
+    /// What the machine says of itself.
+    pub machine: crate::node::facts::Facts,
+    /// `git version`'s word.
+    pub git_version: String,
+    /// Where `/proc` and `/sys` are.
+    pub host_root: std::path::PathBuf,
+}
+
+impl Rooms {
+    fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    fn node(&self) -> v1::Node {
+        v1::Node {
+            name: self.identity.name.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            incarnation: self.identity.incarnation.clone(),
+            observed_at: Some(convert::timestamp(crate::admission::now())),
+        }
+    }
+
+    fn process_lives(&self, given: &v1::Process) -> bool {
+        let (Ok(pid), Ok(start_ticks)) = (i32::try_from(given.pid), u64::try_from(given.start_ticks)) else {
+            return false;
+        };
+        process::alive(&self.identity.host_root, ProcessId { pid, start_ticks })
+    }
+
+    /// All services, for one listener.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be served for reflection.
+    pub fn routes(&self) -> Result<tonic::service::Routes, tonic_reflection::server::Error> {
+        use v1::admission_service_server::AdmissionServiceServer;
+        use v1::node_service_server::NodeServiceServer;
+        use v1::repository_service_server::RepositoryServiceServer;
+        use v1::workspace_service_server::WorkspaceServiceServer;
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        self.tasks.spawn(async move {
+            for service in [
+                v1::node_service_server::SERVICE_NAME,
+                v1::admission_service_server::SERVICE_NAME,
+                v1::repository_service_server::SERVICE_NAME,
+                v1::workspace_service_server::SERVICE_NAME,
+            ] {
+                health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+            }
+        });
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(stoker_proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let mut routes = RoutesBuilder::default();
+        routes
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(
+                NodeServiceServer::new(node::Node(self.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                AdmissionServiceServer::new(admission::Admission(self.clone()))
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                RepositoryServiceServer::new(repository::Repository(self.clone()))
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                WorkspaceServiceServer::new(workspace::Workspace(self.clone()))
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            );
+        Ok(routes.routes())
+    }
+}
+
+/// How long this call may wait for upstreams: its own deadline, a little less so that the answer arrives.
+fn patience<T>(request: &tonic::Request<T>) -> Duration {
+    let given = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    given.map_or(PATIENCE, |given| given.min(PATIENCE_MAX).mul_f64(0.95))
+}
+
+/// `grpc-timeout`, as the gRPC over HTTP/2 protocol writes it: at most eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = (digits.len() <= 8).then(|| digits.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_timeout("1H"), Some(Duration::from_secs(3600)));
+        for wrong in ["", "m", "12", "123456789S", "é", "-1S"] {
+            assert_eq!(parse_timeout(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,1 +1,404 @@
-//! To be filled.
+//! Workspaces: what one build gets, and that nothing of it stays.
+//!
+//! Comes in: a lease (or a caller's wish for a time) with its commit and the pin that keeps it. Goes out:
+//! `<pool>/stoker/workspaces/<id>/{src,tmp,out}`, the caches of its tenant, and the environment to use them. A record
+//! beside the directory is written last: without it a directory is half made, and goes at the next start. The room
+//! watches the ledger: when a lease ends, its workspace leaves its place at once and is removed in the background.
+
+mod materialise;
+mod record;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stoker_core::admission::Source;
+use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::{Code, Reason};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::{Admission, now};
+use crate::node::Pools;
+use crate::repository::SnapshotPin;
+use crate::repository::git::Git;
+
+/// How far a preparation is.
+pub use crate::repository::Progress;
+
+/// The most workspaces at once.
+const WORKSPACES_MAX: usize = 4096;
+/// How often ended leases are looked for where no change woke the room.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A prepared workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workspace {
+    /// The lease's id, or one of its own.
+    pub id: String,
+    /// Whose it is.
+    pub lease: Option<LeaseId>,
+    /// The sources.
+    pub src: PathBuf,
+    /// Scratch.
+    pub tmp: PathBuf,
+    /// What the build leaves.
+    pub out: PathBuf,
+    /// The caches of its tenant.
+    pub cache: PathBuf,
+    /// What is checked out.
+    pub source: Source,
+    /// Who for.
+    pub scope: Scope,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it goes, where no lease says so.
+    pub expires_at: Option<Timestamp>,
+    /// Entries of the index.
+    pub files: u64,
+    /// Bytes of the checked-out files.
+    pub bytes: u64,
+    /// What must be mounted with it: `src/.git` reads the snapshot's objects.
+    pub also_mount: Vec<PathBuf>,
+    /// The owner, where it is not the agent itself.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl Workspace {
+    /// What the build's environment must have.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut environment = BTreeMap::from([
+            ("STOKER_SRC".to_owned(), text(&self.src)),
+            ("STOKER_OUT".to_owned(), text(&self.out)),
+            ("STOKER_CACHE".to_owned(), text(&self.cache)),
+            ("STOKER_COMMIT".to_owned(), self.source.commit.to_string()),
+            ("TMPDIR".to_owned(), text(&self.tmp)),
+        ]);
+        if let Some(lease) = &self.lease {
+            environment.insert("STOKER_LEASE".to_owned(), lease.to_string());
+        }
+        environment
+    }
+}
+
+/// A wish for a workspace.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Its id: the lease's, or [`unleased_id`].
+    pub id: String,
+    /// Whose it is.
+    pub lease: Option<LeaseId>,
+    /// What to check out.
+    pub source: Source,
+    /// Who for.
+    pub scope: Scope,
+    /// Directories of the tenant's cache that must be there.
+    pub cache_keys: Vec<String>,
+    /// When it goes, where no lease says so.
+    pub expires_at: Option<Timestamp>,
+    /// What keeps the commit.
+    pub pin: SnapshotPin,
+    /// Who it belongs to; unset: who the agent runs as.
+    pub user: Option<u32>,
+    /// As `user`.
+    pub group: Option<u32>,
+}
+
+/// The id of a workspace that a caller named.
+#[must_use]
+pub fn unleased_id(request: &RequestId) -> String {
+    Component::of(&["w", request.as_str()]).as_str().to_owned()
+}
+
+/// The stages of a preparation.
+#[derive(Debug, Clone)]
+pub enum Preparing {
+    /// It goes on.
+    Under(Progress),
+    /// It is there.
+    Ready(Arc<Workspace>),
+    /// It is not, and nothing of it is left.
+    Failed(Reason),
+}
+
+/// One workspace that is there or comes.
+struct Entry {
+    lease: Option<LeaseId>,
+    expires_at: Option<Timestamp>,
+    stage: watch::Receiver<Preparing>,
+    cancel: CancellationToken,
+    /// Keeps the objects that `src/.git` reads.
+    pin: Option<SnapshotPin>,
+}
+
+struct Inner {
+    pool: String,
+    pools: Pools,
+    git: Git,
+    entries: Mutex<BTreeMap<String, Entry>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// The room's face. Cheap to clone.
+#[derive(Clone)]
+pub struct Workspaces {
+    inner: Arc<Inner>,
+}
+
+impl Workspaces {
+    /// Takes up what an earlier agent left: workspaces of live leases stand, all others go.
+    pub async fn open(pool: &str, pools: Pools, git: Git, admission: Admission, cancel: CancellationToken) -> Self {
+        let inner = Inner {
+            pool: pool.to_owned(),
+            pools,
+            git,
+            entries: Mutex::default(),
+            tasks: TaskTracker::new(),
+            cancel: cancel.clone(),
+        };
+        let room = Self { inner: Arc::new(inner) };
+        let taking_up = room.clone();
+        let ledger = admission.clone();
+        // A pool that is not there now holds nothing that could be taken up; it is looked at again when it comes.
+        let _ = tokio::task::spawn_blocking(move || taking_up.take_up(&ledger)).await;
+        room.inner.tasks.spawn(room.clone().watch_leases(admission, cancel));
+        room
+    }
+
+    /// Waits until preparations and removals under way have ended; the `cancel` of [`Workspaces::open`] comes first.
+    pub async fn shutdown(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    /// Begins to prepare, or attaches to what is under way or there already.
+    ///
+    /// # Errors
+    /// When the pool is not ready or there are too many.
+    pub fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get(&order.id)
+            && !matches!(*entry.stage.borrow(), Preparing::Failed(_))
+        {
+            return Ok(entry.stage.clone());
+        }
+        if entries.len() >= WORKSPACES_MAX {
+            let message = format!("{} workspaces are there, at most {WORKSPACES_MAX} may be", entries.len());
+            return Err(Reason::new(Code::LeasesFull, "workspaces", message));
+        }
+        self.inner.pools.usable(&self.inner.pool)?;
+        let (stage, stages) = watch::channel(Preparing::Under(Progress::phase("preparing")));
+        let cancel = self.inner.cancel.child_token();
+        let entry = Entry {
+            lease: order.lease.clone(),
+            expires_at: order.expires_at,
+            stage: stages.clone(),
+            cancel: cancel.clone(),
+            pin: Some(order.pin.clone()),
+        };
+        entries.insert(order.id.clone(), entry);
+        drop(entries);
+        self.inner.tasks.spawn(self.clone().prepare_now(order, stage, cancel));
+        Ok(stages)
+    }
+
+    async fn prepare_now(self, order: Order, stage: watch::Sender<Preparing>, cancel: CancellationToken) {
+        let id = order.id.clone();
+        let (steps, mut seen) = watch::channel(Progress::phase("preparing"));
+        let end = {
+            let made = self.make(order, steps, cancel);
+            tokio::pin!(made);
+            loop {
+                tokio::select! {
+                    end = &mut made => break end,
+                    Ok(()) = seen.changed() => {
+                        stage.send_replace(Preparing::Under(seen.borrow_and_update().clone()));
+                    }
+                }
+            }
+        };
+        match end {
+            Ok(workspace) => {
+                stage.send_replace(Preparing::Ready(Arc::new(workspace)));
+            }
+            Err(reason) => {
+                if let Err(error) = self.discard(&id) {
+                    tracing::warn!(%error, workspace = id, "a half-made workspace could not be removed yet");
+                }
+                stage.send_replace(Preparing::Failed(reason));
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        order: Order,
+        steps: watch::Sender<Progress>,
+        cancel: CancellationToken,
+    ) -> Result<Workspace, Reason> {
+        let root = self.inner.pools.usable(&self.inner.pool)?;
+        let home = root.join("workspaces").join(&order.id);
+        let trust = order.pin.trust().to_owned();
+        let tenant = Component::of(&[&order.scope.tenant, &trust]);
+        let cache = root.join("caches").join(tenant.as_str());
+        let (user, group) = (order.user, order.group);
+        let owner = (user.is_some() || group.is_some())
+            .then(|| (user.unwrap_or_else(|| nix::unistd::geteuid().as_raw()), group.unwrap_or_else(|| nix::unistd::getegid().as_raw())));
+        let workspace = Workspace {
+            src: home.join("src"),
+            tmp: home.join("tmp"),
+            out: home.join("out"),
+            cache,
+            lease: order.lease,
+            source: order.source,
+            scope: order.scope,
+            created_at: now(),
+            expires_at: order.expires_at,
+            files: 0,
+            bytes: 0,
+            also_mount: vec![order.pin.path().to_owned()],
+            owner,
+            id: order.id,
+        };
+        let made = materialise::checkout(&self.inner.git, &order.pin, workspace, &order.cache_keys, steps, cancel);
+        let workspace = made.await?;
+        let (root, done) = (root, workspace.clone());
+        blocking(move || record::write(&root, &done)).await.map_err(|error| unwritable(&home, &error))?;
+        Ok(workspace)
+    }
+
+    /// The workspace of that id, where it is ready.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Arc<Workspace>> {
+        ready(self.entries().get(id)?)
+    }
+
+    /// All that are ready, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Workspace>> {
+        self.entries().values().filter_map(ready).collect()
+    }
+
+    /// Takes a workspace away. False: there is none. Returns when it has left its place.
+    ///
+    /// # Errors
+    /// When it cannot be moved; then it is still there.
+    pub async fn delete(&self, id: &str) -> Result<bool, Reason> {
+        let Some((mut stage, cancel)) = self.entries().get(id).map(|entry| (entry.stage.clone(), entry.cancel.clone()))
+        else {
+            return Ok(false);
+        };
+        cancel.cancel();
+        // One that is being made ends first: two must not work in one directory.
+        let _ = stage.wait_for(|stage| !matches!(stage, Preparing::Under(_))).await;
+        let (room, name) = (self.clone(), id.to_owned());
+        blocking(move || room.discard(&name)).await.map_err(|error| unwritable(Path::new(id), &error))?;
+        self.entries().remove(id);
+        Ok(true)
+    }
+
+    /// Moves a workspace's directory and record away. Again is the same as once.
+    fn discard(&self, id: &str) -> io::Result<()> {
+        let root = self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))?;
+        let home = root.join("workspaces").join(id);
+        match self.inner.pools.discard(&home) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        record::remove(&root, id)
+    }
+
+    async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
+        let mut changes = admission.watch();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            for id in self.over(&admission) {
+                if let Err(reason) = self.delete(&id).await {
+                    tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
+                }
+            }
+        }
+    }
+
+    /// Those whose lease or time has ended.
+    fn over(&self, admission: &Admission) -> Vec<String> {
+        let held: Vec<(String, Option<LeaseId>, Option<Timestamp>)> =
+            self.entries().iter().map(|(id, e)| (id.clone(), e.lease.clone(), e.expires_at)).collect();
+        let now = now();
+        let ended = |lease: &LeaseId| admission.read(|ledger, _| !ledger.lease(lease).is_some_and(|l| l.live()));
+        let over = held.into_iter().filter(|(_, lease, expires_at)| {
+            lease.as_ref().is_some_and(ended) || expires_at.is_some_and(|at| at <= now)
+        });
+        over.map(|(id, ..)| id).collect()
+    }
+
+    /// What is on the disk: whole workspaces of live leases are known again, everything else goes.
+    fn take_up(&self, admission: &Admission) {
+        let Ok(root) = self.inner.pools.usable(&self.inner.pool) else { return };
+        let mut known = BTreeMap::new();
+        for workspace in record::read_all(&root) {
+            let lease = workspace.lease.as_ref();
+            let lease = lease.and_then(|id| admission.read(|ledger, _| ledger.lease(id).cloned()));
+            let live = match &workspace.lease {
+                Some(_) => lease.as_ref().is_some_and(|lease| lease.live()),
+                None => workspace.expires_at.is_some_and(|at| at > now()),
+            };
+            if live && workspace.src.is_dir() {
+                let pin = lease.and_then(|lease| admission.pin_of(&lease.request_id));
+                let pin = pin.or_else(|| admission.pin_named(&workspace.source));
+                let id = workspace.id.clone();
+                let (lease, expires_at) = (workspace.lease.clone(), workspace.expires_at);
+                let (_, stage) = watch::channel(Preparing::Ready(Arc::new(workspace)));
+                known.insert(id, Entry { lease, expires_at, stage, cancel: self.inner.cancel.child_token(), pin });
+            }
+        }
+        for id in record::names(&root) {
+            if !known.contains_key(&id) {
+                match self.discard(&id) {
+                    Ok(()) => tracing::info!(workspace = id, "removed: no live lease has it"),
+                    Err(error) => tracing::warn!(%error, workspace = id, "not removed"),
+                }
+            }
+        }
+        *self.entries() = known;
+    }
+
+    /// The snapshots that workspaces read.
+    #[must_use]
+    pub fn pins(&self) -> Vec<SnapshotPin> {
+        self.entries().values().filter_map(|entry| entry.pin.clone()).collect()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ready(entry: &Entry) -> Option<Arc<Workspace>> {
+    match &*entry.stage.borrow() {
+        Preparing::Ready(workspace) => Some(Arc::clone(workspace)),
+        _ => None,
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Reason {
+    let full = error.raw_os_error() == Some(nix::libc::ENOSPC);
+    let code = if full { Code::DiskFloor } else { Code::PoolNotReady };
+    Reason::new(code, path.to_string_lossy(), format!("workspace {}: {error}", path.display()))
+}

@@ -1,0 +1,319 @@
+//! The journal: the ledger's records in SQLite, and the history of what builds used.
+//!
+//! SQLite because operators can look into it and because its crash safety is proven: WAL with `synchronous=FULL`, one
+//! transaction a batch. Its size is bounded by `max_page_count`; a ballast file beside it is given up when the disk is
+//! full, so that the end of a lease can always be recorded.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use stoker_core::admission::{Event, Lease, LeaseState, Ledger, ModeState, Ticket};
+use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
+
+const SCHEMA: i64 = 1;
+/// 48 MiB of pages of 4 KiB: with the write-ahead log (at most 8 MiB here) the journal stays under 64 MiB.
+const PAGES_MAX: u32 = 12 * 1024;
+const LOG_BYTES_MAX: u32 = 8 << 20;
+const BALLAST_BYTES: u64 = 16 << 20;
+/// Keys of the history beyond which the oldest go.
+const HISTORY_ROWS_MAX: i64 = 40_000;
+
+/// What a record could not be written or read for.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// SQLite's own words.
+    #[error("journal {path}: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// The directory or the ballast.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A record that this version cannot read.
+    #[error("journal {path}: record {id} of {table} is damaged: {why}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Of which table.
+        table: &'static str,
+        /// Which.
+        id: String,
+        /// The parser's words.
+        why: String,
+    },
+    /// Written by a newer version.
+    #[error("journal {path} has schema {found}, this version reads {SCHEMA}: install the version that wrote it")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+}
+
+impl JournalError {
+    /// Whether the disk, or the journal's bound, is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Sqlite { source: rusqlite::Error::SqliteFailure(error, _), .. } => {
+                matches!(error.code, ErrorCode::DiskFull | ErrorCode::SystemIoFailure)
+            }
+            Self::Io { source, .. } => source.raw_os_error() == Some(nix::libc::ENOSPC),
+            _ => false,
+        }
+    }
+}
+
+/// One thing to write.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// A change of the ledger.
+    Ledger(Event),
+    /// What a build of this key used.
+    Sample(String, Sample),
+}
+
+/// The open journal; one at a time, the state's lock sees to that.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    ballast: PathBuf,
+    connection: Connection,
+}
+
+impl Journal {
+    /// Opens or makes `STATE/journal.sqlite` and its ballast.
+    ///
+    /// # Errors
+    /// When the directory cannot be written or the file is not a journal of this version.
+    pub fn open(state: &Path) -> Result<Self, JournalError> {
+        let path = state.join("journal.sqlite");
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let connection = Connection::open(&path).map_err(sqlite)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(sqlite)?;
+        let pragmas = format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = {LOG_BYTES_MAX};
+             PRAGMA wal_autocheckpoint = 1000; PRAGMA max_page_count = {PAGES_MAX}; PRAGMA cache_size = -2048;"
+        );
+        connection.execute_batch(&pragmas).map_err(sqlite)?;
+        let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite)?;
+        if found > SCHEMA {
+            return Err(JournalError::Newer { path, found });
+        }
+        if found < SCHEMA {
+            let schema = "
+                BEGIN;
+                CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+                CREATE TABLE IF NOT EXISTS lease (id TEXT PRIMARY KEY, request_id TEXT NOT NULL UNIQUE,
+                    state TEXT NOT NULL, repository TEXT NOT NULL, commit_id TEXT NOT NULL,
+                    created_ms INTEGER NOT NULL, ended_ms INTEGER, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+                CREATE TABLE IF NOT EXISTS ticket (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
+                    record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+                CREATE TABLE IF NOT EXISTS history (number INTEGER PRIMARY KEY, key TEXT NOT NULL,
+                    record TEXT NOT NULL) STRICT;
+                CREATE INDEX IF NOT EXISTS history_key ON history (key, number);
+                PRAGMA user_version = 1;
+                COMMIT;";
+            connection.execute_batch(schema).map_err(sqlite)?;
+        }
+        let journal = Self { ballast: state.join("ballast"), path, connection };
+        // A disk without room for it now is no reason not to start: releases must work, and it is made later.
+        let _ = journal.make_ballast();
+        Ok(journal)
+    }
+
+    fn sqlite(&self, source: rusqlite::Error) -> JournalError {
+        JournalError::Sqlite { path: self.path.clone(), source }
+    }
+
+    /// Writes all of `entries`, or none, and returns when they are on the disk.
+    ///
+    /// # Errors
+    /// When they could not be written; then the journal is as before.
+    pub fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        let result = (|| {
+            let transaction = self.connection.transaction()?;
+            entries.iter().try_for_each(|entry| write(&transaction, entry))?;
+            transaction.commit()
+        })();
+        result.map_err(|source| self.sqlite(source))
+    }
+
+    /// The ledger as the journal has it.
+    ///
+    /// # Errors
+    /// When it cannot be read or a record is damaged.
+    pub fn ledger(&self) -> Result<Ledger, JournalError> {
+        let mut ledger = Ledger::default();
+        for lease in self.records::<Lease>("lease", "SELECT id, record FROM lease ORDER BY id")? {
+            ledger.apply(Event::Lease(Arc::new(lease)));
+        }
+        for ticket in self.records::<Ticket>("ticket", "SELECT id, record FROM ticket ORDER BY place")? {
+            ledger.apply(Event::Ticket(Arc::new(ticket)));
+        }
+        if let Some(mode) = self.meta("mode")? {
+            ledger.apply(Event::Mode(self.parse::<ModeState>("meta", "mode", &mode)?));
+        }
+        Ok(ledger)
+    }
+
+    /// The last runs of one key, oldest first.
+    ///
+    /// # Errors
+    /// As [`Journal::ledger`].
+    pub fn history(&self) -> Result<Vec<(String, Sample)>, JournalError> {
+        let rows = (|| {
+            let mut select = self.connection.prepare("SELECT key, record FROM history ORDER BY number")?;
+            let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            rows.collect::<Result<Vec<_>, _>>()
+        })();
+        let rows = rows.map_err(|source| self.sqlite(source))?;
+        rows.into_iter().map(|(key, text)| Ok((key.clone(), self.parse("history", &key, &text)?))).collect()
+    }
+
+    /// A value by name.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn meta(&self, key: &str) -> Result<Option<String>, JournalError> {
+        let row = self.connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0));
+        row.optional().map_err(|source| self.sqlite(source))
+    }
+
+    /// Sets a value by name.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_meta(&self, key: &str, value: &str) -> Result<(), JournalError> {
+        let upsert = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+        self.connection.execute(upsert, [key, value]).map(|_| ()).map_err(|source| self.sqlite(source))
+    }
+
+    /// Gives the ballast's room to whatever must be written now. True where there was one.
+    #[must_use]
+    pub fn free_ballast(&self) -> bool {
+        std::fs::remove_file(&self.ballast).is_ok()
+    }
+
+    /// Whether the ballast is there.
+    #[must_use]
+    pub fn has_ballast(&self) -> bool {
+        self.ballast.exists()
+    }
+
+    /// Makes the ballast where it is missing. It takes real blocks, so that its removal gives real room.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn make_ballast(&self) -> Result<(), JournalError> {
+        let io = |source| JournalError::Io { path: self.ballast.clone(), source };
+        if self.has_ballast() {
+            return Ok(());
+        }
+        let temporary = self.ballast.with_extension("new");
+        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).and_then(
+            |file: File| {
+                nix::fcntl::posix_fallocate(&file, 0, i64::try_from(BALLAST_BYTES).unwrap_or(i64::MAX))?;
+                file.sync_all()?;
+                std::fs::rename(&temporary, &self.ballast)
+            },
+        );
+        if made.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        made.map_err(io)
+    }
+
+    fn records<T: serde::de::DeserializeOwned>(&self, table: &'static str, sql: &str) -> Result<Vec<T>, JournalError> {
+        let rows = (|| {
+            let mut select = self.connection.prepare(sql)?;
+            let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            rows.collect::<Result<Vec<_>, _>>()
+        })();
+        let rows = rows.map_err(|source| self.sqlite(source))?;
+        rows.into_iter().map(|(id, text)| self.parse(table, &id, &text)).collect()
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(
+        &self,
+        table: &'static str,
+        id: &str,
+        text: &str,
+    ) -> Result<T, JournalError> {
+        serde_json::from_str(text).map_err(|why| JournalError::Record {
+            path: self.path.clone(),
+            table,
+            id: id.to_owned(),
+            why: why.to_string(),
+        })
+    }
+}
+
+const fn state_word(state: LeaseState) -> &'static str {
+    match state {
+        LeaseState::Reserved => "reserved",
+        LeaseState::Bound => "bound",
+        LeaseState::Released => "released",
+        LeaseState::Expired => "expired",
+        LeaseState::Orphaned => "orphaned",
+    }
+}
+
+fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
+    match entry {
+        Entry::Ledger(Event::Lease(lease)) => transaction
+            .prepare_cached(
+                "INSERT INTO lease VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT (id) DO UPDATE SET state = ?3, ended_ms = ?7, record = ?8",
+            )?
+            .execute(params![
+                lease.id.as_str(),
+                lease.request_id.as_str(),
+                state_word(lease.state),
+                lease.source.repository,
+                lease.source.commit.to_string(),
+                lease.created_at.0,
+                lease.ended_at.map(|at| at.0),
+                json(lease.as_ref())?,
+            ]),
+        Entry::Ledger(Event::Forgotten(id)) => {
+            transaction.prepare_cached("DELETE FROM lease WHERE id = ?1")?.execute([id.as_str()])
+        }
+        Entry::Ledger(Event::Ticket(ticket)) => transaction
+            .prepare_cached("INSERT INTO ticket VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET record = ?3")?
+            .execute(params![ticket.id.as_str(), ticket.order, json(ticket.as_ref())?]),
+        Entry::Ledger(Event::TicketGone(id)) => {
+            transaction.prepare_cached("DELETE FROM ticket WHERE id = ?1")?.execute([id.as_str()])
+        }
+        Entry::Ledger(Event::Mode(mode)) => transaction
+            .prepare_cached("INSERT INTO meta VALUES ('mode', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1")?
+            .execute([json(mode)?]),
+        Entry::Sample(key, sample) => {
+            let insert = "INSERT INTO history (key, record) VALUES (?1, ?2)";
+            transaction.prepare_cached(insert)?.execute([key, &json(sample)?])?;
+            let surplus = "DELETE FROM history WHERE key = ?1 AND number <= (SELECT number FROM history WHERE key = ?1
+                           ORDER BY number DESC LIMIT 1 OFFSET ?2)";
+            transaction.prepare_cached(surplus)?.execute(params![key, SAMPLES_MAX])?;
+            let oldest = "DELETE FROM history WHERE number <= (SELECT max(number) FROM history) - ?1";
+            transaction.prepare_cached(oldest)?.execute([HISTORY_ROWS_MAX])
+        }
+    }
+    .map(|_| ())
+}
+
+fn json<T: serde::Serialize>(record: &T) -> rusqlite::Result<String> {
+    serde_json::to_string(record).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))
+}

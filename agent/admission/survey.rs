@@ -1,0 +1,230 @@
+//! What must be known before the writer decides: which commit, and how big.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals, Usage};
+use stoker_core::identity::Scope;
+use stoker_core::quantity::{Amounts, Resource, Span};
+use stoker_core::reason::Reason;
+use stoker_core::sizing::{Declared, Defaults, Outcome, Sample, Sizing, size, summary};
+use stoker_core::source::{Origin, Request};
+
+use crate::repository::{Cached, Repositories, Resolved, SnapshotPin};
+use crate::sizing::{Facts, FactsCache};
+
+/// One build, as a scheduler describes it.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Where from.
+    pub source: Request,
+    /// Who for.
+    pub scope: Scope,
+    /// Which of several things in the repository.
+    pub target: String,
+    /// As Kubernetes writes it; empty: the node's own.
+    pub architecture: String,
+    /// What the caller says of its size.
+    pub declared: Declared,
+    /// The directories of the tenant that it asks for.
+    pub cache_keys: Vec<String>,
+}
+
+impl Build {
+    /// What its runs are remembered under: repository, target, architecture.
+    #[must_use]
+    pub fn history_key(&self) -> String {
+        let architecture = if self.architecture.is_empty() { here() } else { &self.architecture };
+        history_key(self.source.url.key(), &self.target, architecture)
+    }
+}
+
+fn here() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// A tab parts them: it is in none of them.
+fn history_key(repository: &str, target: &str, architecture: &str) -> String {
+    format!("{repository}\t{target}\t{architecture}")
+}
+
+/// The key of a lease that runs on this node.
+pub(super) fn history_key_of(lease: &Lease) -> String {
+    history_key(&lease.source.repository, &lease.target, here())
+}
+
+/// One run for the history.
+pub(super) const fn sample(usage: Usage, given: Amounts, outcome: Outcome) -> Sample {
+    Sample {
+        memory_bytes_peak: usage.memory_bytes_peak,
+        cpu_millis_peak: usage.cpu_millis_peak,
+        cpu_millis_given: given.cpu_millis,
+        disk_bytes: usage.disk_bytes,
+        elapsed: usage.elapsed,
+        outcome,
+        censored: false,
+    }
+}
+
+/// How warm the source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceState {
+    /// Nothing is here.
+    None,
+    /// The repository is here.
+    Mirror,
+}
+
+/// What [`super::Admission::evaluate`] says of one build.
+#[derive(Debug, Clone)]
+pub struct Evaluated {
+    /// How big it would be.
+    pub sizing: Sizing,
+    /// How warm its source is.
+    pub source: SourceState,
+    /// It can never fit here.
+    pub never: bool,
+    /// Why it cannot start now; empty where it can.
+    pub reasons: Vec<Reason>,
+    /// 0 to 100.
+    pub score: u8,
+    /// When it might start.
+    pub predicted_wait: Option<Span>,
+}
+
+impl Evaluated {
+    /// With the ledger's word, and a score: 60 for what is here already, 40 for headroom.
+    pub(super) fn judged(self, fit: Fit, totals: &Totals) -> Self {
+        let warmth: u64 = match (self.source, self.sizing.provisional) {
+            (SourceState::None, _) => 0,
+            (SourceState::Mirror, true) => 40,
+            (SourceState::Mirror, false) => 60,
+        };
+        let headroom = |r| (totals.free.get(r).saturating_mul(40)).checked_div(totals.budget.get(r)).unwrap_or(0);
+        let score = warmth + headroom(Resource::Cpu).min(headroom(Resource::Memory)).min(40);
+        let (never, reasons, predicted_wait) = match fit {
+            _ if !self.reasons.is_empty() => (true, self.reasons.clone(), None), // the build spec is not valid
+            Fit::Now => (false, Vec::new(), None),
+            Fit::Later { reasons, retry_after } => (false, reasons, Some(retry_after)),
+            Fit::Never(reasons) => (true, reasons, None),
+        };
+        let score = if never { 0 } else { u8::try_from(score).unwrap_or(100) };
+        Self { never, reasons, predicted_wait, score, ..self }
+    }
+}
+
+/// A build with its commit and its size.
+pub(super) struct Surveyed {
+    pub(super) source: Source,
+    pub(super) pin: SnapshotPin,
+    pub(super) sizing: Sizing,
+    pub(super) cache_keys: Vec<String>,
+}
+
+/// Resolves and sizes. Cheap to clone.
+#[derive(Clone)]
+pub struct Survey {
+    repositories: Repositories,
+    facts: FactsCache,
+    table: Arc<Defaults>,
+}
+
+impl Survey {
+    /// Over the node's repositories, with the standard table of defaults.
+    #[must_use]
+    pub fn new(repositories: Repositories, facts: FactsCache) -> Self {
+        Self { repositories, facts, table: Arc::new(Defaults::STANDARD) }
+    }
+
+    /// With the network, where the source asks for it.
+    pub(super) async fn whole(
+        &self,
+        build: &Build,
+        room: &Amounts,
+        history: impl FnOnce(&str) -> Vec<Sample>,
+        patience: Duration,
+    ) -> Result<Surveyed, Reason> {
+        let resolved = self.repositories.resolve(&build.source, patience).await?;
+        let facts = self.facts.of(&resolved.pin, resolved.commit).await?;
+        let sizing = self.sizing(build, &facts, &history(&build.history_key()), room)?;
+        let spec_keys = facts.spec()?.map(|spec| spec.cache_keys.clone()).unwrap_or_default();
+        let mut cache_keys = build.cache_keys.clone();
+        cache_keys.extend(spec_keys.into_iter().filter(|key| !build.cache_keys.contains(key)));
+        Ok(Surveyed { source: source(&build.source, &resolved), pin: resolved.pin, sizing, cache_keys })
+    }
+
+    /// From what is here: never a network.
+    pub(super) fn cached(&self, build: &Build, room: &Amounts, history: Vec<Sample>) -> Evaluated {
+        let (state, resolved) = match self.repositories.resolve_cached(&build.source) {
+            Cached::None => (SourceState::None, None),
+            Cached::Mirror => (SourceState::Mirror, None),
+            Cached::Commit(resolved) => (SourceState::Mirror, Some(resolved)),
+        };
+        let facts = resolved.and_then(|resolved| self.facts.known_or_ask(&resolved.pin, resolved.commit));
+        let known = facts.is_some();
+        let sizing = self.sizing(build, &facts.unwrap_or_default(), &history, room);
+        let (mut sizing, reasons) = match sizing {
+            Ok(sizing) => (sizing, Vec::new()),
+            Err(reason) => (self.sizing_without_spec(build, &history, room), vec![reason]),
+        };
+        sizing.provisional = !known;
+        Evaluated { sizing, source: state, never: false, reasons, score: 0, predicted_wait: None }
+    }
+
+    fn sizing(&self, build: &Build, facts: &Facts, history: &[Sample], room: &Amounts) -> Result<Sizing, Reason> {
+        let known = (!history.is_empty()).then(|| summary(history));
+        Ok(size(&build.declared, facts.spec()?, known.as_ref(), facts.language, &self.table, room))
+    }
+
+    fn sizing_without_spec(&self, build: &Build, history: &[Sample], room: &Amounts) -> Sizing {
+        let known = (!history.is_empty()).then(|| summary(history));
+        size(&build.declared, None, known.as_ref(), Default::default(), &self.table, room)
+    }
+
+    /// The snapshot that a source was resolved in.
+    pub(super) fn pin_named(&self, source: &Source) -> Option<SnapshotPin> {
+        self.repositories.pin_named(&source.repository, &source.snapshot)
+    }
+
+    /// Takes the pins of what the journal says is live or waits, so that their snapshots stay.
+    pub(super) fn pins(&self, ledger: &Ledger) -> BTreeMap<String, SnapshotPin> {
+        let leases = ledger.live().map(|lease| (&lease.request_id, &lease.source));
+        let tickets = ledger.tickets().map(|ticket| (&ticket.request.id, &ticket.request.source));
+        let held = leases.chain(tickets).filter_map(|(request, source)| {
+            let pin = self.pin_named(source);
+            if pin.is_none() {
+                tracing::warn!(%request, snapshot = source.snapshot, "the snapshot of a lease is gone");
+            }
+            Some((request.to_string(), pin?))
+        });
+        held.collect()
+    }
+}
+
+/// What a lease or a caller is told of a resolved source.
+pub(crate) fn source(request: &Request, resolved: &Resolved) -> Source {
+    Source {
+        repository: request.url.key().to_owned(),
+        reference: request.reference.to_string(),
+        commit: resolved.commit,
+        clone_url: resolved.clone_url.clone(),
+        clone_ref: resolved.clone_ref.clone(),
+        as_of: resolved.as_of,
+        origin: origin_word(resolved.origin).to_owned(),
+        snapshot: resolved.pin.name().to_owned(),
+        subject: resolved.subject.clone(),
+    }
+}
+
+const fn origin_word(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Upstream => "upstream",
+        Origin::Cache => "cache",
+        Origin::Stale => "stale",
+    }
+}

@@ -1,0 +1,312 @@
+//! The ledger's single writer: it decides, journals, then replies. Many requests share one fsync.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Waiting};
+use stoker_core::identity::LeaseId;
+use stoker_core::invariants;
+use stoker_core::quantity::Span;
+use stoker_core::reason::{Code, Reason};
+use stoker_core::sizing::history::Sample;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::journal::{Entry, Journal, JournalError};
+use super::{new_id, now};
+use crate::repository::SnapshotPin;
+
+/// Commands that wait for the writer; beyond it callers are told that the agent is busy.
+const QUEUE_MAX: usize = 4096;
+/// Commands that share one commit.
+const BATCH_MAX: usize = 512;
+/// Free room on the state's filesystem at which the ballast is made again: twice its size.
+const ROOM_BYTES: u64 = 32 << 20;
+
+/// Tells the facts of the moment. Called by the writer before each batch; must not block.
+pub type FactsSource = Arc<dyn Fn() -> Facts + Send + Sync>;
+
+/// Why the writer gave no reply.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WriterError {
+    /// The command makes no sense.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It could not be recorded, so it did not happen.
+    #[error("the journal cannot be written, nothing was changed: {0}")]
+    Journal(String),
+    /// More commands than the writer takes.
+    #[error("the agent is busy: {QUEUE_MAX} commands wait already; try again")]
+    Busy,
+    /// The agent is going down.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// What the writer takes.
+enum Message {
+    Ask(Box<Ask>),
+    Stop,
+}
+
+/// A command on its way, with what goes into the journal or is kept beside it.
+pub(super) struct Ask {
+    pub(super) command: Command,
+    pub(super) pin: Option<SnapshotPin>,
+    pub(super) sample: Option<(String, Sample)>,
+    pub(super) reply: oneshot::Sender<Result<Reply, WriterError>>,
+}
+
+/// What everyone reads: the ledger after the last commit, the pins that its leases and tickets hold, and the history.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    pub(super) ledger: Ledger,
+    pub(super) pins: std::collections::BTreeMap<String, SnapshotPin>,
+    pub(super) history: std::collections::BTreeMap<String, std::collections::VecDeque<Sample>>,
+    pub(super) journal_error: Option<String>,
+}
+
+/// The way to the writer.
+#[derive(Clone)]
+pub(super) struct WriterHandle {
+    messages: mpsc::Sender<Message>,
+    pub(super) published: Arc<RwLock<Published>>,
+    pub(super) version: watch::Receiver<u64>,
+}
+
+impl WriterHandle {
+    pub(super) async fn ask(
+        &self,
+        command: Command,
+        pin: Option<SnapshotPin>,
+        sample: Option<(String, Sample)>,
+    ) -> Result<Reply, WriterError> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Ask(Box::new(Ask { command, pin, sample, reply }));
+        self.messages.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => WriterError::Busy,
+            mpsc::error::TrySendError::Closed(_) => WriterError::Stopping,
+        })?;
+        match answer.await.map_err(|_| WriterError::Stopping)?? {
+            Reply::Refused(why) => Err(why.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Ends the writer after what was asked before.
+    pub(super) async fn stop(&self) {
+        let _ = self.messages.send(Message::Stop).await;
+    }
+
+    /// Reads what is published. The closure must be short: the writer waits for it.
+    pub(super) fn read<R>(&self, read: impl FnOnce(&Published) -> R) -> R {
+        read(&self.published.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Owns the journal and the working ledger; lives in a thread of its own, because it waits for the disk.
+struct Writer {
+    journal: Journal,
+    working: Ledger,
+    facts: FactsSource,
+    published: Arc<RwLock<Published>>,
+    version: watch::Sender<u64>,
+    state: std::path::PathBuf,
+    starved: bool,
+}
+
+/// Starts the writer's thread. It ends when the last handle is gone.
+pub(super) fn start(
+    journal: Journal,
+    published: Published,
+    facts: FactsSource,
+    state: &Path,
+) -> std::io::Result<(WriterHandle, JoinHandle<()>)> {
+    let (messages, queue) = mpsc::channel(QUEUE_MAX);
+    let (version, seen) = watch::channel(0);
+    let working = published.ledger.clone();
+    let published = Arc::new(RwLock::new(published));
+    let writer = Writer {
+        journal,
+        working,
+        facts,
+        published: Arc::clone(&published),
+        version,
+        state: state.to_owned(),
+        starved: false,
+    };
+    let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(queue))?;
+    Ok((WriterHandle { messages, published, version: seen }, thread))
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        let (mut messages, mut stopping) = (Vec::new(), false);
+        while !stopping && queue.blocking_recv_many(&mut messages, BATCH_MAX) > 0 {
+            let asks = messages.drain(..).filter_map(|message| match message {
+                Message::Ask(ask) => Some(*ask),
+                Message::Stop => {
+                    stopping = true;
+                    None
+                }
+            });
+            let asks = asks.collect();
+            self.batch(asks);
+        }
+    }
+
+    /// Decides all of the batch, commits once, then replies.
+    fn batch(&mut self, asks: Vec<Ask>) {
+        let (facts, now) = ((self.facts)(), now());
+        self.recover_room();
+        let mut entries = Vec::new();
+        let mut decided = Vec::with_capacity(asks.len());
+        for mut ask in asks {
+            // Without room in the journal only what ends or keeps a lease may still be written.
+            if self.starved && matches!(ask.command, Command::Admit { .. }) {
+                decided.push((Ok(starved_reply(&ask.command)), ask, false));
+                continue;
+            }
+            let (reply, events) = self.working.decide(&ask.command, &facts, now);
+            let changes = !events.is_empty();
+            entries.extend(events.iter().cloned().map(Entry::Ledger));
+            events.into_iter().for_each(|event| self.working.apply(event));
+            entries.extend(ask.sample.take().map(|(key, sample)| Entry::Sample(key, sample)));
+            decided.push((Ok(reply), ask, changes));
+        }
+        if self.working.queued() > 0 {
+            let leases = std::iter::repeat_with(new_id::<LeaseId>).take(self.working.queued().min(64)).collect();
+            let (_, events) = self.working.decide(&Command::Advance { leases }, &facts, now);
+            entries.extend(events.iter().cloned().map(Entry::Ledger));
+            events.into_iter().for_each(|event| self.working.apply(event));
+        }
+        debug_assert!(invariants::one_place_a_request(&self.working));
+        debug_assert!(invariants::lives_are_whole(&self.working));
+        if let Err(error) = self.commit(&entries) {
+            tracing::error!(%error, reason = Code::JournalUnavailable.word(), "nothing of this batch was recorded");
+            self.rebuild();
+            for (outcome, _, changes) in &mut decided {
+                if *changes {
+                    *outcome = Err(WriterError::Journal(error.to_string()));
+                }
+            }
+            self.publish(Vec::new(), &mut decided, Some(error.to_string()));
+        } else {
+            let error = self.starved.then(|| "the state's filesystem is full".to_owned());
+            self.publish(entries, &mut decided, error);
+        }
+        for (outcome, ask, _) in decided {
+            let _ = ask.reply.send(outcome); // a caller who went away learns it by asking again
+        }
+    }
+
+    fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        let durable: Vec<Entry> = entries.iter().filter(|entry| self.must_last(entry)).cloned().collect();
+        if durable.is_empty() {
+            return Ok(());
+        }
+        match self.journal.commit(&durable) {
+            Err(error) if error.is_full() => {
+                self.starved = true;
+                if !self.journal.free_ballast() {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the journal's ballast is given up: new builds wait until there is room");
+                let ends: bool = durable.iter().all(|entry| !begins(entry));
+                if ends { self.journal.commit(&durable) } else { Err(error) }
+            }
+            done => done,
+        }
+    }
+
+    /// A ticket's expiry moves each time that it is awaited: that alone is not worth an fsync.
+    fn must_last(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Ledger(Event::Ticket(ticket)) => {
+                let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+                published.ledger.place_of(&ticket.request.id).is_none()
+            }
+            _ => true,
+        }
+    }
+
+    /// After a failed commit the journal is what is true.
+    fn rebuild(&mut self) {
+        match self.journal.ledger() {
+            Ok(ledger) => self.working = ledger,
+            Err(error) => {
+                tracing::error!(%error, "the journal cannot be read back; the last published ledger stands");
+                let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+                self.working = published.ledger.clone();
+            }
+        }
+    }
+
+    /// When there is room again the ballast is made first, then builds are admitted.
+    fn recover_room(&mut self) {
+        if !self.starved {
+            return;
+        }
+        let free = nix::sys::statvfs::statvfs(&self.state).map(|fs| fs.blocks_available() * fs.fragment_size());
+        if free.is_ok_and(|free| free >= ROOM_BYTES) && self.journal.make_ballast().is_ok() {
+            self.starved = false;
+            tracing::info!("the journal has room again");
+        }
+    }
+
+    fn publish(
+        &mut self,
+        entries: Vec<Entry>,
+        decided: &mut [(Result<Reply, WriterError>, Ask, bool)],
+        error: Option<String>,
+    ) {
+        let changed = !entries.is_empty();
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        let told = published.journal_error != error;
+        published.journal_error = error;
+        for entry in entries {
+            match entry {
+                Entry::Ledger(event) => published.ledger.apply(event),
+                Entry::Sample(key, sample) => super::remember(&mut published.history, key, sample),
+            }
+        }
+        for (_, ask, _) in decided.iter_mut() {
+            if let (Command::Admit { request, .. }, Some(pin)) = (&ask.command, ask.pin.take()) {
+                published.pins.entry(request.id.to_string()).or_insert(pin);
+            }
+        }
+        if changed {
+            let Published { ledger, pins, .. } = &mut *published;
+            pins.retain(|request, _| {
+                let Ok(id) = request.clone().try_into() else { return false };
+                ledger.lease_of(&id).is_some_and(|lease| lease.live()) || ledger.place_of(&id).is_some()
+            });
+        }
+        drop(published);
+        if changed || told {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+}
+
+/// Whether an entry begins something that would need room later.
+fn begins(entry: &Entry) -> bool {
+    match entry {
+        Entry::Ledger(Event::Lease(lease)) => lease.live() && lease.bound_at.is_none(),
+        Entry::Ledger(Event::Ticket(_)) => true,
+        _ => false,
+    }
+}
+
+fn starved_reply(command: &Command) -> Reply {
+    let Command::Admit { request, .. } = command else { return Reply::Done };
+    let message = "the journal's filesystem is full: free room on it; running builds and releases go on";
+    Reply::Answer(Answer::Waiting(Box::new(Waiting {
+        ticket: None,
+        position: 0,
+        retry_after: Span::seconds(30),
+        reasons: vec![Reason::new(Code::JournalUnavailable, "journal", message)],
+        sizing: request.sizing.clone(),
+    })))
+}
+

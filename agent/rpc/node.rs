@@ -1,0 +1,240 @@
+//! `NodeService`.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::Stream;
+use stoker_core::admission::{Mode, ModeState};
+use stoker_core::pressure::{DiskReading, GateState, StallReading};
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::{Code, Reason};
+use stoker_proto::v1::{self, node_service_server::NodeService};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Rooms;
+use super::convert::{mode, reasons, timestamp, totals, wire};
+use super::error::bad;
+use crate::repository::State;
+
+/// Changes are told at most so often.
+const EVERY: Duration = Duration::from_millis(250);
+const NOTE_BYTES_MAX: usize = 512;
+
+pub(super) struct Node(pub(super) Rooms);
+
+#[tonic::async_trait]
+impl NodeService for Node {
+    type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<v1::WatchStatusResponse, Status>> + Send>>;
+
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(v1::GetStatusResponse { status: Some(self.0.status()) }))
+    }
+
+    async fn watch_status(
+        &self,
+        _request: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        let (statuses, stream) = mpsc::channel(2);
+        let rooms = self.0.clone();
+        self.0.tasks.spawn(async move {
+            let mut ledger = rooms.admission.watch();
+            let mut pressure = rooms.pressure.subscribe();
+            let mut pools = rooms.pools.subscribe();
+            let mut repositories = rooms.repositories.watch();
+            loop {
+                let status = v1::WatchStatusResponse { status: Some(rooms.status()) };
+                if statuses.send(Ok(status)).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    () = rooms.cancel.cancelled() => return,
+                    () = statuses.closed() => return,
+                    () = tokio::time::sleep(EVERY) => {}
+                }
+                let changed = tokio::select! {
+                    () = rooms.cancel.cancelled() => return,
+                    () = statuses.closed() => return,
+                    changed = ledger.changed() => changed.is_ok(),
+                    changed = pressure.changed() => changed.is_ok(),
+                    changed = pools.changed() => changed.is_ok(),
+                    changed = repositories.changed() => changed.is_ok(),
+                };
+                if !changed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn set_mode(&self, request: Request<v1::SetModeRequest>) -> Result<Response<v1::SetModeResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = match request.mode() {
+            v1::Mode::Accepting => Mode::Accepting,
+            v1::Mode::Maintenance => Mode::Maintenance,
+            v1::Mode::Drain => Mode::Drain,
+            v1::Mode::Unspecified => return Err(bad("mode", "is not set; give accepting, maintenance or drain")),
+        };
+        if request.note.len() > NOTE_BYTES_MAX || request.note.chars().any(char::is_control) {
+            return Err(bad("note", format!("has control characters or more than {NOTE_BYTES_MAX} bytes")));
+        }
+        let now = crate::admission::now();
+        let until = request.until.map(|at| Timestamp(at.seconds.saturating_mul(1000)));
+        if until.is_some_and(|until| until <= now) {
+            return Err(bad("until", "lies in the past; give a time to come, or leave it out"));
+        }
+        self.0.admission.set_mode(ModeState { mode: wanted, until, note: request.note }).await?;
+        Ok(Response::new(v1::SetModeResponse { status: Some(self.0.status()) }))
+    }
+}
+
+impl Rooms {
+    /// The node on one screen.
+    #[must_use]
+    pub fn status(&self) -> v1::Status {
+        let now = crate::admission::now();
+        let view = self.pressure.view();
+        let readings = &view.readings;
+        let (ledger, mode_state, leases, tickets) = self.admission.read(|ledger, sums| {
+            (totals(sums), ledger.mode_at(now), count(ledger.live_count()), count(ledger.queued()))
+        });
+        let repositories = self.repositories.list();
+        let with = |wanted: &[State]| count(repositories.iter().filter(|r| wanted.contains(&r.state)).count());
+        let counts = v1::Counts {
+            leases,
+            tickets,
+            workspaces: count(self.workspaces.list().len()),
+            repositories: count(repositories.len()),
+            repositories_empty: with(&[State::Empty]),
+            fetching: with(&[State::Filling, State::Fetching]),
+        };
+        let machine = &self.identity.machine;
+        v1::Status {
+            node: Some(self.node()),
+            mode: mode(mode_state.mode).into(),
+            mode_until: mode_state.until.map(timestamp),
+            mode_note: mode_state.note,
+            gate: Some(v1::Gate {
+                state: match view.gate.state {
+                    GateState::Open => v1::GateState::Open,
+                    GateState::Narrow => v1::GateState::Narrow,
+                    GateState::Shut => v1::GateState::Shut,
+                }
+                .into(),
+                reasons: reasons(&view.gate.reasons),
+                since: Some(timestamp(view.gate.since)),
+            }),
+            memory: readings.memory.map(|memory| v1::Memory {
+                total_bytes: wire(memory.total_bytes),
+                available_bytes: wire(memory.available_bytes),
+                stall: Some(stall(readings.memory_stall)),
+            }),
+            cpu: Some(v1::Cpu {
+                total_millis: wire(machine.cpu_millis),
+                used_millis: readings.cpu.map_or(0, |cpu| wire(cpu.used_millis)),
+                stall: Some(stall(readings.cpu_stall)),
+            }),
+            io: Some(v1::Io { stall: Some(stall(readings.io_stall)) }),
+            pools: self.pools.view().iter().map(pool).collect(),
+            root: filesystem(&readings.root),
+            ledger: Some(ledger),
+            counts: Some(counts),
+            alarms: reasons(&self.alarms()),
+            host: Some(v1::Host {
+                kernel: machine.kernel.clone(),
+                system: machine.system.clone(),
+                architecture: machine.architecture.clone(),
+                boot_id: machine.boot_id.clone(),
+                git_version: self.identity.git_version.clone(),
+            }),
+            started_at: Some(timestamp(self.identity.started_at)),
+        }
+    }
+
+    /// What an operator should mend.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<Reason> {
+        let pools = self.pools.view();
+        let lost = pools.iter().filter(|pool| !pool.is_ready()).map(|pool| {
+            let message = format!("pool {} is {}: {}", pool.name, pool.state.word(), pool.message);
+            Reason::new(Code::PoolNotReady, pool.name.clone(), message)
+        });
+        let directories = pools.iter().flat_map(|pool| {
+            pool.directories.iter().filter(|directory| !directory.is_prepared()).map(|directory| {
+                let path = format!("{}/{}", pool.path.display(), directory.path.display());
+                let message = format!("directory {path} is {}: {}", directory.state.word(), directory.message);
+                Reason::new(Code::PoolNotReady, path, message)
+            })
+        });
+        let empty = self.repositories.list().into_iter().filter(|r| r.declared && r.snapshot.is_none()).map(|r| {
+            let why = r.reasons.first().map_or_else(|| "not filled yet".to_owned(), |reason| reason.message.clone());
+            Reason::new(Code::RepositoryEmpty, r.url.clone(), format!("declared mirror {} is empty: {why}", r.url))
+        });
+        let journal = self.admission.journal_error().map(|error| {
+            Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
+        });
+        lost.chain(directories).chain(empty).chain(journal).collect()
+    }
+}
+
+fn count(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+fn stall(reading: StallReading) -> v1::Stall {
+    let share = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+    reading.known().map_or_else(v1::Stall::default, |stall| v1::Stall {
+        known: true,
+        some_avg10: share(stall.some_avg10),
+        some_avg60: share(stall.some_avg60),
+        full_avg10: share(stall.full_avg10),
+        full_avg60: share(stall.full_avg60),
+    })
+}
+
+fn filesystem(reading: &DiskReading) -> Option<v1::Filesystem> {
+    let DiskReading::Known(disk) = reading else { return None };
+    Some(v1::Filesystem {
+        total_bytes: wire(disk.total_bytes),
+        free_bytes: wire(disk.free_bytes),
+        total_inodes: wire(disk.total_inodes),
+        free_inodes: wire(disk.free_inodes),
+        floor_bytes: wire(disk.floor_bytes),
+        floor_inodes: wire(disk.floor_inodes),
+        r#type: String::new(),
+    })
+}
+
+fn pool(pool: &crate::node::PoolView) -> v1::Pool {
+    v1::Pool {
+        name: pool.name.clone(),
+        path: pool.path.to_string_lossy().into_owned(),
+        state: pool.state.word().to_owned(),
+        message: pool.message.clone(),
+        filesystem: pool.filesystem.as_ref().map(|disk| v1::Filesystem {
+            total_bytes: wire(disk.total_bytes),
+            free_bytes: wire(disk.free_bytes),
+            total_inodes: wire(disk.total_inodes),
+            free_inodes: wire(disk.free_inodes),
+            floor_bytes: wire(disk.floor_bytes),
+            floor_inodes: wire(disk.floor_inodes),
+            r#type: disk.kind.clone(),
+        }),
+        directories: pool
+            .directories
+            .iter()
+            .map(|directory| v1::Directory {
+                path: directory.path.to_string_lossy().into_owned(),
+                state: directory.state.word().to_owned(),
+                message: directory.message.clone(),
+                retention: directory.retention.word().to_owned(),
+            })
+            .collect(),
+        since: Some(timestamp(pool.since)),
+    }
+}

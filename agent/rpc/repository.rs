@@ -1,0 +1,198 @@
+//! `RepositoryService`.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use stoker_core::quantity::Span;
+use stoker_core::source::Origin;
+use stoker_proto::v1::{self, repository_service_server::RepositoryService};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::convert::{duration, reasons, timestamp, wire};
+use super::error::{bad, refusal};
+use super::request::{page, source, url};
+use super::{Rooms, patience};
+use crate::repository::{Progress, State, View};
+
+pub(super) struct Repository(pub(super) Rooms);
+
+type Refreshing = Pin<Box<dyn Stream<Item = Result<v1::RefreshRepositoryResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl RepositoryService for Repository {
+    type RefreshRepositoryStream = Refreshing;
+    type VerifyRepositoryStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyRepositoryResponse, Status>> + Send>>;
+    type ExportRepositoryStream = Pin<Box<dyn Stream<Item = Result<v1::ExportRepositoryResponse, Status>> + Send>>;
+
+    async fn resolve_source(
+        &self,
+        request: Request<v1::ResolveSourceRequest>,
+    ) -> Result<Response<v1::ResolveSourceResponse>, Status> {
+        let patience = patience(&request);
+        let wanted = source("source", request.into_inner().source)?;
+        let resolved = self.0.repositories.resolve(&wanted, patience).await.map_err(|reason| refusal(&reason))?;
+        let age: Span = crate::admission::now().since(resolved.as_of);
+        let resolved = v1::Resolved {
+            commit: resolved.commit.to_string(),
+            clone_url: resolved.clone_url.clone(),
+            clone_ref: resolved.clone_ref.clone(),
+            as_of: Some(timestamp(resolved.as_of)),
+            origin: match resolved.origin {
+                Origin::Upstream => v1::Origin::Upstream,
+                Origin::Cache => v1::Origin::Cache,
+                Origin::Stale => v1::Origin::Stale,
+            }
+            .into(),
+            snapshot: resolved.pin.name().to_owned(),
+            subject: resolved.subject.clone(),
+        };
+        Ok(Response::new(v1::ResolveSourceResponse { resolved: Some(resolved), age: Some(duration(age)) }))
+    }
+
+    async fn list_repositories(
+        &self,
+        request: Request<v1::ListRepositoriesRequest>,
+    ) -> Result<Response<v1::ListRepositoriesResponse>, Status> {
+        let request = request.into_inner();
+        let mut all = self.0.repositories.list();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        let (views, next_page_token) =
+            page(all.into_iter(), |view| view.key.clone(), request.page_size, &request.page_token)?;
+        let repositories = views.iter().map(repository).collect();
+        Ok(Response::new(v1::ListRepositoriesResponse { repositories, next_page_token }))
+    }
+
+    async fn get_repository(
+        &self,
+        request: Request<v1::GetRepositoryRequest>,
+    ) -> Result<Response<v1::GetRepositoryResponse>, Status> {
+        let wanted = url("url", &request.into_inner().url)?;
+        let view = self.0.repositories.get(&wanted).ok_or_else(|| unknown(wanted.key()))?;
+        Ok(Response::new(v1::GetRepositoryResponse { repository: Some(repository(&view)) }))
+    }
+
+    async fn add_repository(
+        &self,
+        request: Request<v1::AddRepositoryRequest>,
+    ) -> Result<Response<v1::AddRepositoryResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = url("url", &request.url)?;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if request.trust.len() > 63 || !request.trust.chars().all(plain) {
+            return Err(bad("trust", "is no trust class; use at most 63 of a-z 0-9 -"));
+        }
+        let view = self.0.repositories.add(&wanted, request.pin, &request.trust).await;
+        let view = view.map_err(|reason| refusal(&reason))?;
+        Ok(Response::new(v1::AddRepositoryResponse { repository: Some(repository(&view)) }))
+    }
+
+    async fn remove_repository(
+        &self,
+        request: Request<v1::RemoveRepositoryRequest>,
+    ) -> Result<Response<v1::RemoveRepositoryResponse>, Status> {
+        let wanted = url("url", &request.into_inner().url)?;
+        self.0.repositories.remove(&wanted).await.map_err(|reason| refusal(&reason))?;
+        Ok(Response::new(v1::RemoveRepositoryResponse {}))
+    }
+
+    async fn pin_repository(
+        &self,
+        request: Request<v1::PinRepositoryRequest>,
+    ) -> Result<Response<v1::PinRepositoryResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = url("url", &request.url)?;
+        let view = self.0.repositories.set_pinned(&wanted, request.pinned).await;
+        let view = view.map_err(|reason| refusal(&reason))?;
+        Ok(Response::new(v1::PinRepositoryResponse { repository: Some(repository(&view)) }))
+    }
+
+    async fn refresh_repository(
+        &self,
+        request: Request<v1::RefreshRepositoryRequest>,
+    ) -> Result<Response<Refreshing>, Status> {
+        let request = request.into_inner();
+        let wanted = url("url", &request.url)?;
+        let handle = self.0.repositories.refresh(&wanted, request.only_if_empty).await;
+        let mut handle = handle.map_err(|reason| refusal(&reason))?;
+        let (events, stream) = mpsc::channel(8);
+        let cancel = self.0.cancel.clone();
+        self.0.tasks.spawn(async move {
+            use v1::refresh_repository_response::Event;
+            let mut seen = handle.progress();
+            let ended = {
+                let ended = handle.ended();
+                tokio::pin!(ended);
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = cancel.cancelled() => break Err(Status::unavailable("the agent is stopping")),
+                        () = events.closed() => return, // the fetch goes on for those who come later
+                        view = &mut ended => break view.map_err(|reason| refusal(&reason)),
+                        changed = seen.changed() => {
+                            if changed.is_err() {
+                                // The fetch is over, its result comes at once: nothing more to show.
+                                break (&mut ended).await.map_err(|reason| refusal(&reason));
+                            }
+                            let now = progress(&seen.borrow_and_update());
+                            let event = v1::RefreshRepositoryResponse { event: Some(Event::Progress(now)) };
+                            let _ = events.try_send(Ok(event)); // a slow reader misses steps, not the end
+                        }
+                    }
+                }
+            };
+            let last = ended.map(|view| v1::RefreshRepositoryResponse {
+                event: Some(Event::Repository(repository(&view))),
+            });
+            let _ = events.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+fn unknown(key: &str) -> Status {
+    Status::not_found(format!("repository {key} is not known here; add it, or declare it as a mirror"))
+}
+
+pub(super) fn progress(progress: &Progress) -> v1::Progress {
+    v1::Progress {
+        phase: progress.phase.clone(),
+        done: wire(progress.done),
+        total: wire(progress.total),
+        bytes: wire(progress.bytes),
+    }
+}
+
+fn repository(view: &View) -> v1::Repository {
+    v1::Repository {
+        url: view.url.clone(),
+        state: match view.state {
+            State::Empty => v1::RepositoryState::Empty,
+            State::Filling => v1::RepositoryState::Filling,
+            State::Ready => v1::RepositoryState::Ready,
+            State::Fetching => v1::RepositoryState::Fetching,
+            State::Stale => v1::RepositoryState::Stale,
+            State::Quarantined => v1::RepositoryState::Quarantined,
+        }
+        .into(),
+        declared: view.declared,
+        pinned: view.pinned,
+        trust: view.trust.clone(),
+        disk_bytes: wire(view.disk_bytes),
+        objects: wire(view.objects),
+        refs: wire(view.refs),
+        head: view.head.clone().unwrap_or_default(),
+        last_fetch_at: view.last_fetch_at.map(timestamp),
+        next_refresh_at: view.next_refresh_at.map(timestamp),
+        confirmed_at: view.confirmed_at.map(timestamp),
+        snapshot: view.snapshot.clone().unwrap_or_default(),
+        snapshots: i32::try_from(view.snapshots).unwrap_or(i32::MAX),
+        reasons: reasons(&view.reasons),
+        progress: view.progress.as_ref().map(progress),
+        hits: wire(view.hits),
+        misses: wire(view.misses),
+        folder: view.folder.clone(),
+        failures: i32::try_from(view.failures).unwrap_or(i32::MAX),
+    }
+}

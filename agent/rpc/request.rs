@@ -1,0 +1,217 @@
+//! Messages in, the core's words out: each field is checked here once, and refused by its name.
+
+use std::str::FromStr;
+
+use prost_types::Duration as ProtoDuration;
+use stoker_core::admission::Usage;
+use stoker_core::identity::{NAME_BYTES_MAX, NameError, Scope};
+use stoker_core::quantity::Span;
+use stoker_core::sizing::{Declared, Measured, Outcome};
+use stoker_core::source::{self, RepositoryUrl, SourceRef};
+use stoker_proto::v1;
+use tonic::Status;
+
+use super::error::bad;
+use crate::admission::Build;
+
+/// No node has more: 2^20 cores, an exbibyte, 2^50 inodes. Beyond them a value is a mistake, not a wish.
+const CPU_MILLIS_MAX: i64 = (1 << 20) * 1000;
+const BYTES_MAX: i64 = 1 << 60;
+const INODES_MAX: i64 = 1 << 50;
+const CACHE_KEYS_MAX: usize = 16;
+
+/// An id, at most 128 visible ASCII characters.
+pub(super) fn id<T: TryFrom<String, Error = NameError>>(field: &str, text: String) -> Result<T, Status> {
+    T::try_from(text).map_err(|why| bad(field, format!("{why}; give 1 to 128 visible ASCII characters")))
+}
+
+pub(super) fn url(field: &str, text: &str) -> Result<RepositoryUrl, Status> {
+    RepositoryUrl::from_str(text).map_err(|why| bad(field, why.to_string()))
+}
+
+/// A span of at least a second and at most `max`; `default` where it is unset.
+pub(super) fn span(field: &str, given: Option<ProtoDuration>, default: Span, max: Span) -> Result<Span, Status> {
+    let Some(given) = given else { return Ok(default) };
+    let span = exact_span(given).filter(|span| (1_000..=max.0).contains(&span.0));
+    span.ok_or_else(|| bad(field, format!("is {}s; give 1s to {}s", given.seconds, max.0 / 1000)))
+}
+
+fn exact_span(given: ProtoDuration) -> Option<Span> {
+    let millis = given.seconds.checked_mul(1000)?.checked_add(i64::from(given.nanos) / 1_000_000)?;
+    (millis >= 0).then_some(Span(millis))
+}
+
+pub(super) fn scope(field: &str, scope: Option<v1::Scope>) -> Result<Scope, Status> {
+    let v1::Scope { tenant, project, branch } = scope.unwrap_or_default();
+    for (name, text) in [("tenant", &tenant), ("project", &project), ("branch", &branch)] {
+        if text.len() > NAME_BYTES_MAX {
+            let why = NameError::TooLong { bytes: text.len(), max: NAME_BYTES_MAX };
+            return Err(bad(format!("{field}.{name}"), why.to_string()));
+        }
+        if let Some(c) = text.chars().find(|c| c.is_control()) {
+            return Err(bad(format!("{field}.{name}"), NameError::Character(c).to_string()));
+        }
+    }
+    Ok(Scope { tenant, project, branch })
+}
+
+pub(super) fn source(field: &str, source: Option<v1::Source>) -> Result<source::Request, Status> {
+    let source = source.ok_or_else(|| bad(field, "is missing; name the repository and the ref"))?;
+    let at = |name: &str| format!("{field}.{name}");
+    let reference = match source.r#ref {
+        None | Some(v1::source::Ref::Head(_)) => SourceRef::Head,
+        Some(v1::source::Ref::Branch(name)) => {
+            SourceRef::Branch(name.parse().map_err(|why| bad(at("branch"), format!("{why}")))?)
+        }
+        Some(v1::source::Ref::Tag(name)) => {
+            SourceRef::Tag(name.parse().map_err(|why| bad(at("tag"), format!("{why}")))?)
+        }
+        Some(v1::source::Ref::PullRequest(0)) => return Err(bad(at("pull_request"), "is 0; numbers begin at 1")),
+        Some(v1::source::Ref::PullRequest(number)) => SourceRef::PullRequest(number),
+        Some(v1::source::Ref::Commit(hex)) => SourceRef::Commit(commit(&at("commit"), &hex)?),
+    };
+    let max_age = match source.max_age {
+        None => None,
+        Some(given) => Some(exact_span(given).ok_or_else(|| bad(at("max_age"), "is negative; give 0s or more"))?),
+    };
+    let expected_commit = match source.expected_commit.as_str() {
+        "" => None,
+        hex => Some(commit(&at("expected_commit"), hex)?),
+    };
+    Ok(source::Request {
+        url: url(&at("repository_url"), &source.repository_url)?,
+        reference,
+        max_age,
+        allow_stale: source.allow_stale,
+        expected_commit,
+        allow_other_fork: source.allow_other_fork,
+    })
+}
+
+fn commit(field: &str, hex: &str) -> Result<stoker_core::identity::CommitId, Status> {
+    hex.parse().map_err(|why| bad(field, format!("{why}; give all 40 lower-case hexadecimal digits")))
+}
+
+/// A whole build.
+pub(super) fn build(field: &str, build: Option<v1::Build>) -> Result<Build, Status> {
+    let build = build.ok_or_else(|| bad(field, "is missing"))?;
+    let at = |name: &str| format!("{field}.{name}");
+    for (name, text) in [("target", &build.target), ("architecture", &build.architecture)] {
+        if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
+            return Err(bad(at(name), format!("has control characters or more than {NAME_BYTES_MAX} bytes")));
+        }
+    }
+    cache_keys(&at("cache_keys"), &build.cache_keys)?;
+    let declared = declared(&at("declared"), build.declared.unwrap_or_default())?;
+    let measured = build.measured.map(|measured| self::measured(&at("measured"), measured)).transpose()?;
+    Ok(Build {
+        source: source(&at("source"), build.source)?,
+        scope: scope(&at("scope"), build.scope)?,
+        target: build.target,
+        architecture: build.architecture,
+        declared: Declared { measured, ..declared },
+        cache_keys: build.cache_keys,
+    })
+}
+
+fn cache_keys(field: &str, keys: &[String]) -> Result<(), Status> {
+    if keys.len() > CACHE_KEYS_MAX {
+        return Err(bad(field, format!("has {} entries, at most {CACHE_KEYS_MAX} are allowed", keys.len())));
+    }
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
+    match keys.iter().position(|key| key.is_empty() || key.len() > 64 || key.starts_with('.') || !key.chars().all(plain))
+    {
+        Some(i) => Err(bad(
+            format!("{field}[{i}]"),
+            format!("{:?} is no key; use 1 to 64 of a-z 0-9 . _ - not beginning with a dot", keys[i]),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn declared(field: &str, size: v1::Size) -> Result<Declared, Status> {
+    let amount = |name: &str, value: Option<i64>, max: i64, unit: &str| match value {
+        None => Ok(None),
+        Some(value) if (1..=max).contains(&value) => Ok(u64::try_from(value).ok()),
+        Some(value) => Err(bad(format!("{field}.{name}"), format!("is {value}; give 1 to {max} {unit}, or leave it out"))),
+    };
+    let time_budget = match size.time_budget {
+        None => None,
+        given => Some(span(&format!("{field}.time_budget"), given, Span(0), Span::hours(24))?),
+    };
+    Ok(Declared {
+        cpu_millis: amount("cpu_millis", size.cpu_millis, CPU_MILLIS_MAX, "thousandths of a core")?,
+        memory_bytes: amount("memory_bytes", size.memory_bytes, BYTES_MAX, "bytes")?,
+        disk_bytes: amount("disk_bytes", size.disk_bytes, BYTES_MAX, "bytes")?,
+        disk_inodes: amount("disk_inodes", size.disk_inodes, INODES_MAX, "inodes")?,
+        time_budget,
+        measured: None,
+    })
+}
+
+fn measured(field: &str, measured: v1::Measured) -> Result<Measured, Status> {
+    let positive = |name: &str, value: i64, max: i64| match u64::try_from(value) {
+        Ok(value) if i64::try_from(value).is_ok_and(|v| v <= max) => Ok(value),
+        _ => Err(bad(format!("{field}.{name}"), format!("is {value}; give 0 to {max}"))),
+    };
+    Ok(Measured {
+        cpu_millis_p95: positive("cpu_millis_p95", measured.cpu_millis_p95, CPU_MILLIS_MAX)?,
+        memory_bytes_p95: positive("memory_bytes_p95", measured.memory_bytes_p95, BYTES_MAX)?,
+        runs: u32::try_from(measured.runs).map_err(|_| bad(format!("{field}.runs"), "is negative"))?,
+    })
+}
+
+pub(super) fn usage(field: &str, usage: v1::Usage) -> Result<Usage, Status> {
+    let positive = |name: &str, value: i64| {
+        u64::try_from(value).map_err(|_| bad(format!("{field}.{name}"), format!("is {value}; give 0 or more")))
+    };
+    let spanned = |name: &str, given: Option<ProtoDuration>| {
+        exact_span(given.unwrap_or_default()).ok_or_else(|| bad(format!("{field}.{name}"), "is negative; give 0s or more"))
+    };
+    Ok(Usage {
+        memory_bytes_peak: positive("memory_bytes_peak", usage.memory_bytes_peak)?,
+        cpu_millis_peak: positive("cpu_millis_peak", usage.cpu_millis_peak)?,
+        cpu_time: spanned("cpu_time", usage.cpu_time)?,
+        elapsed: spanned("elapsed", usage.elapsed)?,
+        disk_bytes: positive("disk_bytes", usage.disk_bytes)?,
+        disk_inodes: positive("disk_inodes", usage.disk_inodes)?,
+        processes_peak: u32::try_from(usage.processes_peak)
+            .map_err(|_| bad(format!("{field}.processes_peak"), "is negative; give 0 or more"))?,
+    })
+}
+
+pub(super) fn outcome(field: &str, value: i32) -> Result<Outcome, Status> {
+    match v1::Outcome::try_from(value) {
+        Ok(v1::Outcome::Succeeded) => Ok(Outcome::Succeeded),
+        Ok(v1::Outcome::Failed) => Ok(Outcome::Failed),
+        Ok(v1::Outcome::OutOfMemoryLimit) => Ok(Outcome::OutOfMemoryLimit),
+        Ok(v1::Outcome::OutOfMemoryNode) => Ok(Outcome::OutOfMemoryNode),
+        Ok(v1::Outcome::TimeBudgetExceeded) => Ok(Outcome::TimeBudgetExceeded),
+        Ok(v1::Outcome::Evicted) => Ok(Outcome::Evicted),
+        Ok(v1::Outcome::Lost) => Ok(Outcome::Lost),
+        Ok(v1::Outcome::Unspecified) => Err(bad(field, "is not set; say how the build ended")),
+        Err(_) => Err(bad(field, format!("{value} is not known to this version"))),
+    }
+}
+
+/// One page of what is sorted by `key`: those after the token, at most `size` of them, and the next token.
+pub(super) fn page<T>(
+    items: impl Iterator<Item = T>,
+    key: impl Fn(&T) -> String,
+    size: i32,
+    token: &str,
+) -> Result<(Vec<T>, String), Status> {
+    let size = match size {
+        0 => 100,
+        1..=1000 => usize::try_from(size).unwrap_or(100),
+        _ => return Err(bad("page_size", format!("is {size}; give 1 to 1000, or leave it out for 100"))),
+    };
+    if token.len() > 4096 {
+        return Err(bad("page_token", "is not one of ours; pass the next_page_token of the page before"));
+    }
+    let mut page: Vec<T> = items.filter(|item| token.is_empty() || key(item).as_str() > token).take(size + 1).collect();
+    let more = page.len() > size;
+    page.truncate(size);
+    let next = page.last().filter(|_| more).map(&key).unwrap_or_default();
+    Ok((page, next))
+}

@@ -1,0 +1,183 @@
+//! `WorkspaceService`.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use stoker_core::admission::Refused;
+use stoker_core::identity::{LeaseId, RequestId};
+use stoker_core::quantity::Span;
+use stoker_proto::v1::{self, workspace_service_server::WorkspaceService};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::convert::{scope, timestamp, wire};
+use super::error::{bad, refusal};
+use super::request::{id, page, source, span};
+use super::{Rooms, patience};
+use crate::admission::{WriterError, survey};
+use crate::workspace::{Order, Preparing, Progress, Workspace as Prepared};
+
+const LIFETIME: Span = Span::hours(24);
+const LIFETIME_MAX: Span = Span::hours(7 * 24);
+
+pub(super) struct Workspace(pub(super) Rooms);
+
+type Stages = Pin<Box<dyn Stream<Item = Result<v1::PrepareWorkspaceResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl WorkspaceService for Workspace {
+    type PrepareWorkspaceStream = Stages;
+
+    async fn prepare_workspace(
+        &self,
+        request: Request<v1::PrepareWorkspaceRequest>,
+    ) -> Result<Response<Stages>, Status> {
+        let patience = patience(&request);
+        let request = request.into_inner();
+        let order = match request.r#for {
+            Some(v1::prepare_workspace_request::For::LeaseId(lease)) => self.leased(id("lease_id", lease)?)?,
+            Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
+            None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
+        };
+        let order = Order { user: request.user, group: request.group, ..order };
+        let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
+        let (events, stream) = mpsc::channel(8);
+        let cancel = self.0.cancel.clone();
+        self.0.tasks.spawn(async move {
+            use v1::prepare_workspace_response::Event;
+            loop {
+                let stage = preparing.borrow_and_update().clone();
+                let event = match stage {
+                    Preparing::Under(progress) => Event::Progress(wire_progress(&progress)),
+                    Preparing::Ready(workspace) => {
+                        let event = Some(Event::Workspace(prepared(&workspace)));
+                        let _ = events.send(Ok(v1::PrepareWorkspaceResponse { event })).await;
+                        return;
+                    }
+                    Preparing::Failed(reason) => {
+                        let _ = events.send(Err(refusal(&reason))).await;
+                        return;
+                    }
+                };
+                let _ = events.try_send(Ok(v1::PrepareWorkspaceResponse { event: Some(event) }));
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = events.closed() => return, // it goes on; the same lease attaches again
+                    changed = preparing.changed() => if changed.is_err() {
+                        let _ = events.send(Err(Status::unavailable("the agent is stopping"))).await;
+                        return;
+                    },
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn get_workspace(
+        &self,
+        request: Request<v1::GetWorkspaceRequest>,
+    ) -> Result<Response<v1::GetWorkspaceResponse>, Status> {
+        let wanted: LeaseId = id("id", request.into_inner().id)?;
+        let found = self.0.workspaces.get(wanted.as_str()).ok_or_else(|| unknown(wanted.as_str()))?;
+        Ok(Response::new(v1::GetWorkspaceResponse { workspace: Some(prepared(&found)) }))
+    }
+
+    async fn list_workspaces(
+        &self,
+        request: Request<v1::ListWorkspacesRequest>,
+    ) -> Result<Response<v1::ListWorkspacesResponse>, Status> {
+        let request = request.into_inner();
+        let all = self.0.workspaces.list().into_iter();
+        let (found, next_page_token) = page(all, |held| held.id.clone(), request.page_size, &request.page_token)?;
+        let workspaces = found.iter().map(|held| prepared(held)).collect();
+        Ok(Response::new(v1::ListWorkspacesResponse { workspaces, next_page_token }))
+    }
+
+    async fn delete_workspace(
+        &self,
+        request: Request<v1::DeleteWorkspaceRequest>,
+    ) -> Result<Response<v1::DeleteWorkspaceResponse>, Status> {
+        let wanted: LeaseId = id("id", request.into_inner().id)?;
+        let found = self.0.workspaces.delete(wanted.as_str()).await.map_err(|reason| refusal(&reason))?;
+        if !found {
+            return Err(unknown(wanted.as_str()));
+        }
+        Ok(Response::new(v1::DeleteWorkspaceResponse {}))
+    }
+}
+
+impl Workspace {
+    fn leased(&self, lease_id: LeaseId) -> Result<Order, Status> {
+        let lease = self.0.admission.read(|ledger, _| ledger.lease(&lease_id).cloned());
+        let Some(lease) = lease else {
+            return Err(WriterError::Refused(Refused::NoLease(lease_id)).into());
+        };
+        if !lease.live() {
+            return Err(WriterError::Refused(Refused::Ended(lease_id, lease.state)).into());
+        }
+        let pin = self.0.admission.pin_of(&lease.request_id);
+        let pin = pin.ok_or_else(|| Status::data_loss(format!("the snapshot of lease {lease_id} is gone")))?;
+        Ok(Order {
+            id: lease.id.to_string(),
+            lease: Some(lease.id.clone()),
+            source: lease.source.clone(),
+            scope: lease.scope.clone(),
+            cache_keys: lease.cache_keys.clone(),
+            expires_at: None,
+            pin,
+            user: None,
+            group: None,
+        })
+    }
+
+    async fn unleased(&self, wanted: v1::Unleased, patience: std::time::Duration) -> Result<Order, Status> {
+        let request_id: RequestId = id("unleased.request_id", wanted.request_id)?;
+        let lifetime = span("unleased.lifetime", wanted.lifetime, LIFETIME, LIFETIME_MAX)?;
+        let scope = super::request::scope("unleased.scope", wanted.scope)?;
+        let from = source("unleased.source", wanted.source)?;
+        let resolved = self.0.repositories.resolve(&from, patience).await.map_err(|reason| refusal(&reason))?;
+        Ok(Order {
+            id: crate::workspace::unleased_id(&request_id),
+            lease: None,
+            source: survey::source(&from, &resolved),
+            scope,
+            cache_keys: Vec::new(),
+            expires_at: Some(crate::admission::now().plus(lifetime)),
+            pin: resolved.pin,
+            user: None,
+            group: None,
+        })
+    }
+}
+
+fn unknown(id: &str) -> Status {
+    Status::not_found(format!("no workspace {id}: it never was, or its lease has ended"))
+}
+
+fn wire_progress(progress: &Progress) -> v1::Progress {
+    v1::Progress { phase: progress.phase.to_owned(), done: wire(progress.done), total: wire(progress.total), bytes: 0 }
+}
+
+fn prepared(held: &Prepared) -> v1::Workspace {
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    v1::Workspace {
+        id: held.id.clone(),
+        lease_id: held.lease.as_ref().map(ToString::to_string).unwrap_or_default(),
+        src: path(&held.src),
+        tmp: path(&held.tmp),
+        out: path(&held.out),
+        cache: path(&held.cache),
+        commit: held.source.commit.to_string(),
+        repository_url: held.source.clone_url.clone(),
+        r#ref: held.source.reference.clone(),
+        scope: Some(scope(&held.scope)),
+        created_at: Some(timestamp(held.created_at)),
+        expires_at: held.expires_at.map(timestamp),
+        environment: held.environment().into_iter().collect(),
+        method: v1::Method::Checkout.into(),
+        files: wire(held.files),
+        bytes: wire(held.bytes),
+        also_mount: held.also_mount.iter().map(|mount| path(mount)).collect(),
+    }
+}

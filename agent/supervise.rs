@@ -1,0 +1,343 @@
+//! Builds the rooms in order, binds, serves, and ends everything in order.
+//!
+//! An [`Agent`] is the whole agent: `stoker agent` runs one until a signal, `stoker run` one inside its own process.
+//! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use stoker_core::admission::Facts as LedgerFacts;
+use stoker_core::quantity::Amounts;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::{Admission, FactsSource, JournalError, Survey, new_id, now};
+use crate::config::{Config, TimeBudget};
+use crate::node::Pools;
+use crate::node::facts::{Facts, FactsError};
+use crate::pressure::Pressure;
+use crate::repository::Repositories;
+use crate::repository::git::{Git, GitError};
+use crate::rpc::{Identity, Rooms};
+use crate::sizing::FactsCache;
+use crate::workspace::Workspaces;
+
+/// Inodes of a filesystem that makes them as it needs them (btrfs).
+const INODES_WITHOUT_BOUND: u64 = 1 << 50;
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another agent has this state.
+    #[error("{0} is in use by another agent: stop it, or choose another state directory")]
+    Locked(PathBuf),
+    /// A directory or a socket.
+    #[error("{what}: {error}")]
+    Io {
+        /// Which.
+        what: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The machine does not tell what it is.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// No git, or too old a one.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The repositories.
+    #[error("repositories: {0}")]
+    Repositories(String),
+    /// A server.
+    #[error("{0}")]
+    Serve(String),
+}
+
+impl StartError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |error| Self::Io { what, error }
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    rooms: Rooms,
+    socket: Option<PathBuf>,
+    serving: TaskTracker,
+    /// Ends the servers, then the rooms.
+    closing: CancellationToken,
+    /// Held for the agent's whole life: one agent a state.
+    _lock: Flock<File>,
+}
+
+impl Agent {
+    /// Locks the state, builds the rooms, binds and serves. Nothing is left running where this fails.
+    ///
+    /// # Errors
+    /// When the state is in use, or something cannot be built or bound; see [`StartError`].
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let lock = lock(&config.state)?;
+        let git = Git::find().await?;
+        let machine = Facts::read(&config.node.host_root)?;
+        let closing = CancellationToken::new();
+        let serving = TaskTracker::new();
+        let rooms = match build(&config, git, machine, &closing, &serving).await {
+            Ok(rooms) => rooms,
+            Err(error) => {
+                closing.cancel();
+                return Err(error);
+            }
+        };
+        let agent = Self { rooms, socket: config.listen.socket.clone(), serving, closing, _lock: lock };
+        match agent.serve(&config).await {
+            Ok(()) => Ok(agent),
+            Err(error) => {
+                agent.stop(Duration::ZERO).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it answers on this machine.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub const fn rooms(&self) -> &Rooms {
+        &self.rooms
+    }
+
+    async fn serve(&self, config: &Config) -> Result<(), StartError> {
+        if let Some(path) = &config.listen.socket {
+            let listener = bind_socket(path)?;
+            let routes = self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))?;
+            let server = server().add_routes(routes);
+            let closing = self.closing.clone();
+            let serve =
+                server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing.cancelled_owned());
+            self.serving.spawn(log_end("socket", serve));
+        }
+        if let Some(address) = config.listen.grpc {
+            let listener = TcpListener::bind(address).await.map_err(StartError::io(format!("listen.grpc {address}")))?;
+            let routes = self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))?;
+            let server = server().add_routes(routes);
+            let closing = self.closing.clone();
+            let serve =
+                server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing.cancelled_owned());
+            self.serving.spawn(log_end("grpc", serve));
+        }
+        if let Some(address) = config.listen.http {
+            let listener = TcpListener::bind(address).await.map_err(StartError::io(format!("listen.http {address}")))?;
+            let routes = crate::http::routes(self.rooms.clone());
+            let closing = self.closing.clone();
+            let serve = axum::serve(listener, routes).with_graceful_shutdown(closing.cancelled_owned());
+            self.serving.spawn(log_end("http", async move { serve.await }));
+        }
+        self.rooms.repositories.start_prefill();
+        Ok(())
+    }
+
+    /// Waits until what was thrown away is really gone, at most for `limit`.
+    pub async fn drained(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.rooms.pools.drained()).await;
+    }
+
+    /// Ends the servers, then the rooms from the last to the first. Calls under way get `limit` to end by themselves.
+    pub async fn stop(self, limit: Duration) {
+        self.rooms.cancel.cancel();
+        self.closing.cancel();
+        self.serving.close();
+        self.rooms.tasks.close();
+        let quiet = async {
+            self.serving.wait().await;
+            self.rooms.tasks.wait().await;
+        };
+        if tokio::time::timeout(limit.max(Duration::from_millis(100)), quiet).await.is_err() {
+            tracing::warn!("calls were still open after {limit:?}; they are cut");
+        }
+        self.rooms.workspaces.shutdown().await;
+        self.rooms.admission.shutdown().await;
+        self.rooms.pressure.shutdown().await;
+        self.rooms.repositories.shutdown().await;
+        self.rooms.pools.shutdown().await;
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+async fn log_end<E: std::fmt::Display>(what: &str, serve: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = serve.await {
+        tracing::error!(%error, what, "a listener ended");
+    }
+}
+
+fn server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(1024)
+}
+
+/// One agent a state: the lock is the kernel's, so it goes with the process however that ends.
+fn lock(state: &Path) -> Result<Flock<File>, StartError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(state).map_err(StartError::io(format!("state {}", state.display())))?;
+    let path = state.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(StartError::io(path.display().to_string()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| StartError::Locked(state.to_owned()))
+}
+
+/// Binds a socket, over a dead one where its agent was killed.
+fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
+    let what = || format!("listen.socket {}", path.display());
+    if let Some(parent) = path.parent() {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o755).create(parent).map_err(StartError::io(what()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let error = io::Error::new(io::ErrorKind::AddrInUse, "another agent answers there");
+        return Err(StartError::Io { what: what(), error });
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StartError::Io { what: what(), error }),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(StartError::io(what()))?;
+    // Whoever can open it can order builds: the agent's own user, and its group.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(StartError::io(what()))?;
+    Ok(listener)
+}
+
+async fn build(
+    config: &Config,
+    git: Git,
+    machine: Facts,
+    closing: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Rooms, StartError> {
+    let pools = Pools::open(&config.pools, closing.child_token()).await;
+    let (reserved, reserved_seen) = watch::channel(Amounts::default());
+    let pressure = Pressure::start(config, pools.clone(), reserved_seen, closing.child_token()).await;
+    let repositories = open_repositories(config, git.clone(), pools.clone(), closing).await?;
+    let facts_cache = FactsCache::new(closing.child_token());
+    let facts = facts_source(config, &machine, &pools, &pressure);
+    let survey = Survey::new(repositories.clone(), facts_cache);
+    let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
+    let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts))
+        .await
+        .map_err(|error| StartError::Serve(error.to_string()))??;
+    let end = config.admission.time_budget == TimeBudget::End;
+    admission.start_upkeep(&config.node.host_root, end, closing.child_token()).await;
+    tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
+    let workspaces = Workspaces::open(
+        &config.workspaces.pool,
+        pools.clone(),
+        git.clone(),
+        admission.clone(),
+        closing.child_token(),
+    );
+    let workspaces = workspaces.await;
+    let incarnation: stoker_core::identity::LeaseId = new_id();
+    let identity = Identity {
+        name: config.node.name.clone(),
+        incarnation: incarnation.to_string(),
+        started_at: now(),
+        machine,
+        git_version: git.version().to_string(),
+        host_root: config.node.host_root.clone(),
+    };
+    Ok(Rooms {
+        admission,
+        repositories,
+        workspaces,
+        pools,
+        pressure,
+        identity: Arc::new(identity),
+        cancel: closing.child_token(),
+        tasks: TaskTracker::new(),
+    })
+}
+
+async fn open_repositories(
+    config: &Config,
+    git: Git,
+    pools: Pools,
+    closing: &CancellationToken,
+) -> Result<Repositories, StartError> {
+    let (pool, checked) = (config.repositories.pool.clone(), pools.clone());
+    let root = Arc::new(move || checked.usable(&pool));
+    let discard = Arc::new(move |path: PathBuf| pools.discard(&path));
+    let opened = Repositories::open(&config.repositories, git, root, discard, closing.child_token());
+    opened.await.map_err(|error| StartError::Repositories(error.to_string()))
+}
+
+/// What the gate needs of the ledger: the disk that leases hold.
+async fn tell_reserved(admission: Admission, reserved: watch::Sender<Amounts>, cancel: CancellationToken) {
+    let mut changes = admission.watch();
+    loop {
+        let held = admission.read(|_, totals| totals.leased);
+        reserved.send_if_modified(|before| std::mem::replace(before, held) != held);
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// The facts of the moment, from what the rooms publish: nothing is read from the machine here.
+fn facts_source(config: &Config, machine: &Facts, pools: &Pools, pressure: &Pressure) -> FactsSource {
+    let (views, pressure) = (pools.subscribe(), pressure.subscribe());
+    let pool = config.workspaces.pool.clone();
+    let reserve = config.node.reserve;
+    let (leases_max, tickets_max) = (config.admission.leases_max, config.admission.tickets_max);
+    let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
+    Arc::new(move || {
+        let views = views.borrow().clone();
+        let now = pressure.borrow().clone();
+        let memory = now.readings.memory;
+        let disk = views.iter().find(|view| view.name == pool).and_then(|view| view.filesystem.clone());
+        let (total, free) = disk.map_or((Amounts::default(), Amounts::default()), |disk| {
+            let inodes = |value: u64| match disk.total_inodes {
+                0 => INODES_WITHOUT_BOUND,
+                _ => value.saturating_sub(disk.floor_inodes),
+            };
+            let part = |bytes: u64, count: u64| Amounts {
+                disk_bytes: bytes.saturating_sub(disk.floor_bytes),
+                disk_inodes: inodes(count),
+                ..Amounts::default()
+            };
+            (part(disk.total_bytes, disk.total_inodes), part(disk.free_bytes, disk.free_inodes))
+        });
+        LedgerFacts {
+            capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
+            reserve,
+            used: Amounts {
+                cpu_millis: now.readings.cpu.map_or(0, |cpu| cpu.used_millis),
+                memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
+                ..Amounts::default()
+            },
+            disk_free: free,
+            gate: now.gate.clone(),
+            leases_max,
+            tickets_max,
+            jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
+        }
+    })
+}

@@ -1,0 +1,213 @@
+//! How `src` comes to be: a repository that reads the snapshot's objects, then git's own checkout with parallel workers.
+//!
+//! The repository is written here, file by file, rather than cloned: one small `packed-refs` instead of a negotiation,
+//! and what a plain clone would have (`origin`, its branches, the tags, the branch that was asked for). Git runs in it
+//! once, before it is handed over, and never after.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use stoker_core::reason::{Code, Reason};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Progress, Workspace, blocking, unwritable};
+use crate::repository::SnapshotPin;
+use crate::repository::git::Git;
+
+const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
+
+/// Makes the directories, `src/.git` and the files.
+pub(super) async fn checkout(
+    git: &Git,
+    pin: &SnapshotPin,
+    workspace: Workspace,
+    cache_keys: &[String],
+    steps: watch::Sender<Progress>,
+    cancel: CancellationToken,
+) -> Result<Workspace, Reason> {
+    let home = workspace.src.parent().unwrap_or(&workspace.src).to_owned();
+    let (given, pinned, keys) = (workspace.clone(), pin.clone(), cache_keys.to_vec());
+    let made = blocking(move || {
+        directories(&given, &keys)?;
+        repository(&given, pinned.path())
+    });
+    made.await.map_err(|error| unwritable(&home, &error))?;
+    let git_dir = workspace.src.join(".git");
+    let command = git
+        .command(["read-tree", "-v", "--reset", "-u", "HEAD"])
+        .git_dir(&git_dir)
+        .env("GIT_WORK_TREE", &workspace.src)
+        .work_dir(&workspace.src)
+        .config("checkout.workers", "0") // as many as there are cores
+        .config("core.protectNTFS", "true")
+        .config("core.protectHFS", "true")
+        .progress(steps)
+        .cancel(cancel)
+        .time_limit(CHECKOUT_WITHIN);
+    command.run().await.map_err(|error| {
+        let message = format!("{} cannot be checked out: {error}", workspace.source.commit);
+        Reason::new(error.code().unwrap_or(Code::RepositoryCorrupt), workspace.source.repository.clone(), message)
+    })?;
+    let done = workspace;
+    blocking(move || {
+        let (files, bytes) = measure(&done.src)?;
+        if let Some((user, group)) = done.owner {
+            hand_over(&done, user, group)?;
+        }
+        Ok(Workspace { files, bytes, ..done })
+    })
+    .await
+    .map_err(|error| unwritable(&home, &error))
+}
+
+fn directory(path: &Path, mode: u32) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+fn directories(workspace: &Workspace, cache_keys: &[String]) -> io::Result<()> {
+    let home = workspace.src.parent().unwrap_or(&workspace.src);
+    directory(home.parent().unwrap_or(home), 0o755)?;
+    // A directory that is there already is not ours to fill: a workspace begins empty.
+    fs::DirBuilder::new().mode(0o755).create(home)?;
+    for path in [&workspace.src, &workspace.tmp, &workspace.out] {
+        directory(path, 0o755)?;
+    }
+    directory(&workspace.cache, 0o755)?;
+    for key in cache_keys {
+        let path = workspace.cache.join(key);
+        directory(&path, 0o777)?;
+        // The builds of a tenant may run as different users; the directory is the tenant's.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).or_else(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    Ok(())
+}
+
+/// One line of `packed-refs`: the object, and the commit that a tag leads to.
+type Packed = (Vec<u8>, Option<Vec<u8>>);
+
+/// Reads a snapshot's `packed-refs`; see git-pack-refs(1).
+fn packed_refs(snapshot: &Path) -> io::Result<BTreeMap<Vec<u8>, Packed>> {
+    let text = fs::read(snapshot.join("packed-refs"))?;
+    let mut refs: BTreeMap<Vec<u8>, Packed> = BTreeMap::new();
+    let mut last: Option<Vec<u8>> = None;
+    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && line[0] != b'#') {
+        if let Some(peeled) = line.strip_prefix(b"^") {
+            if let Some((_, slot)) = last.as_ref().and_then(|name| refs.get_mut(name)) {
+                *slot = Some(peeled.to_vec());
+            }
+        } else if let Some((id, name)) = line.split_at_checked(40).and_then(|(id, rest)| Some((id, rest.strip_prefix(b" ")?))) {
+            refs.insert(name.to_vec(), (id.to_vec(), None));
+            last = Some(name.to_vec());
+        }
+    }
+    Ok(refs)
+}
+
+/// Writes `src/.git` as a clone of `origin` would have it.
+fn repository(workspace: &Workspace, snapshot: &Path) -> io::Result<()> {
+    let git_dir = workspace.src.join(".git");
+    for path in ["objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/remotes/origin", "info"] {
+        directory(&git_dir.join(path), 0o755)?;
+    }
+    let mut alternates = snapshot.join("objects").as_os_str().as_bytes().to_vec();
+    alternates.push(b'\n');
+    fs::write(git_dir.join("objects/info/alternates"), alternates)?;
+
+    let upstream = packed_refs(snapshot)?;
+    let mut refs = BTreeMap::new();
+    for (name, packed) in &upstream {
+        if let Some(branch) = name.strip_prefix(b"refs/heads/") {
+            refs.insert([b"refs/remotes/origin/", branch].concat(), packed.clone());
+        } else if name.starts_with(b"refs/tags/") {
+            refs.insert(name.clone(), packed.clone());
+        }
+    }
+    let default = fs::read(snapshot.join("HEAD")).ok().and_then(|head| {
+        let name = head.strip_prefix(b"ref: refs/heads/")?.trim_ascii_end().to_vec();
+        upstream.contains_key(&[b"refs/heads/", name.as_slice()].concat()).then_some(name)
+    });
+    if let Some(default) = &default {
+        let head = [b"ref: refs/remotes/origin/", default.as_slice(), b"\n"].concat();
+        fs::write(git_dir.join("refs/remotes/origin/HEAD"), head)?;
+    }
+    let commit = workspace.source.commit.to_string();
+    let branch = workspace.source.clone_ref.strip_prefix("refs/heads/").map(str::to_owned);
+    let head = match &branch {
+        Some(branch) => {
+            refs.insert(format!("refs/heads/{branch}").into_bytes(), (commit.clone().into_bytes(), None));
+            format!("ref: refs/heads/{branch}\n")
+        }
+        None => format!("{commit}\n"),
+    };
+    let mut text = b"# pack-refs with: peeled fully-peeled sorted \n".to_vec();
+    for (name, (id, peeled)) in refs {
+        text.extend([id.as_slice(), b" ", &name, b"\n"].concat());
+        text.extend(peeled.map(|peeled| [b"^", peeled.as_slice(), b"\n"].concat()).unwrap_or_default());
+    }
+    fs::write(git_dir.join("packed-refs"), text)?;
+    fs::write(git_dir.join("config"), config(&workspace.source.clone_url, branch.as_deref()))?;
+    fs::write(git_dir.join("HEAD"), head)
+}
+
+/// As a clone has it; and no upkeep of its own, for the objects are the node's.
+fn config(url: &str, branch: Option<&str>) -> String {
+    let mut text = String::from(
+        "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
+         [gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n",
+    );
+    let _ = writeln!(text, "[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*", quoted(url));
+    if let Some(branch) = branch {
+        let merge = quoted(&format!("refs/heads/{branch}"));
+        let _ = writeln!(text, "[branch {}]\n\tremote = origin\n\tmerge = {merge}", quoted(branch));
+    }
+    text
+}
+
+/// A quoted value or subsection; see git-config(1) "Syntax". Control characters are refused before a name comes here.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// Entries and bytes as git's index has them: no second walk over the files.
+fn measure(src: &Path) -> io::Result<(u64, u64)> {
+    let index = git2::Index::open(&src.join(".git/index")).map_err(io::Error::other)?;
+    let bytes = index.iter().map(|entry| u64::from(entry.file_size)).sum();
+    Ok((u64::try_from(index.len()).unwrap_or(u64::MAX), bytes))
+}
+
+/// Gives everything to the build's user. Nothing runs in it yet, so a walk by path is safe.
+fn hand_over(workspace: &Workspace, user: u32, group: u32) -> io::Result<()> {
+    let home = workspace.src.parent().unwrap_or(&workspace.src);
+    let mut pending = vec![home.to_owned()];
+    while let Some(path) = pending.pop() {
+        std::os::unix::fs::lchown(&path, Some(user), Some(group))?;
+        if fs::symlink_metadata(&path)?.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                pending.push(entry?.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_quotes_stay_one_value() {
+        let text = config("https://example.org/a\\b", Some("it\"s"));
+        assert!(text.contains("url = \"https://example.org/a\\\\b\""), "{text}");
+        assert!(text.contains("[branch \"it\\\"s\"]"), "{text}");
+    }
+}

@@ -1,0 +1,50 @@
+//! One JSON file beside each whole workspace: `<pool>/stoker/workspaces/<id>.json`.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::Workspace;
+
+const RECORD_BYTES_MAX: u64 = 1 << 20;
+
+fn path(root: &Path, id: &str) -> PathBuf {
+    root.join("workspaces").join(format!("{id}.json"))
+}
+
+/// Written whole or not at all, and on the disk when this returns.
+pub(super) fn write(root: &Path, workspace: &Workspace) -> io::Result<()> {
+    let path = path(root, &workspace.id);
+    let temporary = path.with_extension("json.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(workspace)?)?;
+    file.sync_all()?;
+    fs::rename(&temporary, &path)?;
+    File::open(root.join("workspaces"))?.sync_all()
+}
+
+pub(super) fn remove(root: &Path, id: &str) -> io::Result<()> {
+    match fs::remove_file(path(root, id)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// All that can be read; a damaged one is as none, and its directory goes.
+pub(super) fn read_all(root: &Path) -> Vec<Workspace> {
+    let read = |id: &String| {
+        let path = path(root, id);
+        let small = fs::metadata(&path).is_ok_and(|file| file.len() <= RECORD_BYTES_MAX);
+        let workspace: Workspace = serde_json::from_slice(&small.then(|| fs::read(&path).ok())??).ok()?;
+        (workspace.id == *id).then_some(workspace)
+    };
+    names(root).iter().filter_map(read).collect()
+}
+
+/// The ids that have a directory, a record or both.
+pub(super) fn names(root: &Path) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(root.join("workspaces")) else { return BTreeSet::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.map(|name| name.trim_end_matches(".new").trim_end_matches(".json").to_owned()).collect()
+}
