@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use stoker_core::sizing::Language;
+use stoker_core::reason::Reason;
+use stoker_core::sizing::{Language, Spec};
 
 use super::spec::{self, SpecError, SpecFile};
 
@@ -20,7 +21,7 @@ pub struct Tree {
 }
 
 /// What a commit says of its build.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Its build spec, or why that is refused. None: it has none.
     pub spec: Option<Result<SpecFile, SpecError>>,
@@ -40,6 +41,18 @@ impl Facts {
             language: language(tree),
             files: tree.files,
             bytes: tree.bytes,
+        }
+    }
+
+    /// The build spec, where there is one.
+    ///
+    /// # Errors
+    /// When there is one and it is refused.
+    pub fn spec(&self) -> Result<Option<&Spec>, Reason> {
+        match &self.spec {
+            None => Ok(None),
+            Some(Ok(file)) => Ok(Some(&file.spec)),
+            Some(Err(error)) => Err(error.reason()),
         }
     }
 }

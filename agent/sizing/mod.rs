@@ -4,11 +4,13 @@
 //! [`Facts`]: the build spec, valid or refused with file, field and line, and the language. The decision itself, and
 //! what earlier runs have to say in it, is `stoker_core::sizing`; samples of runs are kept in the journal.
 
+mod cache;
 pub mod facts;
 pub mod spec;
 
 use stoker_core::sizing::Defaults;
 
+pub use cache::FactsCache;
 pub use facts::{Facts, Tree};
 pub use spec::{SpecError, SpecFile};
 

@@ -1,0 +1,96 @@
+//! Facts of commits, read once and remembered: a commit never changes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stoker_core::identity::CommitId;
+use stoker_core::reason::{Code, Reason};
+use tokio_util::sync::CancellationToken;
+
+use super::Facts;
+use crate::repository::SnapshotPin;
+
+/// Commits that are remembered; the oldest go first.
+const COMMITS_MAX: usize = 4096;
+/// Readings that run at once; further ones that nobody waits for are left out.
+const READINGS_MAX: usize = 2;
+
+#[derive(Debug, Default)]
+struct Known {
+    facts: BTreeMap<CommitId, Arc<Facts>>,
+    order: VecDeque<CommitId>,
+}
+
+/// What commits say of their builds. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FactsCache {
+    known: Arc<Mutex<Known>>,
+    background: Arc<tokio::sync::Semaphore>,
+    cancel: CancellationToken,
+}
+
+impl FactsCache {
+    /// Empty; nothing is begun after `cancel`.
+    #[must_use]
+    pub fn new(cancel: CancellationToken) -> Self {
+        Self { known: Arc::default(), background: Arc::new(tokio::sync::Semaphore::new(READINGS_MAX)), cancel }
+    }
+
+    /// Reads them where they are not known.
+    ///
+    /// # Errors
+    /// When the commit cannot be read.
+    pub async fn of(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Arc<Facts>, Reason> {
+        if let Some(facts) = self.known().facts.get(&commit) {
+            return Ok(Arc::clone(facts));
+        }
+        let (reader, pin) = (self.clone(), pin.clone());
+        let read = tokio::task::spawn_blocking(move || reader.read(&pin, commit)).await;
+        read.unwrap_or_else(|error| Err(Reason::new(Code::RepositoryCorrupt, commit.to_string(), error.to_string())))
+    }
+
+    /// What is known now. Where nothing is, it is read in the background, for the next time.
+    #[must_use]
+    pub fn known_or_ask(&self, pin: &SnapshotPin, commit: CommitId) -> Option<Arc<Facts>> {
+        if let Some(facts) = self.known().facts.get(&commit) {
+            return Some(Arc::clone(facts));
+        }
+        if !self.cancel.is_cancelled()
+            && let Ok(permit) = Arc::clone(&self.background).try_acquire_owned()
+        {
+            let (reader, pin) = (self.clone(), pin.clone());
+            tokio::task::spawn_blocking(move || {
+                let _ = reader.read(&pin, commit);
+                drop(permit);
+            });
+        }
+        None
+    }
+
+    fn read(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Arc<Facts>, Reason> {
+        let tree = pin.tree(commit)?;
+        let tree = super::Tree {
+            root_files: tree.root_files,
+            extensions: tree.extensions,
+            files: tree.files,
+            bytes: tree.bytes,
+        };
+        let facts = Facts::of(&tree, |path| pin.blob(commit, path, super::spec::BYTES_MAX + 1).ok().flatten());
+        let facts = Arc::new(facts);
+        let mut known = self.known();
+        if known.facts.insert(commit, Arc::clone(&facts)).is_none() {
+            known.order.push_back(commit);
+        }
+        while known.order.len() > COMMITS_MAX {
+            if let Some(oldest) = known.order.pop_front() {
+                known.facts.remove(&oldest);
+            }
+        }
+        drop(known);
+        Ok(facts)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
