@@ -1,1 +1,15 @@
-fn main(){}
+//! Black-box tests: the real binary, real git over real HTTP, real filesystems. One binary, so that it links once.
+//!
+//! [`support`] has what they stand on; every other module is one subject, named for what holds.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking, and shows what it saw"
+)]
+
+mod harness;
+mod manifests;
+mod support;

@@ -1,0 +1,141 @@
+//! Filesystems of their own, on loop devices: real mounts, real sizes, real ends of space.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// Returns from a test that needs root where it is not root. In CI (the variable `CI` is set) the test fails instead:
+/// there, nothing is skipped.
+macro_rules! needs_root {
+    () => {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs root, and CI skips nothing");
+            eprintln!("not run: it needs root");
+            return;
+        }
+    };
+}
+pub(crate) use needs_root;
+
+/// A kind of filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Ext4,
+    /// With reflinks. At least 300 MB.
+    Xfs,
+    /// With reflinks. At least 128 MiB.
+    Btrfs,
+}
+
+/// A filesystem in a sparse image. Dropped, it is unmounted and its loop device detached, also where a test panics.
+pub(crate) struct LoopFs {
+    kind: Kind,
+    /// Where it is mounted: a folder of its own, or one that the test named.
+    path: PathBuf,
+    mounted: bool,
+    place: TempDir,
+}
+
+impl LoopFs {
+    /// Makes a filesystem of `size` bytes, and mounts it at a folder of its own.
+    #[track_caller]
+    pub(crate) fn new(kind: Kind, size: u64) -> Self {
+        let mut new = Self::unmounted(kind, size);
+        new.mount();
+        new
+    }
+
+    /// Makes one and its empty mount point, and does not mount it.
+    #[track_caller]
+    pub(crate) fn unmounted(kind: Kind, size: u64) -> Self {
+        let place = tempfile::Builder::new().prefix("loop-").tempdir().unwrap();
+        let path = place.path().join("mount");
+        std::fs::create_dir(&path).unwrap();
+        let image = place.path().join("image");
+        File::create_new(&image).unwrap().set_len(size).unwrap();
+        match kind {
+            Kind::Ext4 => tool("mkfs.ext4", [OsStr::new("-q"), image.as_os_str()]),
+            Kind::Xfs => tool("mkfs.xfs", [OsStr::new("-q"), image.as_os_str()]),
+            Kind::Btrfs => tool("mkfs.btrfs", [OsStr::new("-q"), image.as_os_str()]),
+        }
+        Self { kind, path, mounted: false, place }
+    }
+
+    /// Mounts it at `path`, which is there, from the next mount on.
+    #[track_caller]
+    pub(crate) fn at(mut self, path: &Path) -> Self {
+        let again = self.mounted;
+        self.unmount();
+        self.path = path.to_owned();
+        if again {
+            self.mount();
+        }
+        self
+    }
+
+    /// Its mount point.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its kind.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its UUID, as `blkid` and `FS_IOC_GETFSUUID` tell.
+    #[track_caller]
+    pub(crate) fn uuid(&self) -> String {
+        let output = Command::new("blkid").args(["-s", "UUID", "-o", "value"]).arg(self.image()).output().unwrap();
+        assert!(output.status.success(), "blkid: {}", output.status);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Mounts it, where it is not.
+    #[track_caller]
+    pub(crate) fn mount(&mut self) {
+        if !self.mounted {
+            // `-o loop` detaches the device with the last unmount: nothing is left to forget.
+            tool("mount", [OsStr::new("-o"), OsStr::new("loop"), self.image().as_os_str(), self.path.as_os_str()]);
+            self.mounted = true;
+        }
+    }
+
+    /// Unmounts it, where it is mounted.
+    ///
+    /// # Panics
+    ///
+    /// Where something holds it: that is what some tests are about.
+    #[track_caller]
+    pub(crate) fn unmount(&mut self) {
+        if self.mounted {
+            tool("umount", [self.path.as_os_str()]);
+            self.mounted = false;
+        }
+    }
+
+    fn image(&self) -> PathBuf {
+        self.place.path().join("image")
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        if self.mounted {
+            let plain = Command::new("umount").arg("--recursive").arg(&self.path).output();
+            if !plain.is_ok_and(|output| output.status.success()) {
+                // Held by something that ends later: it goes with that.
+                let _ = Command::new("umount").args(["--lazy", "--recursive"]).arg(&self.path).status();
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn tool<'a>(name: &str, args: impl IntoIterator<Item = &'a OsStr>) {
+    let output = Command::new(name).args(args).output().unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(output.status.success(), "{name}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,316 @@
+//! An upstream: git repositories served over HTTP/1.1 by git's own `http-backend`, with faults that are switched while
+//! it runs, and counts by which a test shows that nothing was fetched.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::cgi::{self, Body, Kind};
+use super::repository::TestRepo;
+
+/// How long a command to the server's thread may take.
+const COMMAND_WITHIN: Duration = Duration::from_secs(10);
+
+/// What was asked since the start or the last [`Upstream::reset`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// `GET .../info/refs`.
+    pub(crate) info_refs: usize,
+    /// Refs, by protocol 2.
+    pub(crate) ls_refs: usize,
+    /// Objects.
+    pub(crate) fetches: usize,
+    /// Anything else.
+    pub(crate) others: usize,
+}
+
+impl Counts {
+    /// All requests.
+    pub(crate) fn total(self) -> usize {
+        self.info_refs + self.ls_refs + self.fetches + self.others
+    }
+}
+
+/// What is wrong with the upstream. A request is counted, then delayed, then fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// Requests get no answer while this is so; then they are answered.
+    Hang,
+    /// Every request is answered by this status.
+    Status(u16),
+    /// Answers to fetches end after so many bytes, in the middle of the pack; refs are answered whole.
+    CutPack(u64),
+}
+
+/// What a handler reads on each request.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weather {
+    fault: Fault,
+    delay: Duration,
+}
+
+/// What the server's thread and the test share.
+struct Shared {
+    root: PathBuf,
+    log: PathBuf,
+    counts: Mutex<Counts>,
+    children: Arc<AtomicUsize>,
+    weather: watch::Receiver<Weather>,
+}
+
+/// What the server's thread is told.
+enum Command {
+    /// Close the port and every connection.
+    Stop(std::sync::mpsc::Sender<()>),
+    /// Listen on the same port again.
+    Start(std::sync::mpsc::Sender<()>),
+}
+
+/// A server of repositories. It has a thread of its own, so that it serves tests with and without a runtime; dropped, it
+/// ends with all its connections and children.
+pub(crate) struct Upstream {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    weather: watch::Sender<Weather>,
+    commands: Option<mpsc::UnboundedSender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    root: TempDir,
+}
+
+impl Upstream {
+    /// Starts to serve nothing yet, on a free port of the loopback address.
+    pub(crate) fn start() -> Self {
+        let root = tempfile::Builder::new().prefix("upstream-").tempdir().unwrap();
+        let repositories = root.path().join("repositories");
+        std::fs::create_dir(&repositories).unwrap();
+        let (weather, seen) = watch::channel(Weather::default());
+        let shared = Arc::new(Shared {
+            root: repositories,
+            log: root.path().join("log"),
+            counts: Mutex::default(),
+            children: Arc::default(),
+            weather: seen,
+        });
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let (bound, address) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("upstream".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async move {
+                    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+                    bound.send(listener.local_addr().unwrap()).unwrap();
+                    serve(listener, &shared, receiver).await;
+                });
+            }
+        });
+        let address = address.recv_timeout(COMMAND_WITHIN).unwrap();
+        Self { address, shared, weather, commands: Some(commands), thread: Some(thread.unwrap()), root }
+    }
+
+    /// An upstream that serves one repository, and that repository's URL.
+    pub(crate) fn of(repo: &TestRepo) -> (Self, String) {
+        let upstream = Self::start();
+        let url = upstream.host("team/project.git", repo);
+        (upstream, url)
+    }
+
+    /// Serves `repo` below `path` (`team/project.git`) and gives its URL. What is changed in the repository is seen at
+    /// once.
+    pub(crate) fn host(&self, path: &str, repo: &TestRepo) -> String {
+        let place = self.shared.root.join(path);
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        symlink(repo.path(), place).unwrap();
+        self.url(path)
+    }
+
+    /// No longer serves what was hosted at `path`.
+    pub(crate) fn forget(&self, path: &str) {
+        std::fs::remove_file(self.shared.root.join(path)).unwrap();
+    }
+
+    /// The URL of `path`, whether something is hosted there or not.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}/{path}", self.address)
+    }
+
+    /// The folder whose content is served.
+    pub(crate) fn root(&self) -> &Path {
+        &self.shared.root
+    }
+
+    /// What was asked so far.
+    pub(crate) fn requests(&self) -> Counts {
+        *self.shared.counts.lock().unwrap()
+    }
+
+    /// Counts from zero again.
+    pub(crate) fn reset(&self) {
+        *self.shared.counts.lock().unwrap() = Counts::default();
+    }
+
+    /// How many `git http-backend` run.
+    pub(crate) fn children(&self) -> usize {
+        self.shared.children.load(Ordering::SeqCst)
+    }
+
+    /// Has this fault from now on; [`Fault::None`] ends it, and requests that hang are answered.
+    pub(crate) fn fault(&self, fault: Fault) {
+        self.weather.send_modify(|weather| weather.fault = fault);
+    }
+
+    /// Answers each request so much later: the latency of a network, for one round trip.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.weather.send_modify(|weather| weather.delay = delay);
+    }
+
+    /// Refuses connections, and ends those that are open.
+    pub(crate) fn stop(&self) {
+        self.tell(Command::Stop);
+    }
+
+    /// Listens on the same port again.
+    pub(crate) fn resume(&self) {
+        self.tell(Command::Start);
+    }
+
+    fn tell(&self, command: impl FnOnce(std::sync::mpsc::Sender<()>) -> Command) {
+        let (done, wait) = std::sync::mpsc::channel();
+        assert!(self.commands.as_ref().unwrap().send(command(done)).is_ok(), "the upstream's thread ended");
+        wait.recv_timeout(COMMAND_WITHIN).unwrap();
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.commands = None;
+        let ended = self.thread.take().map(JoinHandle::join);
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.shared.log).unwrap_or_default();
+            eprintln!("--- upstream {}: {:?}\n{log}---", self.address, self.requests());
+        } else {
+            assert!(!matches!(ended, Some(Err(_))), "the upstream's thread panicked");
+        }
+    }
+}
+
+/// Listens. `SO_REUSEADDR` is set, so that the port can be had again while old connections linger.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    hold(address)?.listen(128)
+}
+
+/// Has the port without listening: connections are refused, and nobody else gets it.
+fn hold(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Whether the port is open.
+enum Port {
+    Open(TcpListener),
+    Held(TcpSocket),
+}
+
+impl Port {
+    async fn accept(&self) -> io::Result<TcpStream> {
+        match self {
+            Self::Open(listener) => listener.accept().await.map(|(stream, _)| stream),
+            Self::Held(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Serves until nobody can send commands any more.
+async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let address = listener.local_addr().unwrap();
+    let mut port = Port::Open(listener);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                None => return,
+                Some(Command::Stop(done)) => {
+                    if let Port::Open(listener) = port {
+                        drop(listener);
+                        port = Port::Held(hold(address).unwrap());
+                    }
+                    connections.shutdown().await;
+                    let _ = done.send(());
+                }
+                Some(Command::Start(done)) => {
+                    port = match port {
+                        Port::Held(socket) => Port::Open(socket.listen(128).unwrap()),
+                        open @ Port::Open(_) => open,
+                    };
+                    let _ = done.send(());
+                }
+            },
+            accepted = port.accept() => {
+                if let Ok(stream) = accepted {
+                    let shared = Arc::clone(shared);
+                    connections.spawn(async move {
+                        let service = service_fn(move |request| handle(Arc::clone(&shared), request));
+                        // A client that goes, and a cut that was asked for, are errors here: the test sees their effect.
+                        let _ = hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                    });
+                }
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+/// Counts a request, waits and fails as the weather says, and has it answered by git.
+async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let asked = cgi::ask(request).await.map_err(io::Error::other)?;
+    let kind = asked.kind;
+    {
+        let mut counts = shared.counts.lock().unwrap();
+        match kind {
+            Kind::InfoRefs => counts.info_refs += 1,
+            Kind::LsRefs => counts.ls_refs += 1,
+            Kind::Fetch => counts.fetches += 1,
+            Kind::Other => counts.others += 1,
+        }
+    }
+    let mut weather = shared.weather.clone();
+    let now = *weather.borrow_and_update();
+    tokio::time::sleep(now.delay).await;
+    let fault = match weather.wait_for(|weather| weather.fault != Fault::Hang).await {
+        Ok(weather) => weather.fault,
+        Err(_) => return Err(io::Error::other("the upstream ends")),
+    };
+    if let Fault::Status(code) = fault {
+        let mut response = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
+        *response.status_mut() = StatusCode::from_u16(code).map_err(io::Error::other)?;
+        return Ok(response);
+    }
+    let cut = match fault {
+        Fault::CutPack(bytes) if kind == Kind::Fetch => Some(bytes),
+        _ => None,
+    };
+    cgi::answer(asked, &shared.root, &shared.log, cut, &shared.children).await
+}
