@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
@@ -46,6 +46,9 @@ struct Entry {
     looking: Arc<Mutex<()>>,
     /// Something is in the trash.
     sweep_now: Notify,
+    /// Trees that were thrown away, and how many of them are gone.
+    discarded: AtomicU64,
+    swept: watch::Sender<u64>,
 }
 
 impl Pools {
@@ -58,6 +61,8 @@ impl Pools {
             detached: AtomicBool::new(false),
             looking: Arc::default(),
             sweep_now: Notify::new(),
+            discarded: AtomicU64::new(0),
+            swept: watch::Sender::new(0),
         };
         let entries: Vec<_> = pools.iter().map(|pool| Arc::new(entry(pool))).collect();
         let views = entries.iter().map(|entry| entry.look()).collect();
@@ -159,8 +164,18 @@ impl Pools {
         };
         let own = enter().map_err(|trouble| io::Error::new(io::ErrorKind::NotFound, trouble.message))?;
         trash::discard(own.as_fd(), within)?;
+        entry.discarded.fetch_add(1, Ordering::SeqCst);
         entry.sweep_now.notify_one();
         Ok(())
+    }
+
+    /// Waits until all that was thrown away before this call is gone, or cannot be removed now.
+    pub async fn drained(&self) {
+        for entry in &self.0.entries {
+            let wanted = entry.discarded.load(Ordering::SeqCst);
+            // Without a sweeper (the room was shut down) there is nothing to wait for.
+            let _ = entry.swept.subscribe().wait_for(|gone| *gone >= wanted).await;
+        }
     }
 
     /// Lets go of a pool so that its disk can be taken out: it is not used until [`Self::attach`]. False where no such
@@ -337,6 +352,7 @@ async fn sweep_on(entry: Arc<Entry>, stop: CancellationToken) {
             () = entry.sweep_now.notified() => {}
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
+        let thrown_away = entry.discarded.load(Ordering::SeqCst);
         loop {
             let (entry, stopped) = (Arc::clone(&entry), stop.clone());
             let slice = tokio::task::spawn_blocking(move || {
@@ -348,6 +364,7 @@ async fn sweep_on(entry: Arc<Entry>, stop: CancellationToken) {
                 break;
             }
         }
+        entry.swept.send_replace(thrown_away);
     }
 }
 

@@ -389,9 +389,7 @@ fn bind(lease: &Lease, holder: &Holder, now: Timestamp) -> (Lease, Vec<Event>) {
 /// A reservation lives on from now, at most for as long again as was asked; a bound lease has nothing to renew.
 fn renew(lease: &Lease, span: Span, now: Timestamp) -> (Lease, Vec<Event>) {
     match lease.state {
-        LeaseState::Reserved => {
-            changed(lease, Lease { bind_by: now.plus(span), confirm_by: None, ..lease.clone() })
-        }
+        LeaseState::Reserved => changed(lease, Lease { bind_by: now.plus(span), confirm_by: None, ..lease.clone() }),
         _ => (lease.clone(), Vec::new()),
     }
 }
@@ -414,11 +412,7 @@ fn release(
             confirm_by: None,
             ..lease.clone()
         },
-        false => Lease {
-            peak: lease.peak.or(usage),
-            exit_code: lease.exit_code.or(exit_code),
-            ..lease.clone()
-        },
+        false => Lease { peak: lease.peak.or(usage), exit_code: lease.exit_code.or(exit_code), ..lease.clone() },
     };
     let (lease, events) = changed(lease, after);
     (Reply::Lease(Box::new(lease)), events)
@@ -446,13 +440,7 @@ fn run_out(lease: &Lease, now: Timestamp) -> Option<Event> {
 
 fn ended(lease: &Lease, state: LeaseState, outcome: Outcome, code: Code, words: &str, now: Timestamp) -> Event {
     let reasons = vec![Reason::new(code, lease.id.as_str(), words)];
-    let lease = Lease {
-        state,
-        outcome: Some(outcome),
-        reasons,
-        ended_at: Some(now),
-        confirm_by: None,
-        ..lease.clone()
-    };
+    let lease =
+        Lease { state, outcome: Some(outcome), reasons, ended_at: Some(now), confirm_by: None, ..lease.clone() };
     Event::Lease(Arc::new(lease))
 }

@@ -122,10 +122,7 @@ impl Ledger {
         };
         if let Some((code, words)) = code {
             let note = if mode.note.is_empty() { String::new() } else { format!(": {}", mode.note) };
-            reasons.push(Reason {
-                expected_until: mode.until,
-                ..Reason::new(code, "node", format!("{words}{note}"))
-            });
+            reasons.push(Reason { expected_until: mode.until, ..Reason::new(code, "node", format!("{words}{note}")) });
         }
         let small = wanted.cpu_millis <= SMALL.0 && wanted.memory_bytes <= SMALL.1;
         match facts.gate.state {
