@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn refs_are_spelled_in_one_way() {
-        let parsed = |text| source("https://example.org/a/b.git", Some(text)).map(|source| source.r#ref.unwrap());
+        let parsed = |text: &str| source("https://example.org/a/b.git", Some(text)).map(|source| source.r#ref.unwrap());
         let commit = "0123456789abcdef0123456789abcdef01234567";
         assert_eq!(parsed("branch:a/b"), Ok(v1::source::Ref::Branch("a/b".into())));
         assert_eq!(parsed("tag:v1"), Ok(v1::source::Ref::Tag("v1".into())));

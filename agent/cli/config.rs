@@ -82,26 +82,26 @@ impl Which {
 
 /// What `config check` says of a configuration that is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+pub(super) struct Summary {
     /// What the file is called.
-    pub source_name: String,
+    pub(super) source_name: String,
     /// The node that it was read for.
-    pub node: String,
+    pub(super) node: String,
     /// The names of the pools of that node.
-    pub pools: Vec<String>,
+    pub(super) pools: Vec<String>,
     /// How many pools the file has for other nodes only.
-    pub pools_elsewhere: usize,
+    pub(super) pools_elsewhere: usize,
     /// How many directories the pools of that node have.
-    pub directories: usize,
+    pub(super) directories: usize,
     /// How many mirrors are declared.
-    pub mirrors: usize,
+    pub(super) mirrors: usize,
     /// What is allowed, but may not be meant.
-    pub notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 /// The JSON Schema of the configuration, indented.
 #[must_use]
-pub fn schema() -> String {
+pub(super) fn schema() -> String {
     format!("{:#}", file::schema())
 }
 
@@ -110,7 +110,7 @@ pub fn schema() -> String {
 /// # Errors
 ///
 /// All that is wrong.
-pub fn check(text: &str, source_name: &str, node: &NodeIdentity) -> Result<Summary, ConfigErrors> {
+pub(super) fn check(text: &str, source_name: &str, node: &NodeIdentity) -> Result<Summary, ConfigErrors> {
     let (file, config) = read(text, source_name, node)?;
     Ok(summary(&file, &config, source_name))
 }
@@ -120,14 +120,14 @@ pub fn check(text: &str, source_name: &str, node: &NodeIdentity) -> Result<Summa
 /// # Errors
 ///
 /// All that is wrong.
-pub fn print(text: &str, source_name: &str, node: &NodeIdentity) -> Result<String, PrintError> {
+pub(super) fn print(text: &str, source_name: &str, node: &NodeIdentity) -> Result<String, PrintError> {
     let (file, _) = read(text, source_name, node)?;
     Ok(file::to_yaml(&file)?)
 }
 
 /// Why a configuration is not printed.
 #[derive(Debug, thiserror::Error)]
-pub enum PrintError {
+pub(super) enum PrintError {
     /// It is not right.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
@@ -138,7 +138,7 @@ pub enum PrintError {
 
 /// What a right configuration amounts to.
 #[must_use]
-pub fn summary(file: &File, config: &Config, source_name: &str) -> Summary {
+pub(super) fn summary(file: &File, config: &Config, source_name: &str) -> Summary {
     let mut notes = Vec::new();
     for (what, pool) in [("repositories", &config.repositories.pool), ("workspaces", &config.workspaces.pool)] {
         if !config.pools.iter().any(|here| here.name == *pool) {
@@ -158,7 +158,7 @@ pub fn summary(file: &File, config: &Config, source_name: &str) -> Summary {
 
 /// The summary in a line, and one for each note.
 #[must_use]
-pub fn render_summary(summary: &Summary) -> String {
+pub(super) fn render_summary(summary: &Summary) -> String {
     let Summary { source_name, node, pools, pools_elsewhere, directories, mirrors, notes } = summary;
     let node = if node.is_empty() { String::new() } else { format!(" for node {node}") };
     let names = if pools.is_empty() { String::new() } else { format!(" ({})", pools.join(", ")) };
@@ -180,7 +180,7 @@ pub fn render_summary(summary: &Summary) -> String {
 
 /// One block a problem: what, where, and what to do. Colour is for terminals.
 #[must_use]
-pub fn render_errors(errors: &ConfigErrors, colour: bool) -> String {
+pub(super) fn render_errors(errors: &ConfigErrors, colour: bool) -> String {
     let (red, blue, bold, plain) =
         if colour { ("\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m") } else { ("", "", "", "") };
     let mut out = String::new();

@@ -139,12 +139,15 @@ impl TreeSampler {
         others.map(|(pid, _)| Pid::from_raw(*pid)).collect()
     }
 
-    /// Looks a last time. `max_rss_bytes` is the largest process by the kernel's own count (`ru_maxrss`, times 1024), a
-    /// lower bound for what no sample saw.
+    /// Looks a last time. `max_rss_bytes` is the largest process by the kernel's own count (`ru_maxrss`, times 1024): it
+    /// counts file pages too, so it stands only where no sample saw any memory.
     pub(crate) fn finish(mut self, max_rss_bytes: Option<u64>) -> Peaks {
         self.sample();
         Peaks {
-            memory_bytes_peak: self.memory_bytes_peak.max(max_rss_bytes.unwrap_or(0)),
+            memory_bytes_peak: match self.memory_bytes_peak {
+                0 => max_rss_bytes.unwrap_or(0),
+                seen => seen,
+            },
             cpu_millis_peak: self.cpu.millis_peak(),
             cpu_time: self.cpu.time(),
             processes_peak: self.processes_peak,

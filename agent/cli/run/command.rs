@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use stoker_core::sizing::Outcome;
 use stoker_proto::v1;
@@ -88,6 +89,7 @@ pub(super) async fn run(
     if own_group {
         child.process_group(0);
     }
+    let rss_before = max_rss_bytes();
     let begun = Instant::now();
     let mut child = match child.spawn() {
         Ok(child) => child,
@@ -97,6 +99,11 @@ pub(super) async fn run(
         return Err(Failure::new("command", "it has no process id"));
     };
     let mut sampler = TreeSampler::new(pid);
+    // Its end is seen before it is reaped: until then /proc still tells what it used.
+    let mut over = tokio::task::spawn_blocking(move || {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        while waitid(Id::Pid(pid), flags) == Err(nix::errno::Errno::EINTR) {}
+    });
     let (mut every, mut over_budget, mut kill_at) = (SAMPLE_FIRST, false, None::<Instant>);
     let budget_ends = budget.map(|budget| begun + budget);
     let status = loop {
@@ -105,7 +112,10 @@ pub(super) async fn run(
         let wake =
             [Some(wake), budget_ends.filter(|_| !over_budget), kill_at].into_iter().flatten().min().unwrap_or(wake);
         tokio::select! {
-            status = child.wait() => break status,
+            _ = &mut over => {
+                sampler.sample();
+                break child.wait().await;
+            }
             signal = signals.next() => send(pid, own_group, signal),
             () = tokio::time::sleep_until(wake.into()) => {
                 sampler.sample();
@@ -136,8 +146,15 @@ pub(super) async fn run(
         not_started: false,
         signalled: status.signal().is_some(),
         elapsed,
-        peaks: sampler.finish(None),
+        // Larger than all that ended before, so it is of this tree: of use where it was too short to be sampled.
+        peaks: sampler.finish(Some(max_rss_bytes()).filter(|after| *after > rss_before)),
     })
+}
+
+/// The largest resident set of any child that has ended.
+fn max_rss_bytes() -> u64 {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN);
+    usage.map_or(0, |usage| u64::try_from(usage.max_rss()).unwrap_or(0).saturating_mul(1024))
 }
 
 /// 126 where it is there and cannot be run, 127 where it is not there, as shells say it.

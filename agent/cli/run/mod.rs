@@ -127,7 +127,7 @@ impl Build<'_> {
         let lease = self.admit(&client).await?;
         let workspace = self.workspace(&client, &lease).await;
         let built = match workspace {
-            Ok(workspace) => self.build(&client, &lease, &workspace).await,
+            Ok(workspace) => self.build(&lease, &workspace).await,
             Err(failure) => Err(failure),
         };
         // Whatever happened, the lease ends and the workspace goes.
@@ -306,7 +306,7 @@ impl Build<'_> {
 
     fn sized(&mut self, sizing: Option<&v1::Sizing>) {
         let Some(sizing) = sizing else { return };
-        let size = sizing.size.clone().unwrap_or_default();
+        let size = sizing.size.unwrap_or_default();
         let show = |resource: Resource, value: Option<i64>| {
             resource.show(u64::try_from(value.unwrap_or(0)).unwrap_or(0)).to_string()
         };
@@ -353,10 +353,10 @@ impl Build<'_> {
         Err(Failure::new("workspace", "the agent ended the stream before the workspace was ready"))
     }
 
-    async fn build(&mut self, client: &Client, lease: &v1::Lease, workspace: &v1::Workspace) -> Result<Ended, Failure> {
+    /// The agent watches this process: nothing needs to be told while the build runs.
+    async fn build(&mut self, lease: &v1::Lease, workspace: &v1::Workspace) -> Result<Ended, Failure> {
         let budget = lease.sizing.as_ref().and_then(|sizing| sizing.size.as_ref()?.time_budget);
         let budget = budget.and_then(|span| Duration::try_from(span).ok());
-        let _ = client; // the agent watches this process; nothing needs to be told while the build runs
         command::run(&self.args.command, workspace, budget, self.steps).await
     }
 
