@@ -85,7 +85,9 @@ impl Share {
     pub fn of(self, total: u64) -> u64 {
         match self {
             Self::Absolute(value) => value,
-            Self::Basis(basis) => u64::try_from(u128::from(total) * u128::from(basis) / 10_000).unwrap_or(u64::MAX),
+            Self::Basis(basis) => {
+                u64::try_from(u128::from(total) * u128::from(basis) / 10_000).unwrap_or(u64::MAX)
+            }
         }
     }
 }
