@@ -96,12 +96,6 @@ impl Version {
     }
 }
 
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.0, self.1, self.2)
-    }
-}
-
 /// The git of this machine. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Git {
@@ -150,7 +144,6 @@ impl Git {
     }
 
     /// A command that is not started yet. The first argument is the subcommand.
-    #[must_use]
     pub fn command<I, S>(&self, args: I) -> Command
     where
         I: IntoIterator<Item = S>,

@@ -141,7 +141,7 @@ fn classify(stderr: &str) -> Code {
 fn telling_line(stderr: &str) -> Option<&str> {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     let begins = |word: &'static str| lines().find(move |line| line.starts_with(word));
-    begins("fatal:").or_else(|| begins("error:")).or_else(|| begins("ERROR:")).or_else(|| lines().last())
+    begins("fatal:").or_else(|| begins("error:")).or_else(|| begins("ERROR:")).or_else(|| lines().next_back())
 }
 
 /// Removes `user:password@` from every URL in the text.

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
+use crate::repository::tests::world::{until, write_program};
 
 #[test]
 fn versions_are_read() {
@@ -13,24 +14,13 @@ fn versions_are_read() {
 
 /// A program in git's place that ignores SIGTERM or not, with a child of its own.
 fn stand_in(dir: &Path, script: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
     let path = dir.join("git");
-    let text = format!("#!/bin/sh\n[ \"$1\" = version ] && echo git version 2.47.3 && exit\n{script}\n");
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, &format!("[ \"$1\" = version ] && echo git version 2.47.3 && exit\n{script}\n"));
     path
 }
 
 fn alive(pid: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = tokio::time::Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(tokio::time::Instant::now() < limit, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]
@@ -84,8 +74,8 @@ async fn output_is_bounded() {
 #[tokio::test]
 async fn an_old_git_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let path = stand_in(dir.path(), "");
-    std::fs::write(&path, "#!/bin/sh\necho git version 2.30.1\n").unwrap();
+    let path = dir.path().join("git");
+    write_program(&path, "echo git version 2.30.1\n");
     let error = Git::at(path).await.unwrap_err();
     assert!(error.to_string().contains("2.39 or newer"), "{error}");
     assert!(Git::at("/does/not/exist".into()).await.is_err());

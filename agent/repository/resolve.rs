@@ -38,16 +38,7 @@ impl Repositories {
                 shared.insert(Meta::new(request.url.clone(), String::new(), false, false), true)?
             }
         };
-        let resolved = resolve_in(shared, &entry, request, deadline).await;
-        let forget = {
-            let state = entry.state();
-            state.ephemeral && state.current.is_none() && resolved.is_err()
-        };
-        // Nothing stays of an upstream that is not there, unless somebody still waits for it.
-        if forget && entry.is_idle() {
-            shared.forget(&entry);
-        }
-        resolved
+        resolve_in(shared, &entry, request, deadline).await
     }
 
     /// What is here of `request`'s source, whatever its age; asks nobody and writes nothing. May read a file or two.

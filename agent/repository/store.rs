@@ -144,6 +144,9 @@ impl Entry {
     /// Joins the batch that waits.
     pub(super) fn ask(&self, wanted: Wanted) -> Result<Ask, Reason> {
         let mut state = self.state();
+        if self.stop.is_cancelled() {
+            return Err(stopping(&self.url));
+        }
         if state.batches.back().is_none_or(|batch| batch.wanted.is_full()) {
             if state.batches.len() >= BATCHES_MAX {
                 let message = format!("too many requests wait for {}; ask again later", self.url);
@@ -165,11 +168,6 @@ impl Entry {
         let millis = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
         self.state().next_refresh = Some((Instant::now() + pause, Timestamp(now.0.saturating_add(millis))));
         self.wake.notify_one();
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        let state = self.state();
-        state.batches.is_empty() && !state.busy
     }
 
     /// Measures what it holds on disk. Blocks.
@@ -265,6 +263,14 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     let outcome = visit(shared, entry, &batch.wanted).await;
     entry.progress.send_replace(Progress::default());
     settle(shared, entry, &outcome);
+    // Nothing stays of an upstream that is not there, unless somebody else waits for it.
+    let came_to_nothing = outcome.result.is_err() && {
+        let state = entry.state();
+        state.ephemeral && state.current.is_none() && state.batches.is_empty()
+    };
+    if came_to_nothing {
+        shared.forget(entry);
+    }
     batch.done.send_replace(Some(Arc::new(outcome)));
     shared.tick();
 }

@@ -2,4 +2,4 @@
 
 mod resolve;
 mod survive;
-mod world;
+pub(super) mod world;

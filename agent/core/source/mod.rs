@@ -9,6 +9,7 @@
 //! - [`decide`] says what to do next to resolve a [`Request`]; [`allowed`] whether an upstream may be added.
 
 mod allow;
+mod host;
 mod refs;
 mod resolve;
 mod url;

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
+use alloc::string::ToString;
 use alloc::vec;
 use proptest::prelude::*;
 

@@ -180,13 +180,13 @@ async fn a_pool_that_is_away_is_not_written_to() {
 
 #[tokio::test]
 async fn declared_mirrors_fill_by_themselves_and_stay_fresh() {
-    let urls = std::cell::RefCell::new(Vec::new());
+    let mut upstreams = Vec::new();
     let world = World::with(|config, dir| {
         for name in ["one", "two", "three"] {
             let upstream = Upstream::new(dir.join("declared").join(name));
             let mirror = config::Mirror { url: upstream.url(), pin: true, trust: "public".into() };
             config.mirrors.push(mirror);
-            urls.borrow_mut().push(upstream);
+            upstreams.push(upstream);
         }
         config.refresh = Duration::from_millis(300);
         config.add = config::Add::Declared;
@@ -199,12 +199,12 @@ async fn declared_mirrors_fill_by_themselves_and_stay_fresh() {
     let mut ticks = world.repositories.watch();
     world.repositories.start_prefill();
     ticks.changed().await.unwrap();
-    for upstream in urls.borrow().iter() {
+    for upstream in &upstreams {
         let handle = world.repositories.refresh(&upstream.url(), true).unwrap();
         let view = handle.wait(PATIENCE).await.unwrap();
         assert!(view.declared && view.pinned && view.trust == "public" && !view.snapshot.is_empty(), "{view:?}");
     }
-    let upstream = urls.borrow_mut().remove(0);
+    let upstream = upstreams.remove(0);
     let (new, url) = (upstream.commit("new"), upstream.url());
     let cached = || match world.repositories.resolve_cached(&upstream.request("head")) {
         crate::repository::Cached::Commit(resolved) => Some(resolved.commit),

@@ -90,12 +90,18 @@ where
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
+/// Writes a shell program, by a child: while this process has it open for writing, a test beside may fork, and its child
+/// then keeps it from being started (ETXTBSY).
+pub(in crate::repository) fn write_program(path: &Path, script: &str) {
+    let write = "printf '#!/bin/sh\n%s' \"$2\" > \"$1\" && chmod 755 \"$1\"";
+    let status = Command::new("sh").args(["-c", write, "sh"]).arg(path).arg(script).status().unwrap();
+    assert!(status.success());
+}
+
 /// A git in the real one's place that counts what it is started for.
 pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
-    use std::os::unix::fs::PermissionsExt as _;
     let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
-    std::fs::write(&program, format!("#!/bin/sh\necho \"$1\" >> '{}'\nexec git \"$@\"\n", log.display())).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, &format!("echo \"$1\" >> '{}'\nexec git \"$@\"\n", log.display()));
     (Git::at(program).await.unwrap(), log)
 }
 
@@ -189,7 +195,7 @@ impl World {
 }
 
 /// Waits for a condition, with a limit.
-pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(in crate::repository) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let limit = tokio::time::Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(tokio::time::Instant::now() < limit, "{what} did not come");
