@@ -133,7 +133,8 @@ impl Agent {
             self.serving.spawn(log_end("socket", serve));
         }
         if let Some(address) = config.listen.grpc {
-            let listener = TcpListener::bind(address).await.map_err(StartError::io(format!("listen.grpc {address}")))?;
+            let listener =
+                TcpListener::bind(address).await.map_err(StartError::io(format!("listen.grpc {address}")))?;
             let routes = self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))?;
             let server = server().add_routes(routes);
             let closing = self.closing.clone();
@@ -142,7 +143,8 @@ impl Agent {
             self.serving.spawn(log_end("grpc", serve));
         }
         if let Some(address) = config.listen.http {
-            let listener = TcpListener::bind(address).await.map_err(StartError::io(format!("listen.http {address}")))?;
+            let listener =
+                TcpListener::bind(address).await.map_err(StartError::io(format!("listen.http {address}")))?;
             let routes = crate::http::routes(self.rooms.clone());
             let closing = self.closing.clone();
             let serve = axum::serve(listener, routes).with_graceful_shutdown(closing.cancelled_owned());
@@ -232,11 +234,14 @@ async fn build(
     closing: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<Rooms, StartError> {
-    let pools = Pools::open(&config.pools, closing.child_token()).await;
+    let declared = config.pools.clone();
+    let pools = tokio::task::spawn_blocking(move || Pools::open(&declared)).await;
+    let pools = pools.map_err(|error| StartError::Serve(error.to_string()))?;
+    pools.watch(closing);
     let (reserved, reserved_seen) = watch::channel(Amounts::default());
-    let pressure = Pressure::start(config, pools.clone(), reserved_seen, closing.child_token()).await;
+    let pressure = Arc::new(Pressure::start(config, pools.clone(), reserved_seen, closing));
     let repositories = open_repositories(config, git.clone(), pools.clone(), closing).await?;
-    let facts_cache = FactsCache::new(closing.child_token());
+    let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
     let facts = facts_source(config, &machine, &pools, &pressure);
     let survey = Survey::new(repositories.clone(), facts_cache);
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
@@ -246,13 +251,8 @@ async fn build(
     let end = config.admission.time_budget == TimeBudget::End;
     admission.start_upkeep(&config.node.host_root, end, closing.child_token()).await;
     tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
-    let workspaces = Workspaces::open(
-        &config.workspaces.pool,
-        pools.clone(),
-        git.clone(),
-        admission.clone(),
-        closing.child_token(),
-    );
+    let workspaces =
+        Workspaces::open(&config.workspaces.pool, pools.clone(), git.clone(), admission.clone(), closing.child_token());
     let workspaces = workspaces.await;
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
@@ -285,7 +285,7 @@ async fn open_repositories(
     let root = Arc::new(move || checked.usable(&pool));
     let discard = Arc::new(move |path: PathBuf| pools.discard(&path));
     let opened = Repositories::open(&config.repositories, git, root, discard, closing.child_token());
-    opened.await.map_err(|error| StartError::Repositories(error.to_string()))
+    opened.await.map_err(|reason| StartError::Repositories(reason.message))
 }
 
 /// What the gate needs of the ledger: the disk that leases hold.

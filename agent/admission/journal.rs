@@ -66,7 +66,7 @@ pub enum JournalError {
 impl JournalError {
     /// Whether the disk, or the journal's bound, is full.
     #[must_use]
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         match self {
             Self::Sqlite { source: rusqlite::Error::SqliteFailure(error, _), .. } => {
                 matches!(error.code, ErrorCode::DiskFull | ErrorCode::SystemIoFailure)
@@ -79,7 +79,7 @@ impl JournalError {
 
 /// One thing to write.
 #[derive(Debug, Clone)]
-pub enum Entry {
+pub(super) enum Entry {
     /// A change of the ledger.
     Ledger(Event),
     /// What a build of this key used.
@@ -88,7 +88,7 @@ pub enum Entry {
 
 /// The open journal; one at a time, the state's lock sees to that.
 #[derive(Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     path: PathBuf,
     ballast: PathBuf,
     connection: Connection,
@@ -99,7 +99,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the directory cannot be written or the file is not a journal of this version.
-    pub fn open(state: &Path) -> Result<Self, JournalError> {
+    pub(super) fn open(state: &Path) -> Result<Self, JournalError> {
         let path = state.join("journal.sqlite");
         let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
         let connection = Connection::open(&path).map_err(sqlite)?;
@@ -143,7 +143,7 @@ impl Journal {
     ///
     /// # Errors
     /// When they could not be written; then the journal is as before.
-    pub fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+    pub(super) fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let result = (|| {
             let transaction = self.connection.transaction()?;
             entries.iter().try_for_each(|entry| write(&transaction, entry))?;
@@ -156,7 +156,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be read or a record is damaged.
-    pub fn ledger(&self) -> Result<Ledger, JournalError> {
+    pub(super) fn ledger(&self) -> Result<Ledger, JournalError> {
         let mut ledger = Ledger::default();
         for lease in self.records::<Lease>("lease", "SELECT id, record FROM lease ORDER BY id")? {
             ledger.apply(Event::Lease(Arc::new(lease)));
@@ -174,7 +174,7 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::ledger`].
-    pub fn history(&self) -> Result<Vec<(String, Sample)>, JournalError> {
+    pub(super) fn history(&self) -> Result<Vec<(String, Sample)>, JournalError> {
         let rows = (|| {
             let mut select = self.connection.prepare("SELECT key, record FROM history ORDER BY number")?;
             let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
@@ -188,7 +188,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn meta(&self, key: &str) -> Result<Option<String>, JournalError> {
+    pub(super) fn meta(&self, key: &str) -> Result<Option<String>, JournalError> {
         let row = self.connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0));
         row.optional().map_err(|source| self.sqlite(source))
     }
@@ -197,20 +197,20 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn set_meta(&self, key: &str, value: &str) -> Result<(), JournalError> {
+    pub(super) fn set_meta(&self, key: &str, value: &str) -> Result<(), JournalError> {
         let upsert = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
         self.connection.execute(upsert, [key, value]).map(|_| ()).map_err(|source| self.sqlite(source))
     }
 
     /// Gives the ballast's room to whatever must be written now. True where there was one.
     #[must_use]
-    pub fn free_ballast(&self) -> bool {
+    pub(super) fn free_ballast(&self) -> bool {
         std::fs::remove_file(&self.ballast).is_ok()
     }
 
     /// Whether the ballast is there.
     #[must_use]
-    pub fn has_ballast(&self) -> bool {
+    pub(super) fn has_ballast(&self) -> bool {
         self.ballast.exists()
     }
 
@@ -218,7 +218,7 @@ impl Journal {
     ///
     /// # Errors
     /// When there is no room for it.
-    pub fn make_ballast(&self) -> Result<(), JournalError> {
+    pub(super) fn make_ballast(&self) -> Result<(), JournalError> {
         let io = |source| JournalError::Io { path: self.ballast.clone(), source };
         if self.has_ballast() {
             return Ok(());
@@ -294,7 +294,11 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
         }
         Entry::Ledger(Event::Ticket(ticket)) => transaction
             .prepare_cached("INSERT INTO ticket VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET record = ?3")?
-            .execute(params![ticket.id.as_str(), ticket.order, json(ticket.as_ref())?]),
+            .execute(params![
+                ticket.id.as_str(),
+                i64::try_from(ticket.order).unwrap_or(i64::MAX),
+                json(ticket.as_ref())?
+            ]),
         Entry::Ledger(Event::TicketGone(id)) => {
             transaction.prepare_cached("DELETE FROM ticket WHERE id = ?1")?.execute([id.as_str()])
         }
@@ -306,7 +310,7 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
             transaction.prepare_cached(insert)?.execute([key, &json(sample)?])?;
             let surplus = "DELETE FROM history WHERE key = ?1 AND number <= (SELECT number FROM history WHERE key = ?1
                            ORDER BY number DESC LIMIT 1 OFFSET ?2)";
-            transaction.prepare_cached(surplus)?.execute(params![key, SAMPLES_MAX])?;
+            transaction.prepare_cached(surplus)?.execute(params![key, i64::try_from(SAMPLES_MAX).unwrap_or(32)])?;
             let oldest = "DELETE FROM history WHERE number <= (SELECT max(number) FROM history) - ?1";
             transaction.prepare_cached(oldest)?.execute([HISTORY_ROWS_MAX])
         }

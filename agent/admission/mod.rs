@@ -282,7 +282,8 @@ impl Admission {
     }
 
     fn samples(&self, key: &str) -> Vec<Sample> {
-        self.writer.read(|published| published.history.get(key).map(|s| s.iter().copied().collect()).unwrap_or_default())
+        self.writer
+            .read(|published| published.history.get(key).map(|s| s.iter().copied().collect()).unwrap_or_default())
     }
 
     fn room(&self) -> Amounts {

@@ -188,7 +188,7 @@ impl Survey {
 
     /// The snapshot that a source was resolved in.
     pub(super) fn pin_named(&self, source: &Source) -> Option<SnapshotPin> {
-        self.repositories.pin_named(&source.repository, &source.snapshot)
+        self.repositories.pin_named(&source.clone_url.parse().ok()?, &source.snapshot)
     }
 
     /// Takes the pins of what the journal says is live or waits, so that their snapshots stay.

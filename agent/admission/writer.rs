@@ -309,4 +309,3 @@ fn starved_reply(command: &Command) -> Reply {
         sizing: request.sizing.clone(),
     })))
 }
-

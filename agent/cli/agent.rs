@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DONE, ERROR, USAGE, screen};
-use crate::config;
+use crate::config::{self, NodeIdentity};
 use crate::supervise::Agent;
 use crate::telemetry::{self, Format};
 
@@ -25,10 +25,11 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> u8 {
     telemetry::start(args.log, "info");
-    let config = match config::load(&args.config) {
+    let config = match config::load(&args.config, &NodeIdentity::of_this_node()) {
         Ok((_, config)) => config,
         Err(errors) => {
-            screen::say(&super::config::render(&errors));
+            let colour = screen::Paint::of(&std::io::stderr()).is_on();
+            screen::say(super::config::render_errors(&errors, colour).trim_end());
             return USAGE;
         }
     };

@@ -36,7 +36,8 @@ impl Client {
             let endpoint = Endpoint::try_from(format!("http://{address}"));
             let endpoint = endpoint.map_err(|_| anyhow::anyhow!("--address {address:?} is not HOST:PORT"))?;
             let channel = endpoint.connect_timeout(CONNECT_WITHIN).connect().await;
-            let channel = channel.map_err(|error| anyhow::anyhow!("no agent answers at {address}: {}", cause(&error)))?;
+            let channel =
+                channel.map_err(|error| anyhow::anyhow!("no agent answers at {address}: {}", cause(&error)))?;
             return Ok(Self { channel });
         }
         let path = common.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET));

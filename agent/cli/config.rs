@@ -1,8 +1,84 @@
-//! `config check, schema, print`: what people see of a configuration. Pure: text in, text out.
+//! `config check, schema, print`: what people see of a configuration.
 
 use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::PathBuf;
 
-use crate::config::{Config, ConfigErrors, File, NodeIdentity, file, read};
+use super::{DONE, USAGE, screen};
+use crate::config::{Config, ConfigErrors, FILE_BYTES_MAX, File, NodeIdentity, file, read};
+
+/// `stoker config ...`
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Check a configuration: exit 0 where it is right, 64 with all that is wrong
+    Check(Which),
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Print a configuration with all defaults filled in
+    Print(Which),
+}
+
+/// Which configuration, for which node.
+#[derive(Debug, clap::Args)]
+pub(super) struct Which {
+    /// The configuration (YAML); - for standard input
+    #[arg(long = "config", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The same, as an argument
+    #[arg(value_name = "FILE", conflicts_with = "file", required_unless_present = "file")]
+    path: Option<PathBuf>,
+    /// The node it is for; default: this one
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+}
+
+/// Runs the command and says with which code to exit.
+pub(super) fn run(command: &Command) -> u8 {
+    let answer = match command {
+        Command::Schema => Ok(schema() + "\n"),
+        Command::Check(which) => which.read().and_then(|(text, name, node)| {
+            check(&text, &name, &node).map(|found| render_summary(&found)).map_err(|errors| errors_of(&errors))
+        }),
+        Command::Print(which) => which.read().and_then(|(text, name, node)| {
+            print(&text, &name, &node).map_err(|error| match error {
+                PrintError::Config(errors) => errors_of(&errors),
+                other @ PrintError::Yaml(_) => other.to_string(),
+            })
+        }),
+    };
+    match answer {
+        Ok(text) => {
+            screen::data(&text);
+            DONE
+        }
+        Err(text) => {
+            screen::say(text.trim_end());
+            USAGE
+        }
+    }
+}
+
+fn errors_of(errors: &ConfigErrors) -> String {
+    render_errors(errors, screen::Paint::of(&std::io::stderr()).is_on())
+}
+
+impl Which {
+    fn read(&self) -> Result<(String, String, NodeIdentity), String> {
+        let path = self.file.as_ref().or(self.path.as_ref()).cloned().unwrap_or_else(|| PathBuf::from("-"));
+        let bound = u64::try_from(FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+        let mut text = String::new();
+        let (name, read) = if path.as_os_str() == "-" {
+            ("standard input".to_owned(), std::io::stdin().take(bound).read_to_string(&mut text))
+        } else {
+            let name = path.display().to_string();
+            (name, std::fs::File::open(&path).and_then(|file| file.take(bound).read_to_string(&mut text)))
+        };
+        read.map_err(|error| format!("{name} cannot be read: {error}"))?;
+        let here = NodeIdentity::of_this_node();
+        let node = NodeIdentity { name: self.node.clone().unwrap_or(here.name), ..here };
+        Ok((text, name, node))
+    }
+}
 
 /// What `config check` says of a configuration that is right.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! listens.
 
 mod agent;
+mod amount;
 mod client;
 mod config;
 mod json;
@@ -92,7 +93,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         match cli.command {
             Command::Run(args) => run::run(&cli.common, args).await,
             Command::Agent(args) => agent::run(args).await,
-            Command::Config(command) => config::run(&command, cli.common.output),
+            Command::Config(command) => config::run(&command),
         }
     });
     // What still waits in a blocking call (a read of a dead disk) must not keep the process.

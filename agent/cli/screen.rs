@@ -34,6 +34,10 @@ impl Paint {
         Self(wanted && stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb"))
     }
 
+    pub(crate) const fn is_on(self) -> bool {
+        self.0
+    }
+
     #[cfg(test)]
     pub(crate) const fn plain() -> Self {
         Self(false)

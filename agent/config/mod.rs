@@ -50,6 +50,16 @@ pub struct NodeIdentity {
     pub labels: BTreeMap<String, String>,
 }
 
+impl NodeIdentity {
+    /// The node that this process runs on. In a pod the host's name is not the node's: there `STOKER_NODE` tells it.
+    #[must_use]
+    pub fn of_this_node() -> Self {
+        let given = std::env::var("STOKER_NODE").ok().filter(|name| !name.is_empty());
+        let host = || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self { name: given.unwrap_or_else(host), labels: BTreeMap::new() }
+    }
+}
+
 /// Reads the file at `path` and validates it for this node. Reads nothing else, touches nothing.
 ///
 /// # Errors

@@ -205,3 +205,22 @@ fn basis(percent: &str, written: &str, remedy: &str) -> Result<Share, Fault> {
 fn digits(text: &str) -> Option<u64> {
     if text::only_digits(text) { text.parse().ok() } else { None }
 }
+
+/// Thousandths of a core, as the command line has them: by the same rules, with the remedy after the fault.
+pub(crate) fn cpu_millis(text: &str) -> Result<u64, String> {
+    Cores::from(text).millis().map_err(told)
+}
+
+/// Bytes, as the command line has them.
+pub(crate) fn plain_bytes(text: &str) -> Result<u64, String> {
+    Bytes::from(text).bytes().map_err(told)
+}
+
+/// A length of time, as the command line has it.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    Time::from(text).duration().map_err(told)
+}
+
+fn told(fault: Fault) -> String {
+    format!("{}; {}", fault.message, fault.remedy)
+}

@@ -235,7 +235,9 @@ mod tests {
     fn a_commit_is_forty_lower_case_digits() {
         let text = "0123456789abcdef0123456789abcdef01234567";
         assert_eq!(text.parse::<CommitId>().map(|c| c.to_string()).as_deref(), Ok(text));
-        for wrong in ["", "0123", "0123456789ABCDEF0123456789abcdef01234567", "0123456789abcdef0123456789abcdef012345678"] {
+        for wrong in
+            ["", "0123", "0123456789ABCDEF0123456789abcdef01234567", "0123456789abcdef0123456789abcdef012345678"]
+        {
             assert!(wrong.parse::<CommitId>().is_err(), "{wrong}");
         }
     }

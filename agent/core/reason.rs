@@ -31,6 +31,8 @@ codes! {
     MemoryFloor = "MEMORY_FLOOR",
     /// Processes stall for memory.
     MemoryPressure = "MEMORY_PRESSURE",
+    /// Available memory nears the floor: small builds only.
+    MemoryNarrow = "MEMORY_NARROW",
     /// More memory than the node's whole budget.
     MemoryBudget = "MEMORY_BUDGET",
     /// Memory that others hold now.

@@ -1,1 +1,32 @@
-//! To be filled.
+//! The node itself: its pools, and what the machine is.
+//!
+//! In come the pools of the configuration and the machine's filesystems. Out go, for other rooms, a directory to write
+//! to that was guarded a moment ago ([`Pools::usable`]), deletion that returns at once ([`Pools::discard`]), the
+//! published state of every pool ([`Pools::subscribe`]), [`facts`] of the machine and whether a [`process`] lives.
+//!
+//! Two promises rule this room. While a pool that must be a mount is not mounted, nothing is created at or below its
+//! path: a folder there would fill the root disk. And nothing is deleted by path: only by descriptors below the pool's
+//! own, without symlinks, never across a mount. No descriptor is held between operations, for a held one keeps the
+//! disk from being unmounted.
+
+mod directory;
+mod filesystem;
+mod guard;
+mod pool;
+mod remove;
+mod trash;
+mod uuid;
+mod view;
+
+pub mod facts;
+pub mod process;
+
+pub use filesystem::Filesystem;
+pub(crate) use pool::now;
+pub use pool::{PoolTrouble, Pools};
+pub use view::{DirectoryView, PoolView, State};
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_root;

@@ -1,1 +1,276 @@
-//! To be filled.
+//! Pressure: what the machine feels, and whether new builds may start.
+//!
+//! In come the kernel's files below the host's root, how full the root filesystem and the pools are, and what leases
+//! have reserved and not written yet. Out goes a published [`PressureView`]: the readings and the gate, decided in
+//! `stoker_core::pressure`. A gate that changes is published at once; figures at most once a second, and only when
+//! people would see the difference.
+//!
+//! One task looks at memory every 100 ms to 1 s, the sooner the nearer the floor is, for compilers fill memory faster
+//! than any average shows. Disks are asked in a thread beside it, so that one that hangs delays nothing: it counts as
+//! failed.
+
+mod sample;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use stoker_core::pressure::{
+    Cpu, DiskReading, Gate, GateMemory, GateState, Limits, Memory, PoolReading, Readings, StallReading, decide,
+    interval,
+};
+use stoker_core::quantity::{Amounts, Span, Timestamp};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::sample::{DiskProbe, Disks, Sampler};
+use crate::config::{self, Config};
+use crate::node::{Filesystem, PoolTrouble, Pools, now};
+
+/// How often disks, CPU and stalls are looked at, and how often figures are published at most.
+const SLOW_EVERY: Duration = Duration::from_secs(1);
+/// After this long without an answer, disks count as failed.
+const DISKS_WITHIN: Duration = Duration::from_secs(5);
+/// The share of time in which all work waits for memory, from which on nothing new starts: 20%, in hundredths of a
+/// percent. A node that swaps or reclaims that much makes every build slower than waiting would.
+const MEMORY_STALL_FULL: u32 = 2000;
+
+/// What everyone sees.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct PressureView {
+    /// The last look.
+    pub readings: Readings,
+    /// The root filesystem with its kind; unset where it does not answer.
+    pub root: Option<Filesystem>,
+    /// Whether builds may start.
+    pub gate: Gate,
+    /// When this was so.
+    pub at: Timestamp,
+}
+
+/// The room: one task, and what it publishes.
+#[derive(Debug)]
+pub struct Pressure {
+    views: watch::Sender<Arc<PressureView>>,
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Pressure {
+    /// Looks once, so that there is a gate from the beginning, and goes on in a task until `cancel` or
+    /// [`Self::shutdown`]. `reserved` is the disk that leases have reserved on the workspaces' pool and not written.
+    ///
+    /// To be called inside a runtime. Blocks for as long as the filesystems take to answer.
+    #[must_use]
+    pub fn start(
+        config: &Config,
+        pools: Pools,
+        reserved: watch::Receiver<Amounts>,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let probe = DiskProbe::new(config);
+        let disks = probe.measure(&pools);
+        let mut looker = Looker::new(config, reserved);
+        let first = looker.look(&disks, now(), true);
+        if first.gate.state != GateState::Open {
+            log_gate(&first.gate);
+        }
+        let views = watch::Sender::new(Arc::new(first));
+        let stop = cancel.child_token();
+        let disks = DiskWatch { probe, pools, disks, asked: None };
+        let task = tokio::spawn(look_on(looker, disks, views.clone(), stop.clone()));
+        Self { views, stop, task: Mutex::new(Some(task)) }
+    }
+
+    /// The last look.
+    #[must_use]
+    pub fn view(&self) -> Arc<PressureView> {
+        Arc::clone(&self.views.borrow())
+    }
+
+    /// Wakes when the gate changes, and at most once a second when figures changed so that people would see it.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<PressureView>> {
+        self.views.subscribe()
+    }
+
+    /// Ends the task and waits for it.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        let task = self.task.lock().ok().and_then(|mut task| task.take());
+        if let Some(task) = task {
+            // It ends by itself; that it panicked was logged when it did.
+            drop(task.await);
+        }
+    }
+}
+
+/// Samples, and turns samples into views; remembers the gate.
+struct Looker {
+    sampler: Sampler,
+    config: config::Pressure,
+    workspaces: String,
+    needed: [String; 2],
+    reserved: watch::Receiver<Amounts>,
+    gate: GateMemory,
+    slow: Slow,
+}
+
+/// What is not sampled at every look.
+#[derive(Default)]
+struct Slow {
+    cpu: Option<Cpu>,
+    stalls: [StallReading; 3],
+}
+
+impl Looker {
+    fn new(config: &Config, reserved: watch::Receiver<Amounts>) -> Self {
+        Self {
+            sampler: Sampler::new(&config.node.host_root),
+            config: config.pressure.clone(),
+            workspaces: config.workspaces.pool.clone(),
+            needed: [config.workspaces.pool.clone(), config.repositories.pool.clone()],
+            reserved,
+            gate: GateMemory::default(),
+            slow: Slow::default(),
+        }
+    }
+
+    /// One look: memory always, CPU and stalls where `slow`.
+    fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool) -> PressureView {
+        if slow {
+            self.slow = Slow { cpu: self.sampler.cpu(), stalls: self.sampler.stalls() };
+        }
+        let memory = self.sampler.memory();
+        let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
+        let readings = Readings {
+            memory,
+            cpu: self.slow.cpu,
+            memory_stall,
+            cpu_stall,
+            io_stall,
+            root: disks.root.as_ref().map_or(DiskReading::Failed, |root| DiskReading::Known(root.reading(0, 0))),
+            pools: disks.pools.iter().map(|pool| self.pool(pool)).collect(),
+        };
+        self.gate = decide(&self.gate, &readings, &self.limits(memory), now);
+        PressureView { readings, root: disks.root.clone(), gate: self.gate.gate.clone(), at: now }
+    }
+
+    fn pool(&self, (name, disk): &(String, Result<Filesystem, PoolTrouble>)) -> PoolReading {
+        let reserved = if *name == self.workspaces { *self.reserved.borrow() } else { Amounts::default() };
+        let disk = match disk {
+            Ok(filesystem) => DiskReading::Known(filesystem.reading(reserved.disk_bytes, reserved.disk_inodes)),
+            Err(PoolTrouble::NotReady(message)) => DiskReading::NotReady(message.clone()),
+            Err(PoolTrouble::Silent) => DiskReading::Failed,
+        };
+        PoolReading { name: name.clone(), needed: self.needed.contains(name), disk }
+    }
+
+    fn limits(&self, memory: Option<Memory>) -> Limits {
+        let total = memory.map_or(0, |memory| memory.total_bytes);
+        Limits {
+            memory_floor: self.config.memory_floor.of(total),
+            memory_narrow: self.config.memory_narrow.of(total),
+            memory_stall_full: MEMORY_STALL_FULL,
+            hold: Span(i64::try_from(self.config.hold.as_millis()).unwrap_or(i64::MAX)),
+        }
+    }
+
+    /// How long until memory must be looked at again.
+    fn next(&self, view: &PressureView) -> Duration {
+        let memory = view.readings.memory;
+        let span = interval(memory.map(|memory| memory.available_bytes), self.limits(memory).memory_floor);
+        Duration::from_millis(u64::try_from(span.0).unwrap_or(100))
+    }
+}
+
+async fn look_on(
+    mut looker: Looker,
+    mut disks: DiskWatch,
+    views: watch::Sender<Arc<PressureView>>,
+    stop: CancellationToken,
+) {
+    let mut shown = Arc::clone(&views.borrow());
+    let mut wait = looker.next(&shown);
+    let (mut slow_at, mut shown_at) = (Instant::now(), Instant::now());
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(wait) => {}
+        }
+        let slow = slow_at.elapsed() >= SLOW_EVERY;
+        if slow {
+            slow_at = Instant::now();
+        }
+        disks.turn(slow).await;
+        let view = Arc::new(looker.look(&disks.disks, now(), slow));
+        wait = looker.next(&view);
+        let tell = !show::same_gate(&view.gate, &shown.gate)
+            || shown_at.elapsed() >= SLOW_EVERY && show::differs(&view.readings, &shown.readings);
+        if tell {
+            if view.gate.state != shown.gate.state {
+                log_gate(&view.gate);
+            }
+            (shown, shown_at) = (Arc::clone(&view), Instant::now());
+        }
+        // Who asks gets the last look; who waits is woken only where it is worth it.
+        views.send_if_modified(|current| {
+            *current = view;
+            tell
+        });
+    }
+    disks.end().await;
+}
+
+/// Disks, asked in a thread. Never a second thread while one hangs.
+struct DiskWatch {
+    probe: DiskProbe,
+    pools: Pools,
+    disks: Disks,
+    asked: Option<(JoinHandle<Disks>, Instant)>,
+}
+
+impl DiskWatch {
+    /// Takes an answer that has come, counts one that is overdue as a failure, and asks anew where it is time.
+    async fn turn(&mut self, ask: bool) {
+        match self.asked.take() {
+            Some((job, since)) if !job.is_finished() => {
+                if since.elapsed() >= DISKS_WITHIN {
+                    self.disks.fail();
+                }
+                self.asked = Some((job, since));
+            }
+            Some((job, _)) => match job.await {
+                Ok(disks) => self.disks = disks,
+                Err(_) => self.disks.fail(),
+            },
+            None => {}
+        }
+        if ask && self.asked.is_none() {
+            let (probe, pools) = (self.probe.clone(), self.pools.clone());
+            let job = tokio::task::spawn_blocking(move || probe.measure(&pools));
+            self.asked = Some((job, Instant::now()));
+        }
+    }
+
+    async fn end(self) {
+        if let Some((job, _)) = self.asked {
+            // A filesystem that hangs does not keep the agent from ending.
+            drop(tokio::time::timeout(DISKS_WITHIN, job).await);
+        }
+    }
+}
+
+fn log_gate(gate: &Gate) {
+    let why: Vec<&str> = gate.reasons.iter().map(|reason| reason.message.as_str()).collect();
+    match gate.state {
+        GateState::Open => tracing::info!(state = %gate.state, "gate"),
+        GateState::Narrow | GateState::Shut => {
+            let codes: Vec<&str> = gate.reasons.iter().map(|reason| reason.code.word()).collect();
+            tracing::warn!(state = %gate.state, reasons = codes.join(","), "gate: {}", why.join("; "));
+        }
+    }
+}

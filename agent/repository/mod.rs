@@ -1,1 +1,358 @@
-//! To be filled.
+//! The node's git repositories: a mirror of every upstream that is declared or asked for, and its states for readers.
+//!
+//! In come sources (a URL and a ref) and what the configuration declares and allows; out go commits, each with a
+//! [`SnapshotPin`] that keeps its snapshot on disk, and [`View`]s for people. The room owns
+//! `<pool>/stoker/repositories`: for each repository a private store that one serial task fetches into, the immutable
+//! snapshots published from it, and a small file with what is known. It starts `git` (in [`git`] alone) to move objects,
+//! and reads snapshots with git2 ([`Reader`]).
+//!
+//! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
+
+mod disk;
+mod fetch;
+pub mod git;
+mod git_error;
+mod keep;
+mod listing;
+mod local;
+mod meta;
+mod progress;
+mod read;
+mod recover;
+mod refs;
+mod resolve;
+mod snapshot;
+mod store;
+mod view;
+mod visit;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::{Code, Reason};
+use stoker_core::source::{RepositoryUrl, allowed};
+use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use disk::{Paths, io_reason};
+use fetch::blocking;
+use git::Git;
+use listing::Wanted;
+use meta::Meta;
+use store::{Entry, work};
+
+pub use listing::Head;
+pub use progress::Progress;
+pub use read::{Extent, ReadError, Reader, TreeSummary};
+pub use refs::{RefLine, RefTable};
+pub use snapshot::SnapshotPin;
+pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
+
+/// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
+pub type Root = Arc<dyn Fn() -> Result<PathBuf, Reason> + Send + Sync>;
+/// Moves a tree into the pool's trash and returns; it may block on the disk for a moment.
+pub type Discard = Arc<dyn Fn(PathBuf) -> io::Result<()> + Send + Sync>;
+
+/// How long a snapshot stays after a newer one was published, where nothing pins it.
+const SUPERSEDED_FOR: Duration = Duration::from_secs(600);
+/// How many repositories one node keeps.
+const REPOSITORIES_MAX: usize = 4096;
+
+/// All repositories of this node. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Repositories {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Repositories {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repositories").finish_non_exhaustive()
+    }
+}
+
+/// What the serial tasks share.
+struct Shared {
+    config: config::Repositories,
+    git: Git,
+    root: Root,
+    discard: Discard,
+    reader: Reader,
+    /// Of parallel visits to upstreams.
+    places: Semaphore,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+    /// Done once the pool was there.
+    recovery: OnceCell<()>,
+    ticks: watch::Sender<u64>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    superseded_for: Duration,
+}
+
+impl Repositories {
+    /// Takes over what is on the pool, and knows the declared mirrors; asks no network. A pool that is not there is no
+    /// error: it is tried again before each use.
+    ///
+    /// # Errors
+    /// When two declared mirrors are one repository.
+    pub async fn open(
+        config: &config::Repositories,
+        git: Git,
+        root: Root,
+        discard: Discard,
+        cancel: CancellationToken,
+    ) -> Result<Self, Reason> {
+        Self::open_with(config, git, root, discard, cancel, SUPERSEDED_FOR).await
+    }
+
+    async fn open_with(
+        config: &config::Repositories,
+        git: Git,
+        root: Root,
+        discard: Discard,
+        cancel: CancellationToken,
+        superseded_for: Duration,
+    ) -> Result<Self, Reason> {
+        let mut urls = BTreeSet::new();
+        if let Some(twice) = config.mirrors.iter().find(|mirror| !urls.insert(&mirror.url)) {
+            let message = format!("{} is declared twice under `repositories.mirrors`; remove one", twice.url);
+            return Err(Reason::new(Code::RepositoryNotDeclared, twice.url.key(), message));
+        }
+        let shared = Arc::new(Shared {
+            places: Semaphore::new(config.parallel.clamp(1, 64)),
+            config: config.clone(),
+            git,
+            root,
+            discard,
+            reader: Reader::default(),
+            entries: Mutex::new(BTreeMap::new()),
+            recovery: OnceCell::new(),
+            ticks: watch::Sender::new(0),
+            tasks: TaskTracker::new(),
+            cancel,
+            superseded_for,
+        });
+        for mirror in &config.mirrors {
+            let meta = Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true);
+            shared.insert(meta, false)?;
+        }
+        if let Err(reason) = shared.recovered().await {
+            tracing::warn!(reason = reason.code.word(), "repositories wait for their pool: {}", reason.message);
+        }
+        shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
+        Ok(Self { shared })
+    }
+
+    /// Fills the declared mirrors that are empty at once, as many as may run in parallel, and refreshes the others soon;
+    /// from then on all are kept fresh.
+    pub fn start_prefill(&self) {
+        for entry in self.shared.all() {
+            let (declared, filled) = {
+                let state = entry.state();
+                (state.meta.declared, state.current.is_some())
+            };
+            match (declared, filled) {
+                (true, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
+                // Spread over a part of the period: a restarted fleet must not ask all at once.
+                (true, true) => entry.refresh_in(self.shared.config.refresh / 10, self.shared.now()),
+                (false, _) => {}
+            }
+        }
+    }
+
+    /// Ends all fetches and tasks, and waits until they are over.
+    pub async fn shutdown(&self) {
+        self.shared.cancel.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        self.shared.git.idle().await;
+    }
+
+    /// Adds a repository; idempotent. The fill begins at once, and is tried again until it is there.
+    ///
+    /// # Errors
+    /// When the configuration does not allow it, or the pool is not there.
+    pub async fn add(&self, url: &RepositoryUrl, pinned: bool, trust: &str) -> Result<View, Reason> {
+        self.shared.recovered().await?;
+        let entry = match self.shared.get(url) {
+            Some(entry) => entry,
+            None => {
+                self.shared.may_add(url)?;
+                self.shared.insert(Meta::new(url.clone(), trust.to_owned(), pinned, false), false)?
+            }
+        };
+        {
+            let mut state = entry.state();
+            state.ephemeral = false;
+            state.meta.pinned |= pinned;
+        }
+        self.shared.save(&entry).await?;
+        if entry.current().is_none() {
+            entry.ask(Wanted::default())?;
+        }
+        self.shared.tick();
+        Ok(entry.view())
+    }
+
+    /// Says whether a repository is never evicted.
+    ///
+    /// # Errors
+    /// When there is no such repository, or that cannot be written.
+    pub async fn set_pinned(&self, url: &RepositoryUrl, pinned: bool) -> Result<View, Reason> {
+        self.shared.recovered().await?;
+        let entry = self.shared.get(url).ok_or_else(|| unknown(url))?;
+        entry.state().meta.pinned = pinned;
+        self.shared.save(&entry).await?;
+        self.shared.tick();
+        Ok(entry.view())
+    }
+
+    /// What is known of one repository.
+    #[must_use]
+    pub fn get(&self, url: &RepositoryUrl) -> Option<View> {
+        self.shared.get(url).map(|entry| entry.view())
+    }
+
+    /// What is known of all, by key.
+    #[must_use]
+    pub fn list(&self) -> Vec<View> {
+        let listed = |entry: &Arc<Entry>| !entry.state().meta.removed;
+        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| entry.view()).collect()
+    }
+
+    /// Joins the batch that waits, and so the next fetch. `only_if_empty`: where a snapshot is there, there is nothing
+    /// to do.
+    ///
+    /// # Errors
+    /// When there is no such repository.
+    pub fn refresh(&self, url: &RepositoryUrl, only_if_empty: bool) -> Result<RefreshHandle, Reason> {
+        let entry = self.shared.get(url).ok_or_else(|| unknown(url))?;
+        let ask = match only_if_empty && entry.current().is_some() {
+            true => None,
+            false => Some(entry.ask(Wanted::default())?),
+        };
+        Ok(RefreshHandle { repositories: self.clone(), url: url.clone(), progress: entry.progress.subscribe(), ask })
+    }
+
+    /// Ticks whenever a [`View`] may have changed.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.ticks.subscribe()
+    }
+
+    /// Reads snapshots.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        self.shared.reader.clone()
+    }
+
+    /// Pins a snapshot by its name, for leases that are read back after a start.
+    #[must_use]
+    pub fn pin_named(&self, url: &RepositoryUrl, name: &str) -> Option<SnapshotPin> {
+        let entry = lock(&self.shared.entries).get(url.key()).cloned()?;
+        let state = entry.state();
+        let pins = state.current.iter().chain(state.superseded.iter().map(|(pin, _)| pin));
+        pins.into_iter().find(|pin| pin.name() == name).cloned()
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn tick(&self) {
+        self.ticks.send_modify(|ticks| *ticks = ticks.wrapping_add(1));
+    }
+
+    fn all(&self) -> Vec<Arc<Entry>> {
+        lock(&self.entries).values().cloned().collect()
+    }
+
+    /// A repository that was not removed.
+    fn get(&self, url: &RepositoryUrl) -> Option<Arc<Entry>> {
+        let entry = lock(&self.entries).get(url.key()).cloned()?;
+        let removed = entry.state().meta.removed;
+        (!removed).then_some(entry)
+    }
+
+    fn may_add(&self, url: &RepositoryUrl) -> Result<(), Reason> {
+        let config = &self.config;
+        allowed(url, config.add == config::Add::OnDemand, &config.allow, &config.protocols)
+    }
+
+    /// The entry of `meta.url`, made where there is none, with its task. One that was removed while something still pins
+    /// its snapshots begins anew, and keeps those.
+    fn insert(self: &Arc<Self>, meta: Meta, ephemeral: bool) -> Result<Arc<Entry>, Reason> {
+        let mut entries = lock(&self.entries);
+        let key = meta.url.key().to_owned();
+        let old = entries.get(&key).cloned();
+        if let Some(old) = &old
+            && !old.state().meta.removed
+        {
+            return Ok(Arc::clone(old));
+        }
+        if old.as_ref().is_some_and(|old| old.state().removing) {
+            let message = format!("{} is being removed; ask again", meta.url);
+            return Err(Reason::new(Code::RepositoryNotDeclared, key, message));
+        }
+        if entries.len() >= REPOSITORIES_MAX {
+            let message = format!("this node keeps {REPOSITORIES_MAX} repositories already; remove some");
+            return Err(Reason::new(Code::RepositoryNotAllowed, key, message));
+        }
+        let entry = Arc::new(Entry::new(meta, ephemeral, self.cancel.child_token()));
+        if let Some(old) = old {
+            entry.state().superseded = std::mem::take(&mut old.state().superseded);
+        }
+        entries.insert(key, Arc::clone(&entry));
+        drop(entries);
+        self.tasks.spawn(work(Arc::clone(self), Arc::clone(&entry)));
+        Ok(entry)
+    }
+
+    /// Takes an entry out, if it is still the one.
+    fn forget(&self, entry: &Arc<Entry>) {
+        let mut entries = lock(&self.entries);
+        if entries.get(entry.url.key()).is_some_and(|there| Arc::ptr_eq(there, entry)) {
+            entries.remove(entry.url.key());
+            entry.stop.cancel();
+        }
+    }
+
+    /// Writes what is known, so that a restart knows it too.
+    async fn save(&self, entry: &Arc<Entry>) -> Result<(), Reason> {
+        let paths = Paths::new(&(self.root)()?, &entry.folder);
+        let meta = entry.state().meta.clone();
+        let written = blocking(entry.url.key(), move || {
+            std::fs::create_dir_all(&paths.folder)?;
+            meta.write(&paths.meta(), true)
+        });
+        written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
+    }
+
+    async fn discard(&self, path: PathBuf) -> Result<(), Reason> {
+        let discard = Arc::clone(&self.discard);
+        let shown = path.display().to_string();
+        let done = blocking(&shown, move || if path.exists() { discard(path) } else { Ok(()) }).await?;
+        done.map_err(|error| io_reason(&shown, "removing", &error))
+    }
+}
+
+fn unknown(url: &RepositoryUrl) -> Reason {
+    let message = format!("{url} is not among this node's repositories; add it first");
+    Reason::new(Code::RepositoryNotDeclared, url.key(), message)
+}
+
+/// A poisoned lock guards a map that is still whole: every change to it is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -28,13 +28,7 @@ type Awaiting = Pin<Box<dyn Stream<Item = Result<v1::AwaitAdmissionResponse, Sta
 
 #[tonic::async_trait]
 impl AdmissionService for Admission {
-    type AwaitAdmissionStream = Awaiting;
-    type WatchLeasesStream = Pin<Box<dyn Stream<Item = Result<v1::WatchLeasesResponse, Status>> + Send>>;
-
-    async fn evaluate(
-        &self,
-        request: Request<v1::EvaluateRequest>,
-    ) -> Result<Response<v1::EvaluateResponse>, Status> {
+    async fn evaluate(&self, request: Request<v1::EvaluateRequest>) -> Result<Response<v1::EvaluateResponse>, Status> {
         let builds = request.into_inner().builds;
         if builds.len() > BUILDS_MAX {
             return Err(bad("builds", format!("has {} entries, at most {BUILDS_MAX} are allowed", builds.len())));
@@ -53,10 +47,7 @@ impl AdmissionService for Admission {
         Ok(Response::new(v1::AdmitResponse { node: Some(self.0.node()), decision }))
     }
 
-    async fn await_admission(
-        &self,
-        request: Request<v1::AwaitAdmissionRequest>,
-    ) -> Result<Response<Awaiting>, Status> {
+    async fn await_admission(&self, request: Request<v1::AwaitAdmissionRequest>) -> Result<Response<Awaiting>, Status> {
         let patience = patience(&request);
         let admit = request.into_inner().admit.ok_or_else(|| bad("admit", "is missing"))?;
         let order = Order { take_ticket: true, ..order("admit.", admit)? };
@@ -85,7 +76,8 @@ impl AdmissionService for Admission {
                 }
                 let holder = Holder::Process { pid: process.pid, start_ticks: process.start_ticks };
                 if !self.0.process_lives(&process) {
-                    let what = "no such process of this node with that start time; a process in a pod is bound by its pod";
+                    let what =
+                        "no such process of this node with that start time; a process in a pod is bound by its pod";
                     return Err(bad("process", what));
                 }
                 holder
@@ -119,10 +111,7 @@ impl AdmissionService for Admission {
         Ok(Response::new(v1::ReleaseResponse { lease: Some(lease(&ended, self.0.name())) }))
     }
 
-    async fn get_lease(
-        &self,
-        request: Request<v1::GetLeaseRequest>,
-    ) -> Result<Response<v1::GetLeaseResponse>, Status> {
+    async fn get_lease(&self, request: Request<v1::GetLeaseRequest>) -> Result<Response<v1::GetLeaseResponse>, Status> {
         let lease_id: LeaseId = id("lease_id", request.into_inner().lease_id)?;
         let found = self.0.admission.read(|ledger, _| ledger.lease(&lease_id).cloned());
         let found = found.ok_or_else(|| {
@@ -136,7 +125,7 @@ impl AdmissionService for Admission {
         request: Request<v1::ListLeasesRequest>,
     ) -> Result<Response<v1::ListLeasesResponse>, Status> {
         let request = request.into_inner();
-        let wanted = super::request::scope("scope", request.scope)?;
+        let wanted = super::request::scope("scope", request.scope.clone())?;
         let part = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
         let states: Vec<v1::LeaseState> = request.states().collect();
         let version = *self.0.admission.watch().borrow();

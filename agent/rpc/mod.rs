@@ -45,7 +45,7 @@ pub struct Rooms {
     /// The pools.
     pub pools: Pools,
     /// Memory, disk, stalls, the gate.
-    pub pressure: Pressure,
+    pub pressure: Arc<Pressure>,
     /// Who answers.
     pub identity: Arc<Identity>,
     /// Ends streams when the agent stops.
@@ -121,9 +121,7 @@ impl Rooms {
         routes
             .add_service(health_service)
             .add_service(reflection)
-            .add_service(
-                NodeServiceServer::new(node::Node(self.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            )
+            .add_service(NodeServiceServer::new(node::Node(self.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX))
             .add_service(
                 AdmissionServiceServer::new(admission::Admission(self.clone()))
                     .max_decoding_message_size(MESSAGE_BYTES_MAX),

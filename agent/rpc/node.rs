@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 use super::Rooms;
 use super::convert::{mode, reasons, timestamp, totals, wire};
 use super::error::bad;
-use crate::repository::State;
+use crate::config::Retention;
+use crate::repository::RepositoryState;
 
 /// Changes are told at most so often.
 const EVERY: Duration = Duration::from_millis(250);
@@ -24,10 +25,10 @@ const NOTE_BYTES_MAX: usize = 512;
 
 pub(super) struct Node(pub(super) Rooms);
 
+type Statuses = Pin<Box<dyn Stream<Item = Result<v1::WatchStatusResponse, Status>> + Send>>;
+
 #[tonic::async_trait]
 impl NodeService for Node {
-    type WatchStatusStream = Pin<Box<dyn Stream<Item = Result<v1::WatchStatusResponse, Status>> + Send>>;
-
     async fn get_status(
         &self,
         _request: Request<v1::GetStatusRequest>,
@@ -35,10 +36,7 @@ impl NodeService for Node {
         Ok(Response::new(v1::GetStatusResponse { status: Some(self.0.status()) }))
     }
 
-    async fn watch_status(
-        &self,
-        _request: Request<v1::WatchStatusRequest>,
-    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+    async fn watch_status(&self, _request: Request<v1::WatchStatusRequest>) -> Result<Response<Statuses>, Status> {
         let (statuses, stream) = mpsc::channel(2);
         let rooms = self.0.clone();
         self.0.tasks.spawn(async move {
@@ -104,14 +102,15 @@ impl Rooms {
             (totals(sums), ledger.mode_at(now), count(ledger.live_count()), count(ledger.queued()))
         });
         let repositories = self.repositories.list();
-        let with = |wanted: &[State]| count(repositories.iter().filter(|r| wanted.contains(&r.state)).count());
+        let with =
+            |wanted: &[RepositoryState]| count(repositories.iter().filter(|r| wanted.contains(&r.state)).count());
         let counts = v1::Counts {
             leases,
             tickets,
             workspaces: count(self.workspaces.list().len()),
             repositories: count(repositories.len()),
-            repositories_empty: with(&[State::Empty]),
-            fetching: with(&[State::Filling, State::Fetching]),
+            repositories_empty: with(&[RepositoryState::Empty]),
+            fetching: with(&[RepositoryState::Filling, RepositoryState::Fetching]),
         };
         let machine = &self.identity.machine;
         v1::Status {
@@ -160,20 +159,22 @@ impl Rooms {
     #[must_use]
     pub fn alarms(&self) -> Vec<Reason> {
         let pools = self.pools.view();
-        let lost = pools.iter().filter(|pool| !pool.is_ready()).map(|pool| {
+        let lost = pools.iter().filter(|pool| pool.state != crate::node::State::Ready).map(|pool| {
             let message = format!("pool {} is {}: {}", pool.name, pool.state.word(), pool.message);
             Reason::new(Code::PoolNotReady, pool.name.clone(), message)
         });
         let directories = pools.iter().flat_map(|pool| {
-            pool.directories.iter().filter(|directory| !directory.is_prepared()).map(|directory| {
-                let path = format!("{}/{}", pool.path.display(), directory.path.display());
-                let message = format!("directory {path} is {}: {}", directory.state.word(), directory.message);
-                Reason::new(Code::PoolNotReady, path, message)
-            })
+            pool.directories.iter().filter(|directory| directory.state != crate::node::State::Prepared).map(
+                |directory| {
+                    let path = format!("{}/{}", pool.path.display(), directory.path.display());
+                    let message = format!("directory {path} is {}: {}", directory.state.word(), directory.message);
+                    Reason::new(Code::PoolNotReady, path, message)
+                },
+            )
         });
-        let empty = self.repositories.list().into_iter().filter(|r| r.declared && r.snapshot.is_none()).map(|r| {
+        let empty = self.repositories.list().into_iter().filter(|r| r.declared && r.snapshot.is_empty()).map(|r| {
             let why = r.reasons.first().map_or_else(|| "not filled yet".to_owned(), |reason| reason.message.clone());
-            Reason::new(Code::RepositoryEmpty, r.url.clone(), format!("declared mirror {} is empty: {why}", r.url))
+            Reason::new(Code::RepositoryEmpty, r.url.key(), format!("declared mirror {} is empty: {why}", r.url))
         });
         let journal = self.admission.journal_error().map(|error| {
             Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
@@ -223,7 +224,7 @@ fn pool(pool: &crate::node::PoolView) -> v1::Pool {
             free_inodes: wire(disk.free_inodes),
             floor_bytes: wire(disk.floor_bytes),
             floor_inodes: wire(disk.floor_inodes),
-            r#type: disk.kind.clone(),
+            r#type: disk.type_name.clone(),
         }),
         directories: pool
             .directories
@@ -232,9 +233,18 @@ fn pool(pool: &crate::node::PoolView) -> v1::Pool {
                 path: directory.path.to_string_lossy().into_owned(),
                 state: directory.state.word().to_owned(),
                 message: directory.message.clone(),
-                retention: directory.retention.word().to_owned(),
+                retention: retention(directory.retention).to_owned(),
             })
             .collect(),
         since: Some(timestamp(pool.since)),
+    }
+}
+
+const fn retention(retention: Retention) -> &'static str {
+    match retention {
+        Retention::Scratch => "scratch",
+        Retention::Cache => "cache",
+        Retention::Output => "output",
+        Retention::Mirror => "mirror",
     }
 }

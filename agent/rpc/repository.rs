@@ -1,6 +1,7 @@
 //! `RepositoryService`.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::Stream;
 use stoker_core::quantity::Span;
@@ -14,7 +15,10 @@ use super::convert::{duration, reasons, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{page, source, url};
 use super::{Rooms, patience};
-use crate::repository::{Progress, State, View};
+use crate::repository::{Progress, RepositoryState, View};
+
+/// A fill of a large repository takes longer than a call whose caller names no deadline.
+const REFRESH_WITHIN: Duration = Duration::from_secs(3600);
 
 pub(super) struct Repository(pub(super) Rooms);
 
@@ -22,10 +26,6 @@ type Refreshing = Pin<Box<dyn Stream<Item = Result<v1::RefreshRepositoryResponse
 
 #[tonic::async_trait]
 impl RepositoryService for Repository {
-    type RefreshRepositoryStream = Refreshing;
-    type VerifyRepositoryStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyRepositoryResponse, Status>> + Send>>;
-    type ExportRepositoryStream = Pin<Box<dyn Stream<Item = Result<v1::ExportRepositoryResponse, Status>> + Send>>;
-
     async fn resolve_source(
         &self,
         request: Request<v1::ResolveSourceRequest>,
@@ -57,9 +57,9 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::ListRepositoriesResponse>, Status> {
         let request = request.into_inner();
         let mut all = self.0.repositories.list();
-        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all.sort_by(|a, b| a.url.cmp(&b.url));
         let (views, next_page_token) =
-            page(all.into_iter(), |view| view.key.clone(), request.page_size, &request.page_token)?;
+            page(all.into_iter(), |view| view.url.key().to_owned(), request.page_size, &request.page_token)?;
         let repositories = views.iter().map(repository).collect();
         Ok(Response::new(v1::ListRepositoriesResponse { repositories, next_page_token }))
     }
@@ -112,17 +112,18 @@ impl RepositoryService for Repository {
         &self,
         request: Request<v1::RefreshRepositoryRequest>,
     ) -> Result<Response<Refreshing>, Status> {
+        let patience = patience(&request).max(REFRESH_WITHIN);
         let request = request.into_inner();
         let wanted = url("url", &request.url)?;
-        let handle = self.0.repositories.refresh(&wanted, request.only_if_empty).await;
-        let mut handle = handle.map_err(|reason| refusal(&reason))?;
+        let handle = self.0.repositories.refresh(&wanted, request.only_if_empty);
+        let handle = handle.map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let cancel = self.0.cancel.clone();
         self.0.tasks.spawn(async move {
             use v1::refresh_repository_response::Event;
             let mut seen = handle.progress();
             let ended = {
-                let ended = handle.ended();
+                let ended = handle.wait(patience);
                 tokio::pin!(ended);
                 loop {
                     tokio::select! {
@@ -142,9 +143,8 @@ impl RepositoryService for Repository {
                     }
                 }
             };
-            let last = ended.map(|view| v1::RefreshRepositoryResponse {
-                event: Some(Event::Repository(repository(&view))),
-            });
+            let last =
+                ended.map(|view| v1::RefreshRepositoryResponse { event: Some(Event::Repository(repository(&view))) });
             let _ = events.send(last).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -157,7 +157,7 @@ fn unknown(key: &str) -> Status {
 
 pub(super) fn progress(progress: &Progress) -> v1::Progress {
     v1::Progress {
-        phase: progress.phase.clone(),
+        phase: progress.phase.to_owned(),
         done: wire(progress.done),
         total: wire(progress.total),
         bytes: wire(progress.bytes),
@@ -166,14 +166,14 @@ pub(super) fn progress(progress: &Progress) -> v1::Progress {
 
 fn repository(view: &View) -> v1::Repository {
     v1::Repository {
-        url: view.url.clone(),
+        url: view.url.fetch_url().to_owned(),
         state: match view.state {
-            State::Empty => v1::RepositoryState::Empty,
-            State::Filling => v1::RepositoryState::Filling,
-            State::Ready => v1::RepositoryState::Ready,
-            State::Fetching => v1::RepositoryState::Fetching,
-            State::Stale => v1::RepositoryState::Stale,
-            State::Quarantined => v1::RepositoryState::Quarantined,
+            RepositoryState::Empty => v1::RepositoryState::Empty,
+            RepositoryState::Filling => v1::RepositoryState::Filling,
+            RepositoryState::Ready => v1::RepositoryState::Ready,
+            RepositoryState::Fetching => v1::RepositoryState::Fetching,
+            RepositoryState::Stale => v1::RepositoryState::Stale,
+            RepositoryState::Quarantined => v1::RepositoryState::Quarantined,
         }
         .into(),
         declared: view.declared,
@@ -182,11 +182,11 @@ fn repository(view: &View) -> v1::Repository {
         disk_bytes: wire(view.disk_bytes),
         objects: wire(view.objects),
         refs: wire(view.refs),
-        head: view.head.clone().unwrap_or_default(),
+        head: view.head.clone(),
         last_fetch_at: view.last_fetch_at.map(timestamp),
         next_refresh_at: view.next_refresh_at.map(timestamp),
         confirmed_at: view.confirmed_at.map(timestamp),
-        snapshot: view.snapshot.clone().unwrap_or_default(),
+        snapshot: view.snapshot.clone(),
         snapshots: i32::try_from(view.snapshots).unwrap_or(i32::MAX),
         reasons: reasons(&view.reasons),
         progress: view.progress.as_ref().map(progress),

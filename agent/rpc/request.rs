@@ -119,7 +119,9 @@ fn cache_keys(field: &str, keys: &[String]) -> Result<(), Status> {
         return Err(bad(field, format!("has {} entries, at most {CACHE_KEYS_MAX} are allowed", keys.len())));
     }
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
-    match keys.iter().position(|key| key.is_empty() || key.len() > 64 || key.starts_with('.') || !key.chars().all(plain))
+    match keys
+        .iter()
+        .position(|key| key.is_empty() || key.len() > 64 || key.starts_with('.') || !key.chars().all(plain))
     {
         Some(i) => Err(bad(
             format!("{field}[{i}]"),
@@ -133,7 +135,9 @@ fn declared(field: &str, size: v1::Size) -> Result<Declared, Status> {
     let amount = |name: &str, value: Option<i64>, max: i64, unit: &str| match value {
         None => Ok(None),
         Some(value) if (1..=max).contains(&value) => Ok(u64::try_from(value).ok()),
-        Some(value) => Err(bad(format!("{field}.{name}"), format!("is {value}; give 1 to {max} {unit}, or leave it out"))),
+        Some(value) => {
+            Err(bad(format!("{field}.{name}"), format!("is {value}; give 1 to {max} {unit}, or leave it out")))
+        }
     };
     let time_budget = match size.time_budget {
         None => None,
@@ -166,7 +170,8 @@ pub(super) fn usage(field: &str, usage: v1::Usage) -> Result<Usage, Status> {
         u64::try_from(value).map_err(|_| bad(format!("{field}.{name}"), format!("is {value}; give 0 or more")))
     };
     let spanned = |name: &str, given: Option<ProtoDuration>| {
-        exact_span(given.unwrap_or_default()).ok_or_else(|| bad(format!("{field}.{name}"), "is negative; give 0s or more"))
+        exact_span(given.unwrap_or_default())
+            .ok_or_else(|| bad(format!("{field}.{name}"), "is negative; give 0s or more"))
     };
     Ok(Usage {
         memory_bytes_peak: positive("memory_bytes_peak", usage.memory_bytes_peak)?,

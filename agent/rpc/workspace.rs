@@ -16,6 +16,7 @@ use super::error::{bad, refusal};
 use super::request::{id, page, source, span};
 use super::{Rooms, patience};
 use crate::admission::{WriterError, survey};
+use crate::repository::SnapshotPin;
 use crate::workspace::{Order, Preparing, Progress, Workspace as Prepared};
 
 const LIFETIME: Span = Span::hours(24);
@@ -27,8 +28,6 @@ type Stages = Pin<Box<dyn Stream<Item = Result<v1::PrepareWorkspaceResponse, Sta
 
 #[tonic::async_trait]
 impl WorkspaceService for Workspace {
-    type PrepareWorkspaceStream = Stages;
-
     async fn prepare_workspace(
         &self,
         request: Request<v1::PrepareWorkspaceRequest>,
@@ -108,6 +107,10 @@ impl WorkspaceService for Workspace {
 }
 
 impl Workspace {
+    fn trust(&self, pin: &SnapshotPin) -> String {
+        self.0.repositories.get(pin.url()).map(|view| view.trust).unwrap_or_default()
+    }
+
     fn leased(&self, lease_id: LeaseId) -> Result<Order, Status> {
         let lease = self.0.admission.read(|ledger, _| ledger.lease(&lease_id).cloned());
         let Some(lease) = lease else {
@@ -125,6 +128,7 @@ impl Workspace {
             scope: lease.scope.clone(),
             cache_keys: lease.cache_keys.clone(),
             expires_at: None,
+            trust: self.trust(&pin),
             pin,
             user: None,
             group: None,
@@ -144,6 +148,7 @@ impl Workspace {
             scope,
             cache_keys: Vec::new(),
             expires_at: Some(crate::admission::now().plus(lifetime)),
+            trust: self.trust(&resolved.pin),
             pin: resolved.pin,
             user: None,
             group: None,

@@ -8,10 +8,12 @@ use stoker_core::reason::{Code, Reason};
 use tokio_util::sync::CancellationToken;
 
 use super::Facts;
-use crate::repository::SnapshotPin;
+use crate::repository::{ReadError, Reader, SnapshotPin};
 
 /// Commits that are remembered; the oldest go first.
 const COMMITS_MAX: usize = 4096;
+/// Files of a commit that are counted.
+const FILES_MAX: u64 = 2_000_000;
 /// Readings that run at once; further ones that nobody waits for are left out.
 const READINGS_MAX: usize = 2;
 
@@ -24,6 +26,7 @@ struct Known {
 /// What commits say of their builds. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct FactsCache {
+    reader: Reader,
     known: Arc<Mutex<Known>>,
     background: Arc<tokio::sync::Semaphore>,
     cancel: CancellationToken,
@@ -32,8 +35,8 @@ pub struct FactsCache {
 impl FactsCache {
     /// Empty; nothing is begun after `cancel`.
     #[must_use]
-    pub fn new(cancel: CancellationToken) -> Self {
-        Self { known: Arc::default(), background: Arc::new(tokio::sync::Semaphore::new(READINGS_MAX)), cancel }
+    pub fn new(reader: Reader, cancel: CancellationToken) -> Self {
+        Self { reader, known: Arc::default(), background: Arc::new(tokio::sync::Semaphore::new(READINGS_MAX)), cancel }
     }
 
     /// Reads them where they are not known.
@@ -68,14 +71,22 @@ impl FactsCache {
     }
 
     fn read(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Arc<Facts>, Reason> {
-        let tree = pin.tree(commit)?;
+        let damaged = |error: ReadError| Reason::new(Code::RepositoryCorrupt, pin.url().key(), error.to_string());
+        let found = self.reader.summarise(pin, commit, FILES_MAX).map_err(damaged)?;
+        let by_extension = found.by_extension.into_iter();
         let tree = super::Tree {
-            root_files: tree.root_files,
-            extensions: tree.extensions,
-            files: tree.files,
-            bytes: tree.bytes,
+            root_files: self.reader.root_files(pin, commit).map_err(damaged)?,
+            extensions: by_extension.map(|(name, extent)| (name, (extent.files, extent.bytes))).collect(),
+            files: found.total.files,
+            bytes: found.total.bytes,
         };
-        let facts = Facts::of(&tree, |path| pin.blob(commit, path, super::spec::BYTES_MAX + 1).ok().flatten());
+        let bound = u64::try_from(super::spec::BYTES_MAX).unwrap_or(u64::MAX);
+        let facts = Facts::of(&tree, |path| match self.reader.blob(pin, commit, path, bound) {
+            Ok(content) => content,
+            // The parser names the bound: it gets as much as breaks it.
+            Err(ReadError::TooLarge { .. }) => Some(vec![b' '; super::spec::BYTES_MAX + 1]),
+            Err(_) => None,
+        });
         let facts = Arc::new(facts);
         let mut known = self.known();
         if known.facts.insert(commit, Arc::clone(&facts)).is_none() {

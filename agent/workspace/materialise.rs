@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use stoker_core::reason::{Code, Reason};
+use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,7 @@ pub(super) async fn checkout(
         .time_limit(CHECKOUT_WITHIN);
     command.run().await.map_err(|error| {
         let message = format!("{} cannot be checked out: {error}", workspace.source.commit);
-        Reason::new(error.code().unwrap_or(Code::RepositoryCorrupt), workspace.source.repository.clone(), message)
+        Reason::new(error.code(), workspace.source.repository.clone(), message)
     })?;
     let done = workspace;
     blocking(move || {
@@ -105,7 +105,9 @@ fn packed_refs(snapshot: &Path) -> io::Result<BTreeMap<Vec<u8>, Packed>> {
             if let Some((_, slot)) = last.as_ref().and_then(|name| refs.get_mut(name)) {
                 *slot = Some(peeled.to_vec());
             }
-        } else if let Some((id, name)) = line.split_at_checked(40).and_then(|(id, rest)| Some((id, rest.strip_prefix(b" ")?))) {
+        } else if let Some((id, name)) =
+            line.split_at_checked(40).and_then(|(id, rest)| Some((id, rest.strip_prefix(b" ")?)))
+        {
             refs.insert(name.to_vec(), (id.to_vec(), None));
             last = Some(name.to_vec());
         }
@@ -165,7 +167,8 @@ fn config(url: &str, branch: Option<&str>) -> String {
         "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
          [gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n",
     );
-    let _ = writeln!(text, "[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*", quoted(url));
+    let _ =
+        writeln!(text, "[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*", quoted(url));
     if let Some(branch) = branch {
         let merge = quoted(&format!("refs/heads/{branch}"));
         let _ = writeln!(text, "[branch {}]\n\tremote = origin\n\tmerge = {merge}", quoted(branch));

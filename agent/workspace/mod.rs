@@ -105,6 +105,8 @@ pub struct Order {
     pub expires_at: Option<Timestamp>,
     /// What keeps the commit.
     pub pin: SnapshotPin,
+    /// The trust class of its repository: caches are never shared across classes.
+    pub trust: String,
     /// Who it belongs to; unset: who the agent runs as.
     pub user: Option<u32>,
     /// As `user`.
@@ -246,12 +248,15 @@ impl Workspaces {
     ) -> Result<Workspace, Reason> {
         let root = self.inner.pools.usable(&self.inner.pool)?;
         let home = root.join("workspaces").join(&order.id);
-        let trust = order.pin.trust().to_owned();
-        let tenant = Component::of(&[&order.scope.tenant, &trust]);
+        let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
         let cache = root.join("caches").join(tenant.as_str());
         let (user, group) = (order.user, order.group);
-        let owner = (user.is_some() || group.is_some())
-            .then(|| (user.unwrap_or_else(|| nix::unistd::geteuid().as_raw()), group.unwrap_or_else(|| nix::unistd::getegid().as_raw())));
+        let owner = (user.is_some() || group.is_some()).then(|| {
+            (
+                user.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
+                group.unwrap_or_else(|| nix::unistd::getegid().as_raw()),
+            )
+        });
         let workspace = Workspace {
             src: home.join("src"),
             tmp: home.join("tmp"),
@@ -309,10 +314,7 @@ impl Workspaces {
     fn discard(&self, id: &str) -> io::Result<()> {
         let root = self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))?;
         let home = root.join("workspaces").join(id);
-        match self.inner.pools.discard(&home) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        self.inner.pools.discard(&home)?;
         record::remove(&root, id)
     }
 

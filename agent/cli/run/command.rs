@@ -102,7 +102,8 @@ pub(super) async fn run(
     let status = loop {
         let next = begun.elapsed() + every;
         let wake = begun + next;
-        let wake = [Some(wake), budget_ends.filter(|_| !over_budget), kill_at].into_iter().flatten().min().unwrap_or(wake);
+        let wake =
+            [Some(wake), budget_ends.filter(|_| !over_budget), kill_at].into_iter().flatten().min().unwrap_or(wake);
         tokio::select! {
             status = child.wait() => break status,
             signal = signals.next() => send(pid, own_group, signal),

@@ -134,7 +134,8 @@ impl Build<'_> {
         let ended = built.as_ref().ok();
         let released = release(host, &lease, ended).await;
         if let Err(failure) = &released {
-            self.steps.note(&format!("not released: {}; the agent does so when this process has ended", failure.message));
+            self.steps
+                .note(&format!("not released: {}; the agent does so when this process has ended", failure.message));
         }
         let ended = built?;
         self.report(&ended, released.is_ok());
@@ -319,7 +320,8 @@ impl Build<'_> {
         );
         let paint = self.steps.paint();
         self.steps.done("size", &format!("{what}  {}", paint.dim(origin_of(sizing))), None);
-        let clamped: Vec<&str> = sizing.basis.iter().filter(|basis| basis.clamped).map(|b| word(b.resource())).collect();
+        let clamped: Vec<&str> =
+            sizing.basis.iter().filter(|basis| basis.clamped).map(|b| word(b.resource())).collect();
         if !clamped.is_empty() {
             self.steps.note(&format!("{} lowered to what this machine has", clamped.join(" and ")));
         }
@@ -351,12 +353,7 @@ impl Build<'_> {
         Err(Failure::new("workspace", "the agent ended the stream before the workspace was ready"))
     }
 
-    async fn build(
-        &mut self,
-        client: &Client,
-        lease: &v1::Lease,
-        workspace: &v1::Workspace,
-    ) -> Result<Ended, Failure> {
+    async fn build(&mut self, client: &Client, lease: &v1::Lease, workspace: &v1::Workspace) -> Result<Ended, Failure> {
         let budget = lease.sizing.as_ref().and_then(|sizing| sizing.size.as_ref()?.time_budget);
         let budget = budget.and_then(|span| Duration::try_from(span).ok());
         let _ = client; // the agent watches this process; nothing needs to be told while the build runs

@@ -1,1 +1,16 @@
-//! To be filled.
+//! The gate: whether new builds may start, decided from what the samplers read.
+//!
+//! In come [`Readings`] (memory, stalls, disks; each may have failed), [`Limits`] and the time. Out goes a
+//! [`GateMemory`]: the [`Gate`] that everyone sees, and what the next decision needs to know of this one. [`poll`] says
+//! how soon memory must be looked at again.
+
+mod gate;
+mod poll;
+mod reading;
+
+pub use gate::{Gate, GateMemory, GateState, Limits, OBSERVATION_GAP_MAX, decide, is_soft};
+pub use poll::{FILL_BYTES_PER_SECOND, INTERVAL_MAX, INTERVAL_MIN, interval};
+pub use reading::{Cpu, DiskReading, Filesystem, Memory, PoolReading, Readings, Stall, StallReading};
+
+#[cfg(test)]
+mod tests;

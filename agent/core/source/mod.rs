@@ -1,7 +1,19 @@
-//! Where sources come from: [`RepositoryUrl`] is the canonical name of an upstream.
+//! Where sources come from, as words and as decisions.
+//!
+//! In come the texts that callers write (a URL, a ref) and what the agent knows of a mirror; out go their canonical
+//! forms, the judgement whether this node may fetch from there, and the next step towards one commit. Nothing here
+//! touches a network or a disk.
+//!
+//! - [`RepositoryUrl`] is the canonical name of an upstream: all spellings of one repository are equal.
+//! - [`SourceRef`] is what a caller asks for there; [`RefName`] a name that git accepts.
+//! - [`decide`] says what to do next to resolve a [`Request`]; [`allowed`] whether an upstream may be added.
 
-use alloc::string::String;
+mod allow;
+mod refs;
+mod resolve;
+mod url;
 
-/// The canonical URL of a repository. (To be filled.)
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RepositoryUrl(String);
+pub use allow::allowed;
+pub use refs::{RefError, RefName, SourceRef};
+pub use resolve::{Asked, Fetched, Found, Origin, Probed, Request, Step, View, decide};
+pub use url::{Protocol, RepositoryUrl, UrlError};

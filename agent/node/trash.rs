@@ -1,0 +1,143 @@
+//! The trash: `<pool>/stoker/trash`, readable by the agent alone, on the same filesystem as what is thrown into it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, openat2, renameat};
+use rustix::io::Errno;
+
+use super::directory::{self, TRASH};
+use super::guard::BENEATH;
+use super::remove::{self, Sweep};
+
+/// How fast trash is removed, so that builds keep the disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// After so many entries ...
+    pub(super) entries: u32,
+    /// ... comes a pause.
+    pub(super) pause: Duration,
+    /// After so long all descriptors are let go of.
+    pub(super) slice: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { entries: 1000, pause: Duration::from_millis(5), slice: Duration::from_secs(1) }
+    }
+}
+
+/// Renames `path`, relative to the agent's directory `own`, into the trash. Success where it is not there.
+pub(super) fn discard(own: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.starts_with(TRASH) {
+        let message = format!("{} is kept by the agent, and is not removed", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let (parent, name) = match directory::open_parent(own, path) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened?,
+    };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Without NO_SYMLINKS, for a link itself may be thrown away; NOFOLLOW and NO_XDEV still hold.
+    let target = match openat2(
+        &parent,
+        &name,
+        flags,
+        Mode::empty(),
+        BENEATH.difference(rustix::fs::ResolveFlags::NO_SYMLINKS),
+    ) {
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::XDEV) => return Err(busy(path)),
+        opened => opened?,
+    };
+    if mounted_below(target.as_fd())? {
+        return Err(busy(path));
+    }
+    let trash = directory::open_trash(own).map_err(|trouble| io::Error::other(trouble.message))?;
+    let unique = uuid::Uuid::now_v7().simple().to_string();
+    let rename = || renameat(&parent, &name, &trash, unique.as_str());
+    match rename() {
+        Err(Errno::NOENT) => return Ok(()),
+        // A directory that its owner may not write to cannot change its parent; see rename(2).
+        Err(Errno::ACCESS) => {
+            remove::open_up(target.as_fd())?;
+            rename()?;
+        }
+        Err(Errno::PERM) => {
+            remove::unlock(parent.as_fd(), &name)?;
+            rename()?;
+        }
+        renamed => renamed?,
+    }
+    Ok(())
+}
+
+fn busy(path: &Path) -> io::Error {
+    let message = format!("something is mounted in {}; unmount it first", path.display());
+    io::Error::new(io::ErrorKind::ResourceBusy, message)
+}
+
+/// Whether anything is mounted at or below an open file, as far as this process sees. The kernel only refuses to rename
+/// a mount point itself.
+fn mounted_below(target: BorrowedFd<'_>) -> io::Result<bool> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", target.as_raw_fd()))?;
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    // Field 5 of each line, proc_pid_mountinfo(5). Read as bytes: a mount point need not be UTF-8.
+    let mut points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    Ok(points.any(|point| unescape(point).starts_with(&path)))
+}
+
+/// Space, tab, line feed and backslash are written as three octal digits.
+fn unescape(text: &[u8]) -> PathBuf {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = match (byte, after) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
+                bytes.push((a & 7) << 6 | (b & 7) << 3 | (c & 7));
+                after
+            }
+            _ => {
+                bytes.push(byte);
+                after
+            }
+        };
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// Removes what is in the trash below a pool's `root`, for at most one slice. True where more is to do now; what cannot
+/// be removed is logged and left for later.
+pub(super) fn sweep(root: BorrowedFd<'_>, pool: &str, pace: Pace, stop: &dyn Fn() -> bool) -> bool {
+    let trash = directory::open_own(root).and_then(|own| directory::open_trash(own.as_fd()));
+    let trash = match trash {
+        Ok(trash) => trash,
+        Err(trouble) => {
+            tracing::warn!(%pool, "the trash cannot be opened: {}", trouble.message);
+            return false;
+        }
+    };
+    let outcome = Sweep::new(trash.as_fd(), pace, stop).run();
+    for (name, why) in &outcome.refused {
+        let name = OsStr::from_bytes(name.to_bytes()).display();
+        tracing::warn!(%pool, "{name} in the trash cannot be removed: {why}; it is tried again");
+    }
+    if outcome.removed > 0 {
+        tracing::debug!(%pool, removed = outcome.removed, "trash removed");
+    }
+    outcome.more && !stop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_as_the_kernel_writes_them() {
+        assert_eq!(unescape(br"/mnt/a\040b\134c\011"), Path::new("/mnt/a b\\c\t"));
+        assert_eq!(unescape(br"/mnt/\9\"), Path::new(r"/mnt/\9\"));
+    }
+}

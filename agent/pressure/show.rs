@@ -1,0 +1,66 @@
+//! What is worth waking somebody for.
+
+use stoker_core::pressure::{DiskReading, Gate, Readings, StallReading};
+
+/// Whether two gates are the same but for the figures in their reasons.
+pub(super) fn same_gate(a: &Gate, b: &Gate) -> bool {
+    let kinds = |gate: &Gate| -> Vec<_> {
+        gate.reasons.iter().map(|reason| (reason.code, reason.subject.clone(), reason.expected_until)).collect()
+    };
+    a.state == b.state && kinds(a) == kinds(b)
+}
+
+/// Whether people would see the difference between two readings: 1% of memory, CPU or time, 0.1% of a disk.
+pub(super) fn differs(a: &Readings, b: &Readings) -> bool {
+    let memory = match (a.memory, b.memory) {
+        (Some(a), Some(b)) => {
+            a.total_bytes != b.total_bytes || far(a.available_bytes, b.available_bytes, a.total_bytes / 100)
+        }
+        (a, b) => a != b,
+    };
+    let cpu = match (a.cpu, b.cpu) {
+        (Some(a), Some(b)) => {
+            a.total_millis != b.total_millis || far(a.used_millis, b.used_millis, a.total_millis / 100)
+        }
+        (a, b) => a != b,
+    };
+    memory
+        || cpu
+        || stall_differs(a.memory_stall, b.memory_stall)
+        || stall_differs(a.cpu_stall, b.cpu_stall)
+        || stall_differs(a.io_stall, b.io_stall)
+        || disk_differs(&a.root, &b.root)
+        || a.pools.len() != b.pools.len()
+        || a.pools.iter().zip(&b.pools).any(|(a, b)| disk_differs(&a.disk, &b.disk))
+}
+
+fn far(a: u64, b: u64, step: u64) -> bool {
+    a.abs_diff(b) > step
+}
+
+fn stall_differs(a: StallReading, b: StallReading) -> bool {
+    match (a, b) {
+        (StallReading::Known(a), StallReading::Known(b)) => {
+            let parts = [
+                (a.some_avg10, b.some_avg10),
+                (a.some_avg60, b.some_avg60),
+                (a.full_avg10, b.full_avg10),
+                (a.full_avg60, b.full_avg60),
+            ];
+            parts.into_iter().any(|(a, b)| a.abs_diff(b) > 100)
+        }
+        (a, b) => a != b,
+    }
+}
+
+fn disk_differs(a: &DiskReading, b: &DiskReading) -> bool {
+    match (a, b) {
+        (DiskReading::Known(a), DiskReading::Known(b)) => {
+            far(a.free_bytes, b.free_bytes, a.total_bytes / 1000)
+                || far(a.free_inodes, b.free_inodes, a.total_inodes / 1000)
+                || (a.total_bytes, a.floor_bytes, a.floor_inodes) != (b.total_bytes, b.floor_bytes, b.floor_inodes)
+                || (a.reserved_bytes, a.reserved_inodes) != (b.reserved_bytes, b.reserved_inodes)
+        }
+        (a, b) => a != b,
+    }
+}

@@ -1,0 +1,144 @@
+//! Where a repository lies on the pool, and the small file work that all of the room shares.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use stoker_core::reason::{Code, Reason};
+
+/// The paths of one repository, below `<pool>/stoker/repositories/<folder>`.
+#[derive(Debug, Clone)]
+pub(super) struct Paths {
+    pub(super) folder: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn new(root: &Path, folder: &str) -> Self {
+        Self { folder: repositories(root).join(folder) }
+    }
+
+    /// The bare repository that fetches write to.
+    pub(super) fn store(&self) -> PathBuf {
+        self.folder.join("store.git")
+    }
+
+    /// Where a first fill works; it becomes the store when it is whole.
+    pub(super) fn fill(&self) -> PathBuf {
+        self.folder.join(".tmp-fill")
+    }
+
+    pub(super) fn snapshots(&self) -> PathBuf {
+        self.folder.join("snapshots")
+    }
+
+    pub(super) fn meta(&self) -> PathBuf {
+        self.folder.join("meta")
+    }
+}
+
+/// The directory of all repositories.
+pub(super) fn repositories(root: &Path) -> PathBuf {
+    root.join("repositories")
+}
+
+/// Names of what a killed git leaves in an object store.
+pub(super) fn is_leftover(name: &str) -> bool {
+    name.ends_with(".lock")
+        || name.starts_with("tmp_")
+        || name.starts_with(".tmp-")
+        || name.starts_with("incoming-")
+        || (name.starts_with("pack-") && name.ends_with(".keep"))
+}
+
+/// The number of a snapshot's directory.
+pub(super) fn snapshot_number(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|number: &u64| number.to_string() == name)
+}
+
+/// The names in a directory that are UTF-8; none where it is not there.
+pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+    names.collect()
+}
+
+/// Writes the whole file or leaves the old one. `durable`: it survives a loss of power.
+pub(super) fn replace(file: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
+    let temporary = file.with_file_name(format!(".tmp-{name}"));
+    let mut writer = File::create(&temporary)?;
+    writer.write_all(content)?;
+    if durable {
+        writer.sync_all()?;
+    }
+    fs::rename(&temporary, file)?;
+    match file.parent() {
+        Some(parent) if durable => sync_directory(parent),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Bytes that these trees hold on disk, each inode once however often it is linked. What vanishes meanwhile is not
+/// counted; what cannot be read neither.
+pub(super) fn used_bytes(trees: &[PathBuf]) -> u64 {
+    let mut seen = HashSet::new();
+    let mut todo: Vec<PathBuf> = trees.to_vec();
+    let mut bytes = 0_u64;
+    while let Some(path) = todo.pop() {
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        if meta.is_dir() {
+            let children = fs::read_dir(&path).into_iter().flatten().flatten();
+            todo.extend(children.map(|entry| entry.path()));
+        } else if meta.nlink() > 1 && !seen.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        bytes = bytes.saturating_add(meta.blocks().saturating_mul(512));
+    }
+    bytes
+}
+
+/// What a failed file operation is for callers.
+pub(super) fn io_reason(subject: &str, doing: &str, error: &io::Error) -> Reason {
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::DiskFloor,
+        _ => Code::PoolNotReady,
+    };
+    Reason::new(code, subject, format!("{doing}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_inode_is_counted_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir_all(&a).unwrap();
+        fs::create_dir_all(&b).unwrap();
+        fs::write(a.join("x"), vec![7; 100_000]).unwrap();
+        let once = used_bytes(&[a.clone(), b.clone()]);
+        fs::hard_link(a.join("x"), b.join("x")).unwrap();
+        assert!(once >= 100_000 && used_bytes(&[a, b]) < once + 50_000);
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("meta");
+        replace(&file, b"one", true).unwrap();
+        replace(&file, b"two", false).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        assert_eq!(names(dir.path()).unwrap(), ["meta"]);
+    }
+}

@@ -1,0 +1,270 @@
+//! What one serial task does to one store: ask upstream, fill or fetch, publish.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::identity::CommitId;
+use stoker_core::reason::{Code, Reason};
+use stoker_core::source::{Fetched, Protocol, RepositoryUrl};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::disk::{Paths, io_reason, repositories};
+use super::git::{Command, Git, GitError};
+use super::listing::{Head, Listing, Wanted};
+use super::local::{SafeDirectory, inspect};
+use super::progress::Progress;
+use super::refs::RefTable;
+use super::snapshot::{CONFIG, Publication, SnapshotPin};
+
+/// Of a list of refs: about 800,000.
+const LISTING_BYTES_MAX: usize = 64 << 20;
+/// How long upstream may take to list its refs, however long a fetch may take.
+const LISTING_WITHIN: Duration = Duration::from_secs(120);
+
+/// Everything that one visit to upstream needs.
+pub(super) struct Visit {
+    pub(super) git: Git,
+    pub(super) url: RepositoryUrl,
+    pub(super) folder: String,
+    /// `<pool>/stoker`, checked just now.
+    pub(super) root: PathBuf,
+    pub(super) paths: Paths,
+    /// What the configuration allows.
+    pub(super) protocols: Vec<String>,
+    /// Follow redirects: only where the operator named the upstream, for one can lead anywhere.
+    pub(super) redirects: bool,
+    pub(super) deadline: Instant,
+    pub(super) cancel: CancellationToken,
+    pub(super) progress: watch::Sender<Progress>,
+}
+
+impl Visit {
+    /// The namespace of this repository's refs in the store, which forks may share.
+    fn followed(&self, kind: &str) -> String {
+        format!("refs/namespaces/{}/refs/{kind}/", self.folder)
+    }
+
+    /// Where refs lie that no refspec follows and no client sees.
+    fn pins(&self) -> String {
+        format!("refs/pins/{}/", self.folder)
+    }
+
+    fn subject(&self) -> &str {
+        self.url.key()
+    }
+
+    /// Checks what a local upstream is; see [`inspect`].
+    pub(super) async fn inspect(&self) -> Result<Option<Arc<SafeDirectory>>, Reason> {
+        let word = self.url.protocol().word();
+        if !self.protocols.iter().any(|allowed| allowed == word) {
+            let message =
+                format!("{word} is not allowed here; add it to `repositories.protocols` to serve {}", self.url);
+            return Err(Reason::new(Code::RepositoryNotAllowed, self.subject(), message));
+        }
+        if self.url.protocol() != Protocol::File {
+            return Ok(None);
+        }
+        let (url, version, dir) = (self.url.clone(), self.git.version(), repositories(&self.root));
+        let found = blocking(self.subject(), move || inspect(&url, version, &dir)).await??;
+        Ok(found.map(Arc::new))
+    }
+
+    /// A command that speaks with upstream.
+    fn remote<const N: usize>(&self, args: [&str; N], safe: Option<&SafeDirectory>) -> Command {
+        let mut protocols = vec![self.url.protocol().word()];
+        // An upgrade is the one redirect between protocols that git would follow and that is harmless.
+        if self.url.protocol() == Protocol::Http && self.protocols.iter().any(|word| word == "https") {
+            protocols.push("https");
+        }
+        self.git
+            .command(args)
+            .protocols(protocols)
+            .config("http.followRedirects", if self.redirects { "initial" } else { "false" })
+            .global_config(safe.map(|safe| safe.path().to_owned()))
+            .cancel(self.cancel.clone())
+            .time_limit(self.remaining())
+    }
+
+    fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+    }
+
+    fn reason(&self, doing: &str, error: &GitError) -> Reason {
+        error.reason(self.subject(), &format!("{doing} {}", self.url))
+    }
+
+    /// Asks upstream what it has.
+    pub(super) async fn list(&self, wanted: &Wanted, safe: Option<&SafeDirectory>) -> Result<Listing, Reason> {
+        self.progress.send_replace(Progress::phase("connecting"));
+        let command = self.remote(["ls-remote", "--symref", "--", self.url.fetch_url()], safe);
+        let command = command.stdout_bytes_max(LISTING_BYTES_MAX).time_limit(self.remaining().min(LISTING_WITHIN));
+        let output = command.run().await.map_err(|error| self.reason("asking for the refs of", &error))?;
+        let (wanted, subject) = (wanted.clone(), self.subject().to_owned());
+        let listing = blocking(self.subject(), move || Listing::parse(&output.stdout, &wanted, &subject)).await??;
+        if listing.is_empty() {
+            let message = format!("{} has no branches and no tags yet; push a commit there first", self.url);
+            return Err(Reason::new(Code::RepositoryEmpty, self.subject(), message));
+        }
+        Ok(listing)
+    }
+
+    /// Whether there is a store to fetch into.
+    pub(super) fn has_store(&self) -> bool {
+        self.paths.store().join("HEAD").is_file()
+    }
+
+    /// The first fill: a clone beside the store's place, its refs rewritten into the namespace, moved into place.
+    pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        let (paths, dir) = (self.paths.clone(), self.paths.fill());
+        let clear = move || match fs::remove_dir_all(paths.fill()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => fs::create_dir_all(&paths.folder),
+        };
+        on_disk(clear).await?;
+        let path = dir.to_string_lossy().into_owned();
+        let args = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress", "--"];
+        let command = self.remote(args, safe).args([self.url.fetch_url(), &path]).progress(self.progress.clone());
+        let done = command.run().await;
+        let rewrite = {
+            let (paths, heads, tags, pins) =
+                (self.paths.clone(), self.followed("heads"), self.followed("tags"), self.pins());
+            let detached = match head {
+                Some(Head::Detached(commit)) => Some(*commit),
+                _ => None,
+            };
+            move || adopt_clone(&paths, &heads, &tags, &pins, detached)
+        };
+        match done {
+            Ok(_) => on_disk(rewrite).await,
+            Err(error) => {
+                // Git removes what it made, unless it was killed.
+                let _ = on_disk(move || fs::remove_dir_all(dir)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A later fetch: branches and tags follow upstream, and these further refs are pinned.
+    pub(super) async fn fetch(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        let mut refspecs = vec![
+            format!("+refs/heads/*:{}*", self.followed("heads")),
+            format!("+refs/tags/*:{}*", self.followed("tags")),
+        ];
+        refspecs.extend(listing.extra.keys().map(|name| format!("+{name}:{}{name}", self.pins())));
+        if matches!(listing.head, Some(Head::Detached(_))) {
+            refspecs.push(format!("+HEAD:{}detached", self.pins()));
+        }
+        self.run_fetch(&["--prune"], refspecs, safe).await
+    }
+
+    /// Fetches refs that no refresh follows, and nothing else.
+    pub(super) async fn fetch_extra(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        let refspecs = listing.extra.keys().map(|name| format!("+{name}:{}{name}", self.pins())).collect();
+        self.run_fetch(&[], refspecs, safe).await
+    }
+
+    /// Fetches one commit by its name, with its history.
+    pub(super) async fn fetch_commit(&self, commit: CommitId, safe: Option<&SafeDirectory>) -> Fetched {
+        let refspec = format!("+{commit}:{}commits/{commit}", self.pins());
+        match self.run_fetch(&[], vec![refspec], safe).await {
+            Ok(()) => Fetched::Here,
+            Err(GitError::Failed { code: Code::CommitNotFound | Code::RefNotFound, .. }) => Fetched::Nowhere,
+            Err(error) => Fetched::Failed(self.reason("fetching a commit from", &error)),
+        }
+    }
+
+    async fn run_fetch(
+        &self,
+        options: &[&str],
+        refspecs: Vec<String>,
+        safe: Option<&SafeDirectory>,
+    ) -> Result<(), GitError> {
+        // Never `--atomic`: git then gives up where a branch became a directory of branches.
+        let fixed = ["fetch", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules"];
+        let command = self.remote(fixed, safe).git_dir(self.paths.store()).args(options);
+        let command = command.args(["--no-show-forced-updates", "--progress", "--", self.url.fetch_url()]);
+        command.args(refspecs).progress(self.progress.clone()).run().await.map(drop)
+    }
+
+    /// Forgets refs that were pinned.
+    pub(super) async fn unpin(&self, names: &[String]) -> Result<(), GitError> {
+        let lines: String = names.iter().map(|name| format!("delete {}{name}\n", self.pins())).collect();
+        self.local(["update-ref", "--stdin"]).stdin(lines.into_bytes()).run().await.map(drop)
+    }
+
+    fn local<const N: usize>(&self, args: [&str; N]) -> Command {
+        self.git.command(args).git_dir(self.paths.store()).cancel(self.cancel.clone()).time_limit(self.remaining())
+    }
+
+    /// Publishes a snapshot of what the store holds now, unless `previous` has the same refs and no new objects came.
+    pub(super) async fn publish(
+        &self,
+        head: Option<Head>,
+        previous: Option<SnapshotPin>,
+        objects_came: bool,
+    ) -> Result<Option<(SnapshotPin, usize)>, Reason> {
+        self.progress.send_replace(Progress::phase("publishing"));
+        let packed = self.local(["pack-refs", "--all", "--prune"]).run().await;
+        packed.map_err(|error| self.reason("packing the refs of", &error))?;
+        let namespace = format!("refs/namespaces/{}/", self.folder).into_bytes();
+        let pins = self.pins().into_bytes();
+        let (url, paths) = (self.url.clone(), self.paths.clone());
+        let published = blocking(self.subject(), move || {
+            let refs = RefTable::read(&paths.store().join("packed-refs"))?.rename(|name| {
+                let name = name.strip_prefix(&*namespace).or_else(|| name.strip_prefix(&*pins))?;
+                name.starts_with(b"refs/").then(|| name.to_vec())
+            });
+            if let Some(previous) = &previous
+                && !objects_came
+                && previous.head() == head
+                && previous.refs()?.iter().eq(refs.iter())
+            {
+                return Ok(None);
+            }
+            let previous = previous.as_ref().map(SnapshotPin::path);
+            let publication = Publication { url: &url, paths: &paths, head: head.as_ref(), refs: &refs, previous };
+            publication.publish().map(|pin| Some((pin, refs.len())))
+        });
+        published.await?.map_err(|error| io_reason(self.subject(), "publishing a snapshot", &error))
+    }
+}
+
+/// Makes a fresh clone the store. Branches and tags go into the namespace; nothing of upstream's address stays.
+fn adopt_clone(paths: &Paths, heads: &str, tags: &str, pins: &str, detached: Option<CommitId>) -> std::io::Result<()> {
+    let clone = paths.fill();
+    let renamed = |name: &[u8]| {
+        let (prefix, rest) = match name.strip_prefix(b"refs/heads/") {
+            Some(rest) => (heads, rest),
+            None => (tags, name.strip_prefix(b"refs/tags/")?),
+        };
+        Some([prefix.as_bytes(), rest].concat())
+    };
+    let mut refs = RefTable::read(&clone.join("packed-refs"))?.rename(renamed);
+    if let Some(commit) = detached {
+        refs = refs.with(format!("{pins}detached").as_bytes(), commit);
+    }
+    fs::write(clone.join("packed-refs"), refs.to_file())?;
+    fs::write(clone.join("config"), CONFIG)?;
+    fs::write(clone.join("HEAD"), "ref: refs/heads/.invalid\n")?;
+    fs::rename(clone, paths.store())
+}
+
+/// File work off the async threads, within a git step.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, GitError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(GitError::Disk),
+        Err(error) => Err(GitError::Disk(std::io::Error::other(error))),
+    }
+}
+
+/// File work off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    subject: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Reason> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| io_reason(subject, "working on the disk", &std::io::Error::other(error)))
+}

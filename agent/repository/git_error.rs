@@ -1,0 +1,197 @@
+//! How a git child can end, and which reason that is for callers.
+
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use stoker_core::reason::{Code, Reason};
+
+/// Why a git command did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// It did not start.
+    #[error("git does not start: {0}; install git 2.39 or newer")]
+    Start(#[source] std::io::Error),
+    /// It is too old, or not git.
+    #[error("git must be 2.39 or newer, this is {0:?}")]
+    Version(String),
+    /// What stands around a command failed on the disk.
+    #[error("{0}")]
+    Disk(#[source] std::io::Error),
+    /// It took too long and was ended.
+    #[error("git was ended after {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// It was ended because the agent stops.
+    #[error("git was ended because the agent stops")]
+    Cancelled,
+    /// It printed more than it may.
+    #[error("git printed more than {0} bytes")]
+    TooMuch(usize),
+    /// It ended with a status other than 0.
+    #[error("git: {line} ({status})")]
+    Failed {
+        /// Its status.
+        status: ExitStatus,
+        /// What its last lines mean.
+        code: Code,
+        /// The line that tells people most; no secrets in it.
+        line: String,
+        /// The last lines of standard error.
+        stderr: String,
+    },
+}
+
+/// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
+const SIGNS: [(&str, Code); 38] = [
+    ("no space left on device", Code::DiskFloor),
+    ("disk quota exceeded", Code::DiskFloor),
+    ("read-only file system", Code::PoolNotReady),
+    ("dubious ownership", Code::RepositoryForeignOwner),
+    ("source repository is shallow", Code::RepositoryShallow),
+    ("shallow update not allowed", Code::RepositoryShallow),
+    ("not our ref", Code::CommitNotFound),
+    ("unadvertised object", Code::CommitNotFound),
+    ("couldn't find remote ref", Code::RefNotFound),
+    ("mismatched algorithms", Code::ObjectFormatUnsupported),
+    ("unsupported object format", Code::ObjectFormatUnsupported),
+    ("unknown repository extension", Code::ObjectFormatUnsupported),
+    ("fsck error", Code::RepositoryCorrupt),
+    ("object corrupt or missing", Code::RepositoryCorrupt),
+    ("loose object", Code::RepositoryCorrupt),
+    ("object file", Code::RepositoryCorrupt),
+    ("unable to read tree", Code::RepositoryCorrupt),
+    ("bad object", Code::RepositoryCorrupt),
+    ("packfile", Code::RepositoryCorrupt),
+    ("did not send all necessary objects", Code::RepositoryCorrupt),
+    ("not found", Code::UpstreamNotFound),
+    ("does not appear to be a git repository", Code::UpstreamNotFound),
+    ("does not exist", Code::UpstreamNotFound),
+    ("no such file or directory", Code::UpstreamNotFound),
+    ("error: 403", Code::UpstreamNotFound),
+    ("error: 404", Code::UpstreamNotFound),
+    ("error: 301", Code::UpstreamNotFound),
+    ("error: 302", Code::UpstreamNotFound),
+    ("error: 307", Code::UpstreamNotFound),
+    ("error: 308", Code::UpstreamNotFound),
+    ("authentication failed", Code::UpstreamNotFound),
+    ("could not read username", Code::UpstreamNotFound),
+    ("terminal prompts disabled", Code::UpstreamNotFound),
+    ("permission denied (", Code::UpstreamNotFound),
+    ("host key verification failed", Code::UpstreamUnreachable),
+    ("timed out", Code::UpstreamTimeout),
+    ("operation too slow", Code::UpstreamTimeout),
+    ("timeout", Code::UpstreamTimeout),
+];
+
+impl GitError {
+    pub(super) fn failed(status: ExitStatus, stderr: String) -> Self {
+        let line = redact(telling_line(&stderr).unwrap_or("ended without a word"));
+        Self::Failed { status, code: classify(&stderr), line, stderr: redact(&stderr) }
+    }
+
+    /// What it means.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Start(_) | Self::Version(_) | Self::Cancelled => Code::UpstreamUnreachable,
+            Self::Disk(error) if error.kind() == std::io::ErrorKind::StorageFull => Code::DiskFloor,
+            Self::Disk(_) => Code::PoolNotReady,
+            Self::TimedOut(_) => Code::UpstreamTimeout,
+            Self::TooMuch(_) => Code::UpstreamUnreachable,
+            Self::Failed { code, .. } => *code,
+        }
+    }
+
+    /// The reason for callers; `doing` begins the sentence: `asking https://host/path for its refs`.
+    #[must_use]
+    pub fn reason(&self, subject: &str, doing: &str) -> Reason {
+        let hint = match self {
+            Self::Failed { line, .. }
+                if ["301", "302", "307", "308"].iter().any(|s| line.contains(&format!("error: {s}"))) =>
+            {
+                "; it redirects: use the address that it redirects to (often the same with .git)"
+            }
+            Self::Failed { code: Code::RepositoryShallow, .. } => "; run `git fetch --unshallow` there",
+            Self::Failed { code: Code::RepositoryForeignOwner, .. } => "; make the agent's user its owner",
+            Self::Failed { code: Code::ObjectFormatUnsupported, .. } => {
+                "; only repositories with SHA-1 names are served"
+            }
+            _ => "",
+        };
+        Reason::new(self.code(), subject, format!("{doing}: {self}{hint}"))
+    }
+
+    /// Whether what failed may be damage in our own store, rather than in what upstream sent.
+    #[must_use]
+    pub(super) fn is_store_damage(&self) -> bool {
+        let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
+        !stderr.contains("fsck error") && !stderr.contains("did not send all necessary objects")
+    }
+}
+
+fn classify(stderr: &str) -> Code {
+    let text = stderr.to_lowercase();
+    // A host that has no address is not a repository that is not there.
+    if text.contains("could not resolve host") || text.contains("name or service not known") {
+        return Code::UpstreamUnreachable;
+    }
+    SIGNS.iter().find(|(sign, _)| text.contains(sign)).map_or(Code::UpstreamUnreachable, |(_, code)| *code)
+}
+
+/// The first `fatal:` or `error:` line: those after it are mostly its consequences.
+fn telling_line(stderr: &str) -> Option<&str> {
+    let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let begins = |word: &'static str| lines().find(move |line| line.starts_with(word));
+    begins("fatal:").or_else(|| begins("error:")).or_else(|| begins("ERROR:")).or_else(|| lines().last())
+}
+
+/// Removes `user:password@` from every URL in the text.
+fn redact(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        out.push_str(before);
+        out.push_str("://");
+        let end = after.find(|c: char| c == '/' || c.is_whitespace() || c == '\'' || c == '"').unwrap_or(after.len());
+        let (authority, tail) = after.split_at(end);
+        out.push_str(authority.rsplit('@').next().unwrap_or(authority));
+        rest = tail;
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_git_says_becomes_a_code() {
+        for (stderr, code) in [
+            ("fatal: unable to access 'https://x/': Could not resolve host: x", Code::UpstreamUnreachable),
+            (
+                "fatal: unable to access 'http://x/': Failed to connect to x port 1: Connection refused",
+                Code::UpstreamUnreachable,
+            ),
+            ("fatal: repository 'http://x/a/' not found", Code::UpstreamNotFound),
+            (
+                "fatal: could not read Username for 'https://github.com': terminal prompts disabled",
+                Code::UpstreamNotFound,
+            ),
+            ("fatal: '/x' does not appear to be a git repository", Code::UpstreamNotFound),
+            ("error: Server does not allow request for unadvertised object 0", Code::CommitNotFound),
+            ("fatal: remote error: upload-pack: not our ref 00", Code::CommitNotFound),
+            ("fatal: write error: No space left on device", Code::DiskFloor),
+            ("fatal: fsck error in packed object", Code::RepositoryCorrupt),
+            ("ssh: connect to host x port 22: Connection timed out", Code::UpstreamTimeout),
+            ("", Code::UpstreamUnreachable),
+        ] {
+            assert_eq!(classify(stderr), code, "{stderr}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_kept() {
+        let text = "fatal: unable to access 'https://me:pw@host/a': https://t@x/ ssh://git@h";
+        assert_eq!(redact(text), "fatal: unable to access 'https://host/a': https://x/ ssh://h");
+    }
+}

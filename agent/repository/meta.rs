@@ -1,0 +1,108 @@
+//! What is remembered of one repository, so that a restart needs no network: `<folder>/meta`, JSON.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use stoker_core::identity::CommitId;
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::Reason;
+use stoker_core::source::RepositoryUrl;
+
+use super::disk::replace;
+use super::listing::Head;
+
+/// How many pinned pull requests one repository keeps; the ones asked for longest ago go first.
+pub(super) const PINS_MAX: usize = 1000;
+/// The largest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// A ref outside of branches and tags, fetched on demand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pin {
+    /// As upstream calls it.
+    pub(super) name: String,
+    pub(super) commit: CommitId,
+    /// When upstream last said so.
+    pub(super) confirmed_at: Timestamp,
+}
+
+/// The file's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    /// As the first who named it spelled it; without credentials.
+    pub(super) url: RepositoryUrl,
+    pub(super) trust: String,
+    pub(super) pinned: bool,
+    pub(super) declared: bool,
+    /// It was removed, and stands here only for snapshots that something still pins.
+    #[serde(default)]
+    pub(super) removed: bool,
+    #[serde(default)]
+    pub(super) head: Option<Head>,
+    /// When objects last came.
+    #[serde(default)]
+    pub(super) last_fetch_at: Option<Timestamp>,
+    /// When upstream last listed its refs and we had them all.
+    #[serde(default)]
+    pub(super) confirmed_at: Option<Timestamp>,
+    /// In a row.
+    #[serde(default)]
+    pub(super) failures: u32,
+    /// Why the last fetch failed.
+    #[serde(default)]
+    pub(super) error: Option<Reason>,
+    #[serde(default)]
+    pub(super) pins: Vec<Pin>,
+    /// Requests that were answered without upstream.
+    #[serde(default)]
+    pub(super) hits: u64,
+    /// Requests that asked upstream.
+    #[serde(default)]
+    pub(super) misses: u64,
+}
+
+impl Meta {
+    pub(super) fn new(url: RepositoryUrl, trust: String, pinned: bool, declared: bool) -> Self {
+        Self {
+            url,
+            trust,
+            pinned,
+            declared,
+            removed: false,
+            head: None,
+            last_fetch_at: None,
+            confirmed_at: None,
+            failures: 0,
+            error: None,
+            pins: Vec::new(),
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    pub(super) fn read(file: &Path) -> io::Result<Self> {
+        let bytes = std::fs::metadata(file)?.len();
+        if bytes > FILE_BYTES_MAX {
+            return Err(io::Error::other(format!("{} has {bytes} bytes", file.display())));
+        }
+        serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::other)
+    }
+
+    /// `durable`: it survives a loss of power; not worth it for a mere confirmation.
+    pub(super) fn write(&self, file: &Path, durable: bool) -> io::Result<()> {
+        replace(file, &serde_json::to_vec(self).map_err(io::Error::other)?, durable)
+    }
+
+    pub(super) fn pin(&self, name: &str) -> Option<&Pin> {
+        self.pins.iter().find(|pin| pin.name == name)
+    }
+
+    /// Puts the pin last, and gives those that are too many.
+    pub(super) fn set_pin(&mut self, pin: Pin) -> Vec<Pin> {
+        self.pins.retain(|other| other.name != pin.name);
+        self.pins.push(pin);
+        let surplus = self.pins.len().saturating_sub(PINS_MAX);
+        self.pins.drain(..surplus).collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! What a killed predecessor left: removed, or taken over. The caller holds the agent's exclusive lock.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::disk::{Paths, is_leftover, names, repositories, snapshot_number};
+use super::meta::Meta;
+use super::read::Reader;
+use super::snapshot::SnapshotPin;
+
+/// A repository that was found on disk.
+pub(super) struct Found {
+    pub(super) meta: Meta,
+    pub(super) paths: Paths,
+    /// Good ones, the newest last.
+    pub(super) snapshots: Vec<SnapshotPin>,
+    /// Refs in the newest.
+    pub(super) refs: u64,
+}
+
+/// Finds all repositories below `root`. What cannot be used goes through `discard`. Blocks.
+pub(super) fn recover(
+    root: &Path,
+    reader: &Reader,
+    discard: &dyn Fn(PathBuf) -> io::Result<()>,
+) -> io::Result<Vec<Found>> {
+    let dir = repositories(root);
+    let mut found = Vec::new();
+    for name in names(&dir)? {
+        let paths = Paths { folder: dir.join(&name) };
+        if is_leftover(&name) {
+            remove(&paths.folder, discard);
+            continue;
+        }
+        match Meta::read(&paths.meta()) {
+            Ok(meta) if meta.url.folder().as_str() == name => found.push(recover_one(meta, paths, reader, discard)),
+            Ok(meta) => {
+                tracing::warn!(folder = name, url = %meta.url, "a repository in a folder of another: removed");
+                remove(&paths.folder, discard);
+            }
+            Err(error) => {
+                tracing::warn!(folder = name, %error, "a repository that nothing is known of: removed");
+                remove(&paths.folder, discard);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn recover_one(meta: Meta, paths: Paths, reader: &Reader, discard: &dyn Fn(PathBuf) -> io::Result<()>) -> Found {
+    clean(&paths.store(), discard);
+    for name in names(&paths.folder).unwrap_or_default() {
+        if is_leftover(&name) {
+            remove(&paths.folder.join(name), discard);
+        }
+    }
+    let mut snapshots = Vec::new();
+    for name in names(&paths.snapshots()).unwrap_or_default() {
+        let good = snapshot_number(&name)
+            .map(|number| SnapshotPin::new(meta.url.clone(), &paths, number))
+            .filter(|pin| is_good(pin, reader));
+        match good {
+            Some(pin) => snapshots.push(pin),
+            None => {
+                tracing::warn!(repository = meta.url.key(), snapshot = name, "a snapshot that is not whole: removed");
+                remove(&paths.snapshots().join(name), discard);
+            }
+        }
+    }
+    snapshots.sort_by_key(SnapshotPin::number);
+    let refs = snapshots.last().and_then(|pin| reader.refs(pin).ok()).map_or(0, |refs| refs.len());
+    Found { meta, paths, snapshots, refs: u64::try_from(refs).unwrap_or(u64::MAX) }
+}
+
+/// Whether the snapshot opens and has what its first refs name.
+fn is_good(pin: &SnapshotPin, reader: &Reader) -> bool {
+    let whole = ["HEAD", "config", "packed-refs"].iter().all(|name| pin.path().join(name).is_file());
+    let Ok(refs) = reader.refs(pin) else { return false };
+    let branch = refs.iter().find(|line| line.name.starts_with(b"refs/heads/"));
+    whole && branch.is_none_or(|line| reader.exists(pin, line.target()).unwrap_or(false))
+}
+
+/// Removes what killed git children left anywhere in a store.
+fn clean(dir: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(is_leftover) {
+                remove(&entry.path(), discard);
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                todo.push(entry.path());
+            }
+        }
+    }
+}
+
+fn remove(path: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => discard(path.to_owned()),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(path = %path.display(), %error, "a leftover could not be removed");
+    }
+}

@@ -1,0 +1,250 @@
+//! From a source to a commit: gathers the facts, asks the core what to do, does it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_core::identity::CommitId;
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::{Code, Reason};
+use stoker_core::source::{Asked, Fetched, Found, Origin, Probed, Request, SourceRef, Step, View as Facts, decide};
+use tokio::time::Instant;
+
+use super::disk::io_reason;
+use super::fetch::blocking;
+use super::listing::{Head, Wanted};
+use super::meta::Meta;
+use super::read::{ReadError, Reader};
+use super::snapshot::SnapshotPin;
+use super::store::Entry;
+use super::{Cached, Repositories, Resolved, Shared};
+
+/// More than any resolution has; see [`decide`].
+const STEPS_MAX: usize = 8;
+
+impl Repositories {
+    /// The commit that `request` stands for, and its snapshot. Waits at most `patience`; a fetch that takes longer goes
+    /// on for those who ask later. A repository that is not here yet is added where the configuration allows.
+    ///
+    /// # Errors
+    /// The reason why there is no such commit, or none now.
+    pub async fn resolve(&self, request: &Request, patience: Duration) -> Result<Resolved, Reason> {
+        let deadline = Instant::now() + patience;
+        let shared = &self.shared;
+        shared.recovered().await?;
+        let entry = match shared.get(&request.url) {
+            Some(entry) => entry,
+            None => {
+                shared.may_add(&request.url)?;
+                shared.insert(Meta::new(request.url.clone(), String::new(), false, false), true)?
+            }
+        };
+        let resolved = resolve_in(shared, &entry, request, deadline).await;
+        let forget = {
+            let state = entry.state();
+            state.ephemeral && state.current.is_none() && resolved.is_err()
+        };
+        // Nothing stays of an upstream that is not there, unless somebody still waits for it.
+        if forget && entry.is_idle() {
+            shared.forget(&entry);
+        }
+        resolved
+    }
+
+    /// What is here of `request`'s source, whatever its age; asks nobody and writes nothing. May read a file or two.
+    #[must_use]
+    pub fn resolve_cached(&self, request: &Request) -> Cached {
+        let Some(entry) = self.shared.get(&request.url) else { return Cached::None };
+        let Some(pin) = entry.current() else { return Cached::None };
+        let meta = entry.state().meta.clone();
+        let reader = &self.shared.reader;
+        let found = match request.reference {
+            SourceRef::Commit(commit) => {
+                let here = reader.exists(&pin, commit).unwrap_or(false);
+                here.then(|| Found { commit, confirmed_at: meta.confirmed_at.unwrap_or_default() })
+            }
+            _ => look_up(reader, &pin, &meta, &request.reference).ok().flatten().map(|(found, _)| found),
+        };
+        let expected = |found: &Found| request.expected_commit.is_none_or(|expected| expected == found.commit);
+        let Some(found) = found.filter(expected) else { return Cached::Mirror };
+        match describe(reader, pin, &meta, request, found.commit, Origin::Cache, found.confirmed_at) {
+            Ok(resolved) => Cached::Commit(resolved),
+            Err(_) => Cached::Mirror,
+        }
+    }
+}
+
+async fn resolve_in(
+    shared: &Arc<Shared>,
+    entry: &Arc<Entry>,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Resolved, Reason> {
+    let mut facts = Facts::default();
+    for _ in 0..STEPS_MAX {
+        let pin = entry.current();
+        let meta = entry.state().meta.clone();
+        facts.confirmed_at = meta.confirmed_at;
+        facts.found = find(shared, pin.as_ref(), &meta, request).await?;
+        match decide(&facts, request, shared.now()) {
+            Step::Answer { commit, origin, as_of } => {
+                let Some(pin) = pin else { break };
+                count(entry, facts.asked.is_some());
+                return answer(shared, pin, meta, request, commit, origin, as_of).await;
+            }
+            Step::Probe(commit) => facts.probed = Some(probe(shared, pin.as_ref(), commit, deadline).await?),
+            Step::Ask(refs) => {
+                let tips = match request.reference {
+                    SourceRef::Commit(commit) => [commit].into(),
+                    _ => Default::default(),
+                };
+                let wanted = Wanted { refs: refs.into_iter().collect(), tips, ..Wanted::default() };
+                facts.asked = Some(match ask(entry, wanted, deadline).await {
+                    Ok(()) => Asked::Answered,
+                    Err(reason) => Asked::Failed(reason),
+                });
+                if facts.asked == Some(Asked::Answered) {
+                    facts.probed = None;
+                }
+            }
+            Step::Fetch(commit) => {
+                let wanted = Wanted { commits: [commit].into(), ..Wanted::default() };
+                facts.fetched = Some(fetch(entry, wanted, commit, deadline).await);
+            }
+            Step::Refuse(reason) => {
+                count(entry, facts.asked.is_some());
+                return Err(reason);
+            }
+        }
+    }
+    let message = format!("{} changed while {} was resolved; ask again", request.url, request.reference);
+    Err(Reason::new(Code::UpstreamTimeout, request.url.key(), message))
+}
+
+async fn ask(entry: &Entry, wanted: Wanted, deadline: Instant) -> Result<(), Reason> {
+    entry.ask(wanted)?.wait(deadline).await?.result.clone()
+}
+
+async fn fetch(entry: &Entry, wanted: Wanted, commit: CommitId, deadline: Instant) -> Fetched {
+    let asked = async { entry.ask(wanted)?.wait(deadline).await };
+    match asked.await {
+        Err(reason) => Fetched::Failed(reason),
+        Ok(outcome) => match (outcome.commits.get(&commit), &outcome.result) {
+            (Some(fetched), _) => fetched.clone(),
+            (None, Err(reason)) => Fetched::Failed(reason.clone()),
+            (None, Ok(())) => Fetched::Nowhere,
+        },
+    }
+}
+
+async fn probe(
+    shared: &Shared,
+    pin: Option<&SnapshotPin>,
+    commit: CommitId,
+    deadline: Instant,
+) -> Result<Probed, Reason> {
+    let Some(pin) = pin.cloned() else { return Ok(Probed::Missing) };
+    let (reader, key) = (shared.reader.clone(), pin.url().key().to_owned());
+    // A walk through a long history goes on without its caller, and is remembered.
+    let probing = blocking(&key, move || reader.probe(&pin, commit));
+    match tokio::time::timeout_at(deadline, probing).await {
+        Ok(probed) => probed?.map_err(|error| unreadable(&key, &error)),
+        Err(_) => {
+            let message = format!("whether {key} reaches {commit} was not found out in time; ask again");
+            Err(Reason::new(Code::UpstreamTimeout, key, message))
+        }
+    }
+}
+
+async fn find(
+    shared: &Shared,
+    pin: Option<&SnapshotPin>,
+    meta: &Meta,
+    request: &Request,
+) -> Result<Option<Found>, Reason> {
+    let Some(pin) = pin.cloned() else { return Ok(None) };
+    if matches!(request.reference, SourceRef::Commit(_)) {
+        return Ok(None);
+    }
+    let key = request.url.key();
+    let (reader, meta, reference) = (shared.reader.clone(), meta.clone(), request.reference.clone());
+    let found = blocking(key, move || look_up(&reader, &pin, &meta, &reference)).await?;
+    Ok(found.map_err(|error| unreadable(key, &error))?.map(|(found, _)| found))
+}
+
+/// What the snapshot has under a ref, and the ref's full name there.
+fn look_up(
+    reader: &Reader,
+    pin: &SnapshotPin,
+    meta: &Meta,
+    reference: &SourceRef,
+) -> Result<Option<(Found, String)>, ReadError> {
+    let mirror = meta.confirmed_at.unwrap_or_default();
+    let names = match (reference, pin.head()) {
+        (SourceRef::Head, Some(Head::Detached(commit))) => {
+            return Ok(Some((Found { commit, confirmed_at: mirror }, "HEAD".to_owned())));
+        }
+        (SourceRef::Head, Some(Head::Branch(name))) => vec![format!("refs/heads/{name}")],
+        _ => reference.full_names(),
+    };
+    let refs = reader.refs(pin)?;
+    let named = names.into_iter().find_map(|name| Some((refs.get(name.as_bytes())?.target(), name)));
+    Ok(named.map(|(commit, name)| {
+        // A pull request is as old as the last question for it, not as the last refresh.
+        let confirmed_at = match reference {
+            SourceRef::PullRequest(_) => meta.pin(&name).map_or(Timestamp(0), |pin| pin.confirmed_at),
+            _ => mirror,
+        };
+        (Found { commit, confirmed_at }, name)
+    }))
+}
+
+async fn answer(
+    shared: &Shared,
+    pin: SnapshotPin,
+    meta: Meta,
+    request: &Request,
+    commit: CommitId,
+    origin: Origin,
+    as_of: Timestamp,
+) -> Result<Resolved, Reason> {
+    let (reader, request) = (shared.reader.clone(), request.clone());
+    let key = request.url.key().to_owned();
+    blocking(&key, move || describe(&reader, pin, &meta, &request, commit, origin, as_of)).await?
+}
+
+fn describe(
+    reader: &Reader,
+    pin: SnapshotPin,
+    meta: &Meta,
+    request: &Request,
+    commit: CommitId,
+    origin: Origin,
+    as_of: Timestamp,
+) -> Result<Resolved, Reason> {
+    let key = request.url.key();
+    if !reader.exists(&pin, commit).map_err(|error| unreadable(key, &error))? {
+        let message = format!("{} of {} names no commit", request.reference, request.url);
+        return Err(Reason::new(Code::RefNotFound, request.reference.to_string(), message));
+    }
+    let subject = reader.subject(&pin, commit).map_err(|error| unreadable(key, &error))?;
+    let named = look_up(reader, &pin, meta, &request.reference).map_err(|error| unreadable(key, &error))?;
+    let clone_ref = match named {
+        Some((_, name)) if name != "HEAD" => name,
+        _ => commit.to_string(),
+    };
+    let clone_url = meta.url.fetch_url().to_owned();
+    Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject })
+}
+
+fn count(entry: &Entry, asked: bool) {
+    let meta = &mut entry.state().meta;
+    let counter = if asked { &mut meta.misses } else { &mut meta.hits };
+    *counter = counter.saturating_add(1);
+}
+
+fn unreadable(subject: &str, error: &ReadError) -> Reason {
+    match error {
+        ReadError::Refs { error, .. } => io_reason(subject, "reading refs", error),
+        _ => Reason::new(Code::RepositoryCorrupt, subject, error.to_string()),
+    }
+}

@@ -1,0 +1,203 @@
+//! Real upstreams, real git, a pool in a temporary directory.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use stoker_core::identity::CommitId;
+use stoker_core::reason::{Code, Reason};
+use stoker_core::source::{RepositoryUrl, Request};
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::repository::git::Git;
+use crate::repository::{Discard, Repositories, Resolved, Root};
+
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An upstream with a worktree, made by the git of this machine.
+pub(super) struct Upstream {
+    pub(super) path: PathBuf,
+}
+
+impl Upstream {
+    /// `main` with two commits.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let upstream = Self { path };
+        std::fs::create_dir_all(&upstream.path).unwrap();
+        upstream.git(["init", "-q", "-b", "main"]);
+        upstream.commit("first");
+        upstream.commit("second");
+        upstream
+    }
+
+    pub(super) fn git<I, S>(&self, args: I) -> String
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        git_in(&self.path, args)
+    }
+
+    pub(super) fn commit(&self, message: &str) -> CommitId {
+        std::fs::write(self.path.join("file.txt"), message).unwrap();
+        self.git(["add", "."]);
+        self.git(["commit", "-q", "--allow-empty", "-m", message]);
+        self.rev("HEAD")
+    }
+
+    pub(super) fn rev(&self, name: &str) -> CommitId {
+        self.git(["rev-parse", name]).parse().unwrap()
+    }
+
+    /// A commit on `main` that no ref names.
+    pub(super) fn loose_commit(&self, message: &str) -> CommitId {
+        self.git(["commit-tree", "-p", "main", "-m", message, "main^{tree}"]).parse().unwrap()
+    }
+
+    pub(super) fn url(&self) -> RepositoryUrl {
+        format!("file://{}", self.path.display()).parse().unwrap()
+    }
+
+    pub(super) fn request(&self, reference: &str) -> Request {
+        Request::new(self.url(), reference.parse().unwrap())
+    }
+}
+
+pub(super) fn git_in<I, S>(dir: &Path, args: I) -> String
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = Command::new("git");
+    command.arg("-C").arg(dir).args(args).stdin(Stdio::null());
+    for (key, value) in [
+        ("GIT_CONFIG_NOSYSTEM", "1"),
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ("GIT_AUTHOR_NAME", "A"),
+        ("GIT_AUTHOR_EMAIL", "a@example.org"),
+        ("GIT_COMMITTER_NAME", "A"),
+        ("GIT_COMMITTER_EMAIL", "a@example.org"),
+    ] {
+        command.env(key, value);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// A git in the real one's place that counts what it is started for.
+pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
+    std::fs::write(&program, format!("#!/bin/sh\necho \"$1\" >> '{}'\nexec git \"$@\"\n", log.display())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    (Git::at(program).await.unwrap(), log)
+}
+
+/// A node: a pool, and the room over it.
+pub(super) struct World {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) repositories: Repositories,
+    pub(super) mounted: Arc<AtomicBool>,
+    pub(super) git_log: PathBuf,
+    pub(super) config: config::Repositories,
+}
+
+impl World {
+    pub(super) async fn new() -> Self {
+        Self::with(|_, _| {}).await
+    }
+
+    /// `change` gets the configuration and the directory for upstreams.
+    pub(super) async fn with(change: impl FnOnce(&mut config::Repositories, &Path)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config::Repositories {
+            pool: "data".into(),
+            limit: None,
+            refresh: Duration::from_secs(300),
+            parallel: 2,
+            fetch_within: Duration::from_secs(60),
+            add: config::Add::OnDemand,
+            allow: vec!["*".into()],
+            protocols: vec!["file".into()],
+            mirrors: Vec::new(),
+        };
+        change(&mut config, dir.path());
+        Self::over(dir, config).await
+    }
+
+    async fn over(dir: tempfile::TempDir, config: config::Repositories) -> Self {
+        let mounted = Arc::new(AtomicBool::new(true));
+        let (git, git_log) = counting_git(dir.path()).await;
+        let stoker = dir.path().join("pool/stoker");
+        std::fs::create_dir_all(stoker.join("trash")).unwrap();
+        let root: Root = {
+            let (stoker, mounted) = (stoker.clone(), Arc::clone(&mounted));
+            Arc::new(move || match mounted.load(Ordering::SeqCst) {
+                true => Ok(stoker.clone()),
+                false => Err(Reason::new(Code::PoolNotReady, "data", "not mounted")),
+            })
+        };
+        let discard: Discard = {
+            let (trash, next) = (stoker.join("trash"), AtomicU64::new(0));
+            Arc::new(move |path| {
+                let number = next.fetch_add(1, Ordering::SeqCst);
+                std::fs::rename(path, trash.join(format!("{}-{number}", std::process::id())))
+            })
+        };
+        let cancel = CancellationToken::new();
+        let grace = Duration::from_millis(200);
+        let repositories = Repositories::open_with(&config, git, root, discard, cancel, grace).await.unwrap();
+        Self { dir, repositories, mounted, git_log, config }
+    }
+
+    /// The agent ends and starts again.
+    pub(super) async fn restart(self, between: impl FnOnce(&Path)) -> Self {
+        self.repositories.shutdown().await;
+        let trash = self.dir.path().join("pool/stoker/trash");
+        std::fs::remove_dir_all(trash).unwrap();
+        between(&self.folder());
+        Self::over(self.dir, self.config).await
+    }
+
+    pub(super) fn upstream(&self, name: &str) -> Upstream {
+        Upstream::new(self.dir.path().join("upstreams").join(name))
+    }
+
+    pub(super) fn folder(&self) -> PathBuf {
+        self.dir.path().join("pool/stoker/repositories")
+    }
+
+    pub(super) async fn resolve(&self, request: &Request) -> Result<Resolved, Reason> {
+        self.repositories.resolve(request, PATIENCE).await
+    }
+
+    /// The commit, or the word of the reason.
+    pub(super) async fn commit(&self, request: &Request) -> Result<CommitId, &'static str> {
+        self.resolve(request).await.map(|resolved| resolved.commit).map_err(|reason| reason.code.word())
+    }
+
+    /// How often git was started for `what`.
+    pub(super) fn count(&self, what: &str) -> usize {
+        std::fs::read_to_string(&self.git_log).unwrap().lines().filter(|line| *line == what).count()
+    }
+}
+
+/// Waits for a condition, with a limit.
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < limit, "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A branch's name that is no UTF-8.
+pub(super) fn odd_ref() -> &'static OsStr {
+    OsStr::from_bytes(b"refs/heads/caf\xe9")
+}
