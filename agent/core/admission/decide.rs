@@ -15,16 +15,14 @@ use crate::quantity::{Span, Timestamp};
 use crate::reason::{Code, Reason};
 use crate::sizing::{Outcome, Sizing};
 
+use super::fit::HINT_MAX;
+use super::time::{BIND_WITHIN_MAX, CONFIRM_WITHIN, drawn_in, ended, past_budget, run_out, sooner};
 use super::{Event, Facts, Fit, Holder, Lease, LeaseState, Ledger, ModeState, Source, Ticket, Usage};
 
 /// How long an ended lease and its request id are remembered.
 pub(super) const REMEMBERED: Span = Span::hours(24);
 /// The most ended leases that are remembered; the oldest go first.
 pub(super) const REMEMBERED_MAX: usize = 10_000;
-/// How long a grant out of waiting stays unconfirmed.
-const CONFIRM_WITHIN: Span = Span::seconds(30);
-/// How long after its time budget a lease whose holder is still there goes on counting.
-const END_GRACE: Span = Span::seconds(30);
 
 /// A request with all that is needed to decide it: resolved and sized.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,21 +302,23 @@ impl Ledger {
     }
 
     fn advance(&self, ids: &[LeaseId], facts: &Facts, now: Timestamp) -> Vec<Event> {
-        let mut events: Vec<Event> = self.live().filter_map(|lease| run_out(lease, now)).collect();
+        let mut events: Vec<Event> =
+            self.live().filter_map(|lease| run_out(lease, now).or_else(|| drawn_in(lease, now))).collect();
         let surplus = self.ended_count().saturating_sub(REMEMBERED_MAX);
         let old = |lease: &Lease| lease.ended_at.is_some_and(|at| now.since(at) >= REMEMBERED);
         let forgotten = self.ended().enumerate().filter(|(place, lease)| *place < surplus || old(lease));
         events.extend(forgotten.map(|(_, lease)| Event::Forgotten(lease.id.clone())));
-        let expired = self.tickets().filter(|ticket| ticket.expires_at < now);
-        events.extend(expired.map(|ticket| Event::TicketGone(ticket.id.clone())));
+        events.extend(self.tickets().filter_map(|ticket| match ticket.expires_at < now {
+            true => Some(Event::TicketGone(ticket.id.clone())),
+            false => sooner(ticket, lasting(HINT_MAX, now)),
+        }));
         if self.queued() == 0 {
             return events;
         }
         let mut after = self.clone();
         events.iter().cloned().for_each(|event| after.apply(event));
         for id in ids {
-            let Some(head) = after.tickets().next().cloned() else { break };
-            let Fit::Now = after.fit(head.request.sizing.size.amounts, 0, facts, now) else { break };
+            let Some(head) = after.due(facts, now) else { break };
             let lease = grant(&head.request, id, Some(now.plus(CONFIRM_WITHIN)), now);
             for event in [Event::Lease(Arc::new(lease)), Event::TicketGone(head.id.clone())] {
                 after.apply(event.clone());
@@ -326,6 +326,17 @@ impl Ledger {
             }
         }
         events
+    }
+
+    /// The ticket whose turn it is, where it may start now. One that fits no more (the node became smaller) is told so
+    /// when it asks; meanwhile it is in nobody's way.
+    fn due(&self, facts: &Facts, now: Timestamp) -> Option<Arc<Ticket>> {
+        let mut judged =
+            self.tickets().map(|ticket| (ticket, self.fit(ticket.request.sizing.size.amounts, 0, facts, now)));
+        match judged.find(|(_, fit)| !matches!(fit, Fit::Never(_)))? {
+            (ticket, Fit::Now) => Some(Arc::clone(ticket)),
+            _ => None,
+        }
     }
 }
 
@@ -352,7 +363,7 @@ fn grant(request: &Request, id: &LeaseId, confirm_by: Option<Timestamp>, now: Ti
         attempt: request.attempt,
         created_at: now,
         confirm_by,
-        bind_by: now.plus(request.bind_within),
+        bind_by: now.plus(request.bind_within.min(BIND_WITHIN_MAX)),
         bound_at: None,
         ends_at: None,
         ended_at: None,
@@ -386,10 +397,12 @@ fn bind(lease: &Lease, holder: &Holder, now: Timestamp) -> (Lease, Vec<Event>) {
     changed(lease, bound)
 }
 
-/// A reservation lives on from now, at most for as long again as was asked; a bound lease has nothing to renew.
+/// A reservation lives on from now; a bound lease has nothing to renew.
 fn renew(lease: &Lease, span: Span, now: Timestamp) -> (Lease, Vec<Event>) {
     match lease.state {
-        LeaseState::Reserved => changed(lease, Lease { bind_by: now.plus(span), confirm_by: None, ..lease.clone() }),
+        LeaseState::Reserved => {
+            changed(lease, Lease { bind_by: now.plus(span.min(BIND_WITHIN_MAX)), confirm_by: None, ..lease.clone() })
+        }
         _ => (lease.clone(), Vec::new()),
     }
 }
@@ -416,31 +429,4 @@ fn release(
     };
     let (lease, events) = changed(lease, after);
     (Reply::Lease(Box::new(lease)), events)
-}
-
-fn past_budget(lease: &Lease, now: Timestamp) -> bool {
-    lease.ends_at.is_some_and(|at| at <= now)
-}
-
-/// What time does to a live lease.
-fn run_out(lease: &Lease, now: Timestamp) -> Option<Event> {
-    let unconfirmed = lease.confirm_by.is_some_and(|by| by < now);
-    match lease.state {
-        LeaseState::Reserved if unconfirmed || lease.bind_by < now => {
-            let words = if unconfirmed { "nobody confirmed the grant in time" } else { "it was not bound in time" };
-            Some(ended(lease, LeaseState::Expired, Outcome::Lost, Code::LeaseExpired, words, now))
-        }
-        LeaseState::Bound if lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
-            let (outcome, code) = (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded);
-            Some(ended(lease, LeaseState::Expired, outcome, code, "its time budget was used up", now))
-        }
-        _ => None,
-    }
-}
-
-fn ended(lease: &Lease, state: LeaseState, outcome: Outcome, code: Code, words: &str, now: Timestamp) -> Event {
-    let reasons = vec![Reason::new(code, lease.id.as_str(), words)];
-    let lease =
-        Lease { state, outcome: Some(outcome), reasons, ended_at: Some(now), confirm_by: None, ..lease.clone() };
-    Event::Lease(Arc::new(lease))
 }

@@ -11,15 +11,21 @@ use crate::pressure::{Gate, GateState};
 use crate::quantity::{Amounts, Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
 
-use super::{Ledger, Mode};
+use super::{LeaseState, Ledger, Mode};
 
 /// The largest build that a narrow gate lets through: the first step of the ladder.
 pub(super) const SMALL: (u64, u64) = (2_000, 4 << 30);
 
+/// The soonest and the latest that a caller is told to ask again, before [`Facts::jitter`] adds up to a fifth.
+const HINT: (i64, i64) = (5_000, 100_000);
+/// The longest hint that is ever given.
+pub(super) const HINT_MAX: Span = Span::seconds(120);
+
 /// What is so at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// CPU and memory of the machine; bytes and inodes of the pool above its floor if it were empty.
+    /// CPU and memory of the machine; bytes and inodes of the pool above its floor if it were empty, nothing while the
+    /// pool is not there.
     pub capacity: Amounts,
     /// Kept for the control plane and the system (CPU and memory).
     pub reserve: Amounts,
@@ -76,8 +82,10 @@ impl Ledger {
     pub fn totals(&self, facts: &Facts) -> Totals {
         let (leased, measured) = self.live().fold((Amounts::default(), Amounts::default()), |(held, known), lease| {
             let size = lease.sizing.size.amounts;
-            // Where its use is not known, a lease is taken to use its size: the rest is others'.
-            (held.plus(lease.held()), known.plus(lease.in_use.unwrap_or(size)))
+            // Nobody uses a reservation yet. Where the use of a bound lease is not known, it is taken to be its size: the
+            // rest is others'.
+            let unknown = if lease.state == LeaseState::Reserved { Amounts::default() } else { size };
+            (held.plus(lease.held()), known.plus(lease.in_use.unwrap_or(unknown)))
         });
         let others = facts.used.less(measured).less(facts.reserve);
         let others = Amounts { disk_bytes: 0, disk_inodes: 0, ..others };
@@ -92,7 +100,10 @@ impl Ledger {
     #[must_use]
     pub fn fit(&self, wanted: Amounts, ahead: usize, facts: &Facts, now: Timestamp) -> Fit {
         let totals = self.totals(facts);
-        let never: Vec<Reason> = exceeding(wanted, totals.budget).map(|r| never(r, wanted, &totals)).collect();
+        // A pool that is not there has no size: what never fits on it cannot be said, the gate tells what it waits for.
+        let known = |r: &Resource| facts.capacity.get(*r) > 0;
+        let never: Vec<Reason> =
+            exceeding(wanted, totals.budget).filter(known).map(|r| never(r, wanted, &totals)).collect();
         if !never.is_empty() {
             return Fit::Never(never);
         }
@@ -164,8 +175,8 @@ impl Ledger {
     /// When to ask again: at the first predicted release, within 5 to 120 s, and not all at once.
     fn hint(&self, facts: &Facts, now: Timestamp) -> Span {
         let next = self.live().map(|lease| lease.ends_at.unwrap_or(lease.bind_by)).min();
-        let base = next.map_or(Span::seconds(30), |at| at.since(now)).0.clamp(5_000, 100_000);
-        Span(base.saturating_add(base.saturating_mul(i64::from(facts.jitter)) / 5_000))
+        let base = next.map_or(Span::seconds(30), |at| at.since(now)).0.clamp(HINT.0, HINT.1);
+        Span(base.saturating_add(base.saturating_mul(i64::from(facts.jitter)) / 5_000)).min(HINT_MAX)
     }
 }
 

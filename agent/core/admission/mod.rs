@@ -9,8 +9,13 @@ mod decide;
 mod fit;
 mod lease;
 mod ledger;
+mod time;
 
 pub use decide::{Answer, Command, Refused, Reply, Request, Waiting};
 pub use fit::{Facts, Fit, Totals};
 pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Source, Ticket, Usage};
 pub use ledger::{Event, Ledger};
+pub use time::BIND_WITHIN_MAX;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! What the ledger promises, one test a promise, and then all at once under random operations.
+//!
+//! The node of the tests is the one of the incident: 32 CPU and 62.5 GiB, of which 4 and 8 are reserved. After every
+//! command the invariants hold, and the events make the same ledger when they are applied twice, and when only the
+//! last record of each thing is read back, as from the journal.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::arithmetic_side_effects)]
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::*;
+use crate::identity::{CommitId, LeaseId, RequestId, Scope, TicketId};
+use crate::invariants;
+use crate::pressure::{Gate, GateState};
+use crate::quantity::{Amounts, Size, Span, Timestamp};
+use crate::reason::{Code, Reason};
+use crate::sizing::{Outcome, Sizing};
+
+mod fits;
+mod lives;
+mod queue;
+mod random;
+mod twins;
+
+const GIB: u64 = 1 << 30;
+const MINUTE: i64 = 60_000;
+
+fn request_id(text: &str) -> RequestId {
+    RequestId::try_from(String::from(text)).unwrap()
+}
+
+fn amounts(cpu: u64, gib: u64) -> Amounts {
+    Amounts { cpu_millis: cpu * 1000, memory_bytes: gib * GIB, disk_bytes: 20 * GIB, disk_inodes: 1_000_000 }
+}
+
+/// A request of that id: as many CPUs and GiB, half an hour to run, five minutes to be bound.
+fn request(id: &str, cpu: u64, gib: u64) -> Request {
+    let size = Size { amounts: amounts(cpu, gib), time_budget: Span::minutes(30) };
+    Request {
+        id: request_id(id),
+        digest: format!("{id}-{cpu}-{gib}"),
+        source: Source {
+            repository: String::from("https://example.org/stoker"),
+            reference: String::from("branch:main"),
+            commit: CommitId::new([7; 20]),
+            clone_url: String::new(),
+            clone_ref: String::new(),
+            as_of: Timestamp(0),
+            origin: String::from("upstream"),
+            snapshot: String::from("s1"),
+            subject: String::new(),
+        },
+        sizing: Sizing { size, basis: Vec::new(), clamped: false, provisional: false },
+        scope: Scope::default(),
+        target: String::new(),
+        cache_keys: Vec::new(),
+        attempt: 1,
+        bind_within: Span::minutes(5),
+    }
+}
+
+fn pod(uid: &str) -> Holder {
+    Holder::Pod { namespace: String::from("builds"), name: String::from("build"), uid: String::from(uid) }
+}
+
+fn usage(memory_gib: u64) -> Usage {
+    Usage { memory_bytes_peak: memory_gib * GIB, ..Usage::default() }
+}
+
+fn gate(state: GateState, codes: &[Code]) -> Gate {
+    let reasons = codes.iter().map(|code| Reason::new(*code, "node", "so it is")).collect();
+    Gate { state, reasons, since: Timestamp(0) }
+}
+
+/// Idle, with room on the pool for 400 GiB.
+fn facts() -> Facts {
+    let disk = Amounts { disk_bytes: 400 * GIB, disk_inodes: 50_000_000, ..Amounts::default() };
+    Facts {
+        capacity: Amounts { cpu_millis: 32_000, memory_bytes: 62 * GIB + GIB / 2, ..disk },
+        reserve: Amounts { cpu_millis: 4_000, memory_bytes: 8 * GIB, ..Amounts::default() },
+        used: Amounts::default(),
+        disk_free: disk,
+        gate: Gate::default(),
+        leases_max: 200,
+        tickets_max: 100,
+        jitter: 0,
+    }
+}
+
+/// A ledger with its facts and its clock.
+struct Node {
+    ledger: Ledger,
+    facts: Facts,
+    now: Timestamp,
+    serial: u32,
+    twin: twins::Journal,
+}
+
+impl Node {
+    fn new() -> Self {
+        let now = Timestamp(1_000_000 * MINUTE);
+        Self { ledger: Ledger::default(), facts: facts(), now, serial: 0, twin: twins::Journal::default() }
+    }
+
+    fn fresh<T: TryFrom<String>>(&mut self, kind: &str) -> T
+    where
+        T::Error: core::fmt::Debug,
+    {
+        self.serial += 1;
+        T::try_from(format!("{kind}{:06}", self.serial)).unwrap()
+    }
+
+    /// Decides, applies, and asks all that must hold.
+    fn tell(&mut self, command: &Command) -> (Reply, Vec<Event>) {
+        let (reply, events) = self.ledger.decide(command, &self.facts, self.now);
+        for event in &events {
+            self.ledger.apply(event.clone());
+            self.twin.write(event);
+        }
+        self.holds(&events);
+        (reply, events)
+    }
+
+    fn holds(&self, events: &[Event]) {
+        assert!(invariants::never_over_budget(&self.ledger, &self.facts));
+        assert!(invariants::one_place_a_request(&self.ledger));
+        assert!(invariants::lives_are_whole(&self.ledger));
+        let mut again = self.ledger.clone();
+        events.iter().for_each(|event| again.apply(event.clone()));
+        assert_eq!(again, self.ledger, "applying {events:?} twice is the same as once");
+    }
+
+    fn ask(&mut self, request: Request, ticket: bool) -> Reply {
+        let (lease, place) = (self.fresh("lease"), self.fresh("ticket"));
+        self.tell(&Command::Admit { request: Box::new(request), lease, ticket: ticket.then_some(place) }).0
+    }
+
+    fn admit(&mut self, request: Request) -> Answer {
+        match self.ask(request, true) {
+            Reply::Answer(answer) => answer,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    fn granted(&mut self, request: Request) -> LeaseId {
+        match self.admit(request) {
+            Answer::Granted(lease) => lease.id,
+            answer => panic!("{answer:?}"),
+        }
+    }
+
+    fn waiting(&mut self, request: Request) -> Waiting {
+        match self.admit(request) {
+            Answer::Waiting(waiting) => *waiting,
+            answer => panic!("{answer:?}"),
+        }
+    }
+
+    /// A lease in use by the pod of that uid.
+    fn running(&mut self, request: Request, uid: &str) -> LeaseId {
+        let id = self.granted(request);
+        self.lease_reply(&Command::Bind(id.clone(), pod(uid)));
+        id
+    }
+
+    fn lease_reply(&mut self, command: &Command) -> Lease {
+        match self.tell(command).0 {
+            Reply::Lease(lease) => *lease,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    fn refused(&mut self, command: &Command) -> Refused {
+        let before = self.ledger.clone();
+        match self.tell(command).0 {
+            Reply::Refused(why) if self.ledger == before => why,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    fn release(&mut self, lease: &LeaseId) -> Lease {
+        let outcome = Outcome::Succeeded;
+        self.lease_reply(&Command::Release { lease: lease.clone(), outcome, exit_code: Some(0), usage: None })
+    }
+
+    /// Lets so much time pass, then looks once; as many grants as there are tickets may come of it.
+    fn pass(&mut self, span: Span) -> Vec<Event> {
+        self.now = self.now.plus(span);
+        let leases = (0..self.ledger.queued()).map(|_| self.fresh("lease")).collect();
+        self.tell(&Command::Advance { leases }).1
+    }
+
+    fn lease(&self, id: &LeaseId) -> Lease {
+        Lease::clone(self.ledger.lease(id).unwrap())
+    }
+
+    /// The live leases' requests, in the order of their grants.
+    fn live(&self) -> Vec<&str> {
+        self.ledger.live().map(|lease| lease.request_id.as_str()).collect()
+    }
+
+    fn queued(&self) -> Vec<&str> {
+        self.ledger.tickets().map(|ticket| ticket.request.id.as_str()).collect()
+    }
+}
+
+fn codes(reasons: &[Reason]) -> Vec<Code> {
+    reasons.iter().map(|reason| reason.code).collect()
+}

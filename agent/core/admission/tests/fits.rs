@@ -1,0 +1,199 @@
+//! Does it fit: now, later, never; and what everyone is told.
+
+use super::*;
+
+fn reason_of(waiting: &Waiting, code: Code) -> Reason {
+    waiting.reasons.iter().find(|reason| reason.code == code).unwrap_or_else(|| panic!("{waiting:?}")).clone()
+}
+
+#[test]
+fn a_second_large_build_waits_for_memory_and_is_told_both_figures() {
+    let mut node = Node::new();
+    node.running(request("first", 20, 40), "a");
+    let waiting = node.waiting(request("second", 2, 40));
+    assert_eq!(codes(&waiting.reasons), [Code::MemoryHeld]);
+    let held = reason_of(&waiting, Code::MemoryHeld);
+    assert_eq!((held.wanted, held.available), (40 * GIB, 14 * GIB + GIB / 2));
+    assert_eq!(
+        held.message,
+        "40 GiB of memory wanted, 14.5 GiB free: leases hold 40 GiB, others 0 B, of the budget of 54.5 GiB"
+    );
+    assert_eq!(held.expected_until, Some(node.now.plus(Span::minutes(30))));
+    assert!((Span::seconds(5)..=Span::seconds(120)).contains(&waiting.retry_after), "{:?}", waiting.retry_after);
+}
+
+#[test]
+fn hints_stay_within_their_bounds_whatever_the_jitter() {
+    for (jitter, after) in [(0, 1), (999, 1), (0, 29 * 60), (999, 29 * 60), (u16::MAX, 60)] {
+        let mut node = Node::new();
+        node.running(request("first", 20, 40), "a");
+        node.facts.jitter = jitter;
+        node.now = node.now.plus(Span::seconds(after));
+        let hint = node.waiting(request("second", 2, 40)).retry_after;
+        assert!((Span::seconds(5)..=Span::seconds(120)).contains(&hint), "{hint:?} with jitter {jitter}");
+    }
+}
+
+#[test]
+fn what_is_declared_above_the_budget_is_rejected_for_good() {
+    let mut node = Node::new();
+    let Answer::Rejected(reasons, sizing) = node.admit(request("huge", 2, 60)) else { panic!("not rejected") };
+    assert_eq!(codes(&reasons), [Code::MemoryBudget]);
+    assert_eq!((reasons[0].wanted, reasons[0].available), (60 * GIB, 54 * GIB + GIB / 2));
+    assert!(reasons[0].message.contains("62.5 GiB less 8 GiB reserved"), "{}", reasons[0].message);
+    assert_eq!(sizing.unwrap().size.amounts.memory_bytes, 60 * GIB);
+    assert_eq!(node.ledger, Ledger::default(), "nothing is remembered of it");
+}
+
+#[test]
+fn every_resource_that_never_fits_is_named() {
+    let mut node = Node::new();
+    let mut request = request("huge", 30, 60);
+    request.sizing.size.amounts.disk_bytes = 500 * GIB;
+    request.sizing.size.amounts.disk_inodes = 60_000_000;
+    let Answer::Rejected(reasons, _) = node.admit(request) else { panic!("not rejected") };
+    let all = [Code::MemoryBudget, Code::CpuBudget, Code::DiskBudget, Code::DiskInodesBudget];
+    assert_eq!(codes(&reasons), all);
+}
+
+#[test]
+fn a_pool_that_is_not_there_makes_builds_wait_and_rejects_none() {
+    let mut node = Node::new();
+    node.facts.capacity = Amounts { disk_bytes: 0, disk_inodes: 0, ..node.facts.capacity };
+    node.facts.disk_free = Amounts::default();
+    node.facts.gate = gate(GateState::Shut, &[Code::PoolNotReady]);
+    let waiting = node.waiting(request("first", 2, 4));
+    assert_eq!(waiting.reasons[0].code, Code::PoolNotReady);
+    (node.facts.capacity, node.facts.disk_free, node.facts.gate) =
+        (facts().capacity, facts().disk_free, Gate::default());
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["first"]);
+}
+
+#[test]
+fn the_first_build_on_an_idle_node_starts_despite_soft_signals_but_not_despite_floors() {
+    for (state, code, starts) in [
+        (GateState::Shut, Code::MemoryPressure, true),
+        (GateState::Narrow, Code::MemoryNarrow, true),
+        (GateState::Shut, Code::MemoryFloor, false),
+        (GateState::Shut, Code::DiskFloor, false),
+        (GateState::Shut, Code::RootDiskInodesFloor, false),
+        (GateState::Shut, Code::PoolNotReady, false),
+        (GateState::Shut, Code::SensorFailed, false),
+    ] {
+        let mut node = Node::new();
+        node.facts.gate = gate(state, &[code]);
+        // Others use so much that it would not fit beside them.
+        node.facts.used = amounts(10, 30);
+        let answer = node.admit(request("first", 20, 40));
+        assert_eq!(matches!(answer, Answer::Granted(_)), starts, "{code:?}");
+        let second = node.waiting(request("second", 4, 8));
+        assert_eq!(second.reasons[0].code, code, "with one running or waiting, the gate holds the next");
+    }
+}
+
+#[test]
+fn beside_what_others_use_only_the_first_build_starts() {
+    let mut node = Node::new();
+    node.facts.used = amounts(10, 30);
+    node.granted(request("first", 20, 40));
+    let waiting = node.waiting(request("second", 1, 1));
+    assert_eq!(codes(&waiting.reasons), [Code::MemoryHeld]);
+    assert!(waiting.reasons[0].message.contains("others 22 GiB"), "{}", waiting.reasons[0].message);
+}
+
+#[test]
+fn what_others_use_is_not_hidden_behind_a_lease_that_nobody_uses_yet() {
+    let mut node = Node::new();
+    let first = node.granted(request("first", 4, 20));
+    node.facts.used = amounts(4, 28);
+    let totals = node.ledger.totals(&node.facts);
+    assert_eq!(totals.others.memory_bytes, 20 * GIB, "28 GiB are used, 8 of them by the system");
+    assert_eq!(totals.free.memory_bytes, 14 * GIB + GIB / 2);
+    node.lease_reply(&Command::Bind(first, pod("a")));
+    assert_eq!(node.ledger.totals(&node.facts).others.memory_bytes, 0, "now it may be the lease's own");
+}
+
+#[test]
+fn what_others_use_within_the_reserve_costs_nothing() {
+    let mut node = Node::new();
+    node.facts.used = amounts(4, 8);
+    assert_eq!(node.ledger.totals(&node.facts).free.memory_bytes, 54 * GIB + GIB / 2);
+}
+
+#[test]
+fn a_lease_that_uses_more_than_its_size_counts_by_its_use() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 4, 10), "a");
+    for (used, held) in [(2, 10), (30, 30)] {
+        let measured = Lease { in_use: Some(amounts(1, used)), ..node.lease(&id) };
+        node.ledger.apply(Event::Lease(Arc::new(measured)));
+        node.facts.used = amounts(1, used);
+        let totals = node.ledger.totals(&node.facts);
+        assert_eq!((totals.leased.memory_bytes, totals.others.memory_bytes), (held * GIB, 0));
+    }
+    assert_eq!(codes(&node.waiting(request("second", 2, 25)).reasons), [Code::MemoryHeld]);
+}
+
+#[test]
+fn disk_that_leases_hold_is_not_given_twice() {
+    let mut node = Node::new();
+    let large = |id: &str| {
+        let mut request = request(id, 1, 1);
+        request.sizing.size.amounts.disk_bytes = 250 * GIB;
+        request
+    };
+    node.granted(large("first"));
+    let waiting = node.waiting(large("second"));
+    assert_eq!(codes(&waiting.reasons), [Code::DiskHeld]);
+    assert_eq!((waiting.reasons[0].wanted, waiting.reasons[0].available), (250 * GIB, 150 * GIB));
+}
+
+#[test]
+fn a_narrow_gate_lets_only_small_builds_through() {
+    let mut node = Node::new();
+    node.granted(request("running", 2, 4));
+    node.facts.gate = gate(GateState::Narrow, &[Code::MemoryNarrow]);
+    node.granted(request("small", 2, 4));
+    for (id, cpu, gib) in [("wide", 3, 4), ("tall", 2, 5)] {
+        assert_eq!(node.waiting(request(id, cpu, gib)).reasons[0].code, Code::MemoryNarrow);
+    }
+}
+
+#[test]
+fn maintenance_and_drain_hold_builds_back_with_the_note_and_the_end() {
+    for (mode, code) in [(Mode::Maintenance, Code::ModeMaintenance), (Mode::Drain, Code::ModeDrain)] {
+        let mut node = Node::new();
+        let until = node.now.plus(Span::minutes(10));
+        let note = String::from("new kernel");
+        node.tell(&Command::SetMode(ModeState { mode, until: Some(until), note }));
+        let waiting = node.waiting(request("first", 2, 4));
+        assert_eq!(codes(&waiting.reasons), [code]);
+        assert!(waiting.reasons[0].message.ends_with(": new kernel"), "{}", waiting.reasons[0].message);
+        assert_eq!(waiting.reasons[0].expected_until, Some(until));
+        node.now = until;
+        node.granted(request("first", 2, 4));
+    }
+}
+
+#[test]
+fn what_runs_goes_on_in_maintenance() {
+    let mut node = Node::new();
+    let id = node.granted(request("first", 2, 4));
+    node.tell(&Command::SetMode(ModeState { mode: Mode::Maintenance, until: None, note: String::new() }));
+    node.lease_reply(&Command::Bind(id.clone(), pod("a")));
+    node.pass(Span::minutes(10));
+    assert_eq!(node.release(&id).state, LeaseState::Released);
+}
+
+#[test]
+fn no_more_leases_are_live_than_the_bound() {
+    let mut node = Node::new();
+    node.facts.leases_max = 2;
+    let first = node.granted(request("first", 1, 1));
+    node.granted(request("second", 1, 1));
+    assert_eq!(codes(&node.waiting(request("third", 1, 1)).reasons), [Code::LeasesFull]);
+    node.release(&first);
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["second", "third"]);
+}

@@ -1,0 +1,186 @@
+//! A lease from its grant to the day when it is forgotten.
+
+use super::*;
+
+#[test]
+fn a_reservation_that_nobody_binds_expires_and_the_next_is_admitted() {
+    let mut node = Node::new();
+    let first = node.granted(request("first", 20, 40));
+    node.pass(Span::minutes(4));
+    node.waiting(request("second", 2, 40));
+    node.pass(Span::minutes(1));
+    assert_eq!(node.live(), ["first"], "at its last moment it still stands");
+    node.pass(Span(1));
+    assert_eq!(node.live(), ["second"]);
+    let ended = node.lease(&first);
+    assert_eq!((ended.state, ended.outcome), (LeaseState::Expired, Some(Outcome::Lost)));
+    assert_eq!(codes(&ended.reasons), [Code::LeaseExpired]);
+}
+
+#[test]
+fn a_bound_lease_ends_after_its_time_budget_and_a_grace() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    node.pass(Span::seconds(30 * 60 + 30));
+    assert_eq!(node.lease(&id).state, LeaseState::Bound);
+    node.pass(Span(1));
+    let ended = node.lease(&id);
+    assert_eq!((ended.state, ended.outcome), (LeaseState::Expired, Some(Outcome::TimeBudgetExceeded)));
+    assert_eq!(codes(&ended.reasons), [Code::TimeBudgetExceeded]);
+}
+
+#[test]
+fn a_bound_lease_does_not_expire_by_its_reservation() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    node.pass(Span::minutes(6));
+    assert_eq!(node.lease(&id).state, LeaseState::Bound);
+}
+
+#[test]
+fn a_holder_that_goes_without_a_word_orphans_its_lease() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    node.tell(&Command::Gone(Vec::from([id.clone()]), Code::HolderGone));
+    let lost = node.lease(&id);
+    assert_eq!((lost.state, lost.outcome), (LeaseState::Orphaned, Some(Outcome::Lost)));
+    let late = node.running(request("second", 20, 40), "b");
+    node.now = node.now.plus(Span::minutes(30));
+    node.tell(&Command::Gone(Vec::from([late.clone()]), Code::HolderGone));
+    assert_eq!(node.lease(&late).outcome, Some(Outcome::TimeBudgetExceeded), "it was ended, it did not vanish");
+}
+
+#[test]
+fn the_same_id_gets_the_same_answer_and_other_content_is_a_conflict() {
+    let mut node = Node::new();
+    let first = node.granted(request("first", 20, 40));
+    assert_eq!(node.granted(request("first", 20, 40)), first);
+    node.waiting(request("second", 2, 40));
+    assert_eq!(node.waiting(request("second", 2, 40)).position, 1);
+    assert_eq!((node.live(), node.queued()), (Vec::from(["first"]), Vec::from(["second"])));
+    for id in ["first", "second"] {
+        let reply = node.ask(request(id, 3, 3), true);
+        assert_eq!(reply, Reply::Refused(Refused::Conflict(request_id(id))));
+    }
+}
+
+#[test]
+fn ids_live_a_day_past_the_lease_and_are_then_forgotten() {
+    let mut node = Node::new();
+    let first = node.granted(request("first", 20, 40));
+    node.release(&first);
+    node.pass(Span(Span::hours(24).0 - 1));
+    assert_eq!(node.granted(request("first", 20, 40)), first, "the same answer: the lease that has ended");
+    assert_eq!(node.ask(request("first", 1, 1), true), Reply::Refused(Refused::Conflict(request_id("first"))));
+    node.pass(Span(1));
+    assert_eq!(node.ledger, Ledger::default());
+    assert_eq!(node.refused(&Command::Renew(first.clone(), Span::minutes(1))), Refused::NoLease(first.clone()));
+    assert_ne!(node.granted(request("first", 1, 1)), first);
+}
+
+#[test]
+fn a_release_after_the_end_keeps_the_end_and_takes_the_figures() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    node.tell(&Command::Gone(Vec::from([id.clone()]), Code::HolderGone));
+    let end = node.lease(&id).ended_at;
+    node.now = node.now.plus(Span::minutes(1));
+    let release = |usage| Command::Release { lease: id.clone(), outcome: Outcome::Failed, exit_code: Some(2), usage };
+    let late = node.lease_reply(&release(Some(usage(9))));
+    assert_eq!((late.state, late.ended_at, late.outcome), (LeaseState::Orphaned, end, Some(Outcome::Lost)));
+    assert_eq!((late.exit_code, late.peak), (Some(2), Some(usage(9))));
+    assert_eq!(node.lease_reply(&release(Some(usage(1)))), late, "the first figures stand");
+}
+
+#[test]
+fn a_second_release_changes_nothing() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    let released = node.release(&id);
+    node.now = node.now.plus(Span::minutes(1));
+    let again = Command::Release { lease: id, outcome: Outcome::Failed, exit_code: Some(1), usage: None };
+    assert_eq!(node.lease_reply(&again), released);
+}
+
+#[test]
+fn another_holder_is_refused_and_the_same_one_may_bind_again() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    let bound = node.lease(&id);
+    node.now = node.now.plus(Span::minutes(1));
+    assert_eq!(node.lease_reply(&Command::Bind(id.clone(), pod("a"))), bound);
+    assert_eq!(node.refused(&Command::Bind(id.clone(), pod("b"))), Refused::BoundToAnother(id.clone()));
+    node.release(&id);
+    let refused = node.refused(&Command::Bind(id.clone(), pod("a")));
+    assert_eq!(refused, Refused::Ended(id, LeaseState::Released));
+}
+
+#[test]
+fn a_renewal_keeps_a_reservation_and_never_moves_the_end_of_a_build() {
+    let mut node = Node::new();
+    let id = node.granted(request("first", 20, 40));
+    node.now = node.now.plus(Span::minutes(4));
+    let renewed = node.lease_reply(&Command::Renew(id.clone(), Span::minutes(10)));
+    assert_eq!((renewed.bind_by, renewed.ends_at), (node.now.plus(Span::minutes(10)), None));
+    let long = node.lease_reply(&Command::Renew(id.clone(), Span::hours(100)));
+    assert_eq!(long.bind_by, node.now.plus(BIND_WITHIN_MAX), "nobody reserves for ever");
+    node.lease_reply(&Command::Bind(id.clone(), pod("a")));
+    let bound = node.lease(&id);
+    node.now = node.now.plus(Span::minutes(10));
+    assert_eq!(node.lease_reply(&Command::Renew(id, Span::hours(1))), bound);
+}
+
+#[test]
+fn a_clock_that_is_set_back_lengthens_no_life() {
+    let mut node = Node::new();
+    let bound = node.running(request("bound", 2, 4), "a");
+    let reserved = node.granted(request("reserved", 20, 40));
+    node.waiting(request("waits", 2, 40));
+    node.now = Timestamp(node.now.0 - Span::hours(1000).0);
+    node.pass(Span(0));
+    assert_eq!((node.live(), node.queued()), (Vec::from(["bound", "reserved"]), Vec::from(["waits"])));
+    node.pass(Span::seconds(241));
+    assert_eq!(node.queued(), Vec::<&str>::new(), "nobody awaited it");
+    node.pass(BIND_WITHIN_MAX);
+    assert_eq!(node.lease(&reserved).state, LeaseState::Expired);
+    assert_eq!(node.lease(&bound).state, LeaseState::Expired, "30 min of budget and the grace are over");
+}
+
+#[test]
+fn a_clock_that_is_set_back_ends_nothing() {
+    let mut node = Node::new();
+    let ended = node.granted(request("ended", 1, 1));
+    node.release(&ended);
+    let bound = node.running(request("bound", 2, 4), "a");
+    let reserved = node.granted(request("reserved", 2, 4));
+    for back in [1, 1000, Span::hours(1).0, node.now.0] {
+        node.now = Timestamp(node.now.0 - back);
+        node.pass(Span(0));
+        assert_eq!(node.ledger.live_count(), 2);
+        assert_eq!(node.granted(request("ended", 1, 1)), ended);
+    }
+    node.lease_reply(&Command::Bind(reserved, pod("b")));
+    assert_eq!(node.release(&bound).state, LeaseState::Released);
+}
+
+#[test]
+fn the_oldest_ended_leases_go_first_where_there_are_too_many() {
+    let mut node = Node::new();
+    let end = |node: &mut Node, number: usize| {
+        let lease = Lease {
+            id: node.fresh("lease"),
+            request_id: request_id(&format!("r{number}")),
+            state: LeaseState::Released,
+            ended_at: Some(node.now),
+            outcome: Some(Outcome::Succeeded),
+            ..node.lease(&LeaseId::try_from(String::from("lease000001")).unwrap())
+        };
+        node.ledger.apply(Event::Lease(Arc::new(lease)));
+    };
+    node.granted(request("template", 1, 1));
+    (0..10_003).for_each(|number| end(&mut node, number));
+    node.pass(Span(1));
+    assert_eq!(node.ledger.ended_count(), 10_000);
+    assert!(node.ledger.lease_of(&request_id("r2")).is_none());
+    assert!(node.ledger.lease_of(&request_id("r3")).is_some());
+}

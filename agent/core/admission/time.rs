@@ -1,0 +1,75 @@
+//! What time does to leases and tickets.
+//!
+//! Deadlines are times of the node's clock, and that clock can be set back (a machine that started with a wrong one
+//! learns the right one later). So no deadline may lie further ahead than if it were set now: else a reservation of
+//! five minutes would hold its room for as long as the clock was wrong.
+
+use alloc::sync::Arc;
+use alloc::vec;
+
+use crate::quantity::{Span, Timestamp};
+use crate::reason::{Code, Reason};
+use crate::sizing::Outcome;
+
+use super::{Event, Lease, LeaseState, Ticket};
+
+/// How long a reservation may stay unbound at most, whatever was asked.
+pub const BIND_WITHIN_MAX: Span = Span::minutes(30);
+/// How long a grant out of waiting stays unconfirmed.
+pub(super) const CONFIRM_WITHIN: Span = Span::seconds(30);
+/// How long after its time budget a lease whose holder is still there goes on counting.
+pub(super) const END_GRACE: Span = Span::seconds(30);
+
+/// Whether its time budget is used up, with or without the grace.
+pub(super) fn past_budget(lease: &Lease, now: Timestamp) -> bool {
+    lease.ends_at.is_some_and(|at| at <= now)
+}
+
+/// The end of a live lease whose time is over.
+pub(super) fn run_out(lease: &Lease, now: Timestamp) -> Option<Event> {
+    let unconfirmed = lease.confirm_by.is_some_and(|by| by < now);
+    match lease.state {
+        LeaseState::Reserved if unconfirmed || lease.bind_by < now => {
+            let words = if unconfirmed { "nobody confirmed the grant in time" } else { "it was not bound in time" };
+            Some(ended(lease, LeaseState::Expired, Outcome::Lost, Code::LeaseExpired, words, now))
+        }
+        LeaseState::Bound if lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
+            let (outcome, code) = (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded);
+            Some(ended(lease, LeaseState::Expired, outcome, code, "its time budget was used up", now))
+        }
+        _ => None,
+    }
+}
+
+/// A lease that nobody released, ended at `now`.
+pub(super) fn ended(
+    lease: &Lease,
+    state: LeaseState,
+    outcome: Outcome,
+    code: Code,
+    words: &str,
+    now: Timestamp,
+) -> Event {
+    let reasons = vec![Reason::new(code, lease.id.as_str(), words)];
+    let lease =
+        Lease { state, outcome: Some(outcome), reasons, ended_at: Some(now), confirm_by: None, ..lease.clone() };
+    Event::Lease(Arc::new(lease))
+}
+
+/// The same lease with nearer deadlines, where the clock was set back.
+pub(super) fn drawn_in(lease: &Lease, now: Timestamp) -> Option<Event> {
+    let confirm_by = lease.confirm_by.map(|by| by.min(now.plus(CONFIRM_WITHIN)));
+    let bind_by = match lease.state {
+        LeaseState::Reserved => lease.bind_by.min(now.plus(BIND_WITHIN_MAX)),
+        _ => lease.bind_by,
+    };
+    let ends_at = lease.ends_at.map(|at| at.min(now.plus(lease.sizing.size.time_budget)));
+    let same = (confirm_by, bind_by, ends_at) == (lease.confirm_by, lease.bind_by, lease.ends_at);
+    (!same).then(|| Event::Lease(Arc::new(Lease { confirm_by, bind_by, ends_at, ..lease.clone() })))
+}
+
+/// The same ticket, gone at `latest`, where it would live on after that.
+pub(super) fn sooner(ticket: &Ticket, latest: Timestamp) -> Option<Event> {
+    let near = || Ticket { expires_at: latest, ..ticket.clone() };
+    (ticket.expires_at > latest).then(|| Event::Ticket(Arc::new(near())))
+}
