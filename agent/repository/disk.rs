@@ -83,6 +83,15 @@ pub(super) fn replace(file: &Path, content: &[u8], durable: bool) -> io::Result<
     }
 }
 
+/// Removes an unfinished fill or snapshot. What is not there is gone already.
+#[expect(clippy::disallowed_methods, reason = "no build can write below `repositories`: nobody swaps names here")]
+pub(super) fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }

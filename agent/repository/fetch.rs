@@ -11,7 +11,7 @@ use stoker_core::source::{Fetched, Protocol, RepositoryUrl};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::disk::{Paths, io_reason, repositories};
+use super::disk::{Paths, io_reason, remove_unfinished, repositories};
 use super::git::{Command, Git, GitError};
 use super::listing::{Head, Listing, Wanted};
 use super::local::{SafeDirectory, inspect};
@@ -119,10 +119,7 @@ impl Visit {
     /// The first fill: a clone beside the store's place, its refs rewritten into the namespace, moved into place.
     pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
         let (paths, dir) = (self.paths.clone(), self.paths.fill());
-        let clear = move || match fs::remove_dir_all(paths.fill()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => fs::create_dir_all(&paths.folder),
-        };
+        let clear = move || remove_unfinished(&paths.fill()).and_then(|()| fs::create_dir_all(&paths.folder));
         on_disk(clear).await?;
         let path = dir.to_string_lossy().into_owned();
         let args = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress", "--"];
@@ -141,7 +138,7 @@ impl Visit {
             Ok(_) => on_disk(rewrite).await,
             Err(error) => {
                 // Git removes what it made, unless it was killed.
-                let _ = on_disk(move || fs::remove_dir_all(dir)).await;
+                let _ = on_disk(move || remove_unfinished(&dir)).await;
                 Err(error)
             }
         }

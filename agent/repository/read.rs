@@ -226,6 +226,18 @@ impl Reader {
         }
     }
 
+    /// The names of the regular files at the commit's root; those that are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// When there is no such commit, or its tree cannot be read.
+    pub fn root_files(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Vec<String>, ReadError> {
+        self.with(pin, |repository| {
+            let tree = repository.find_commit(oid(commit))?.tree()?;
+            let files = tree.iter().filter(|entry| is_file(entry.filemode()));
+            Ok(files.filter_map(|entry| entry.name().ok().map(str::to_owned)).collect())
+        })
+    }
+
     /// Counts the commit's files, at most `files_max` of them.
     ///
     /// # Errors

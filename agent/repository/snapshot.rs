@@ -12,7 +12,7 @@ use std::sync::Arc;
 use stoker_core::identity::CommitId;
 use stoker_core::source::RepositoryUrl;
 
-use super::disk::{Paths, is_leftover, names, replace, snapshot_number, sync_directory};
+use super::disk::{Paths, is_leftover, names, remove_unfinished, replace, snapshot_number, sync_directory};
 use super::listing::Head;
 use super::refs::RefTable;
 
@@ -108,14 +108,12 @@ impl Publication<'_> {
         let last = names(&snapshots)?.iter().filter_map(|name| snapshot_number(name)).max();
         let number = last.unwrap_or(0) + 1;
         let temporary = snapshots.join(format!(".tmp-{number}"));
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary)?;
-        }
+        remove_unfinished(&temporary)?;
         let made = self.fill(&temporary);
         let pin = SnapshotPin::new(self.url.clone(), self.paths, number);
         let made = made.and_then(|()| fs::rename(&temporary, pin.path()));
         if let Err(error) = made {
-            let _ = fs::remove_dir_all(&temporary);
+            let _ = remove_unfinished(&temporary);
             return Err(error);
         }
         sync_directory(&snapshots)?;
