@@ -31,6 +31,7 @@ pub use journal::JournalError;
 pub use survey::{Build, Evaluated, SourceState, Survey};
 pub use writer::{FactsSource, WriterError};
 
+use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
 use journal::Journal;
 use writer::{Published, WriterHandle};
@@ -100,8 +101,8 @@ impl Admission {
     }
 
     /// Starts watching time and holders, until `cancel`.
-    pub async fn start_upkeep(&self, host_root: &Path, end_at_budget: bool, cancel: CancellationToken) {
-        let task = upkeep::run(self.clone(), host_root.to_owned(), end_at_budget, cancel);
+    pub async fn start_upkeep(&self, host_root: &Path, config: Configured, cancel: CancellationToken) {
+        let task = upkeep::run(self.clone(), host_root.to_owned(), config, cancel);
         *self.upkeep.lock().await = Some(tokio::spawn(task));
     }
 

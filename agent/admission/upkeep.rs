@@ -12,7 +12,9 @@ use stoker_core::reason::Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{Admission, now};
+use crate::config::TimeBudget;
 use crate::node::process::{self, ProcessId};
+use crate::pressure::Configured;
 
 const EVERY: Duration = Duration::from_millis(500);
 /// After its budget the holder ends itself; then it is asked, then it is not asked any more.
@@ -20,7 +22,7 @@ const ASK_AFTER: Span = Span::seconds(5);
 const KILL_AFTER: Span = Span::seconds(15);
 
 /// Looks twice a second, until cancelled.
-pub(super) async fn run(admission: Admission, host_root: PathBuf, end_at_budget: bool, cancel: CancellationToken) {
+pub(super) async fn run(admission: Admission, host_root: PathBuf, config: Configured, cancel: CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -31,7 +33,7 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, end_at_budget:
         let (gone, idle) = admission.read(|ledger, _| {
             let gone: Vec<LeaseId> =
                 ledger.live().filter(|lease| holder_gone(&host_root, lease)).map(|lease| lease.id.clone()).collect();
-            if end_at_budget {
+            if config.borrow().admission.time_budget == TimeBudget::End {
                 ledger.live().for_each(|lease| end_overdue(&host_root, lease));
             }
             (gone, ledger.live_count() + ledger.queued() + ledger.ended_count() == 0)

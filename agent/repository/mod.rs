@@ -29,7 +29,7 @@ mod visit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use stoker_core::quantity::Timestamp;
@@ -78,7 +78,7 @@ impl std::fmt::Debug for Repositories {
 
 /// What the serial tasks share.
 struct Shared {
-    config: config::Repositories,
+    config: RwLock<Arc<config::Repositories>>,
     git: Git,
     root: Root,
     discard: Discard,
@@ -125,7 +125,7 @@ impl Repositories {
         }
         let shared = Arc::new(Shared {
             places: Semaphore::new(config.parallel.clamp(1, 64)),
-            config: config.clone(),
+            config: RwLock::new(Arc::new(config.clone())),
             git,
             root,
             discard,
@@ -159,10 +159,47 @@ impl Repositories {
             match (declared, filled) {
                 (true, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
-                (true, true) => entry.refresh_in(self.shared.config.refresh / 10, self.shared.now()),
+                (true, true) => entry.refresh_in(self.shared.config().refresh / 10, self.shared.now()),
                 (false, _) => {}
             }
         }
+    }
+
+    /// Takes over another configuration of the same pool. Mirrors that are newly declared are filled; those that no
+    /// longer are stay, and are not refreshed any more.
+    ///
+    /// # Errors
+    /// When more are declared than one node keeps; those before are taken over.
+    pub async fn reconfigure(&self, config: &config::Repositories) -> Result<(), Reason> {
+        let shared = &self.shared;
+        let before = {
+            let mut held = shared.config.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *held, Arc::new(config.clone()))
+        };
+        let (was, is) = (before.parallel.clamp(1, 64), config.parallel.clamp(1, 64));
+        shared.places.add_permits(is.saturating_sub(was));
+        shared.places.forget_permits(was.saturating_sub(is));
+        for entry in shared.all() {
+            entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
+        }
+        for mirror in &config.mirrors {
+            let entry = match shared.get(&mirror.url) {
+                Some(entry) => entry,
+                None => shared.insert(Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true), false)?,
+            };
+            {
+                let mut state = entry.state();
+                state.ephemeral = false;
+                state.meta.declared = true;
+                state.meta.pinned |= mirror.pin;
+                state.meta.trust.clone_from(&mirror.trust);
+            }
+            let filled = entry.current().is_some();
+            let pause = if filled { config.refresh / 10 } else { Duration::ZERO };
+            entry.refresh_in(pause, shared.now());
+        }
+        shared.tick();
+        Ok(())
     }
 
     /// Ends all fetches and tasks, and waits until they are over.
@@ -262,6 +299,10 @@ impl Repositories {
 }
 
 impl Shared {
+    fn config(&self) -> Arc<config::Repositories> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
@@ -283,7 +324,7 @@ impl Shared {
     }
 
     fn may_add(&self, url: &RepositoryUrl) -> Result<(), Reason> {
-        let config = &self.config;
+        let config = self.config();
         allowed(url, config.add == config::Add::OnDemand, &config.allow, &config.protocols)
     }
 

@@ -288,7 +288,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
                 state.ephemeral = false;
                 state.meta.failures = 0;
                 state.meta.error = None;
-                state.meta.declared.then_some(shared.config.refresh)
+                state.meta.declared.then_some(shared.config().refresh)
             }
             Err(reason) => {
                 state.meta.failures = state.meta.failures.saturating_add(1);
