@@ -11,6 +11,7 @@
 )]
 
 mod admission;
+mod commands;
 mod faces;
 mod harness;
 mod isolation;
