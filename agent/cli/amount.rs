@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use stoker_core::identity::check_name;
 use stoker_core::source::{RepositoryUrl, SourceRef};
 use stoker_proto::v1;
 
@@ -48,6 +49,15 @@ pub(crate) fn span(text: &str) -> Result<prost_types::Duration, String> {
         return Err(format!("{text:?} is no time at all; {REMEDY}"));
     }
     prost_types::Duration::try_from(span).map_err(|_| format!("{text:?} is longer than time is counted; {REMEDY}"))
+}
+
+/// The name of a tenant, project or branch.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned()).map_err(|why| format!("the name {why}"))
 }
 
 fn positive(text: &str, value: u64, remedy: &str) -> Result<i64, String> {

@@ -49,13 +49,13 @@ pub(super) struct Args {
     #[arg(long, value_parser = amount::span)]
     time: Option<prost_types::Duration>,
     /// Who it is for
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     tenant: String,
     /// Which of the tenant's projects
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     project: String,
     /// Which line of builds of the project
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     branch: String,
     /// Bring an agent along with its state here, even where a node's agent listens
     #[arg(long, value_name = "DIR")]
