@@ -124,7 +124,11 @@ fn work_tree(repo: &str, path: &Path) -> Result<String, String> {
     let shown = super::screen::safe(&repo.chars().take(200).collect::<String>());
     let path = std::fs::canonicalize(path).map_err(|error| format!("repository: {shown}: {error}"))?;
     let top = match git2::Repository::discover(&path) {
-        Ok(found) => found.workdir().unwrap_or_else(|| found.path()).to_owned(),
+        // A bare repository whose configuration does not say so is taken to have a work tree above it.
+        Ok(found) => match found.workdir().filter(|top| top.join(".git").exists()) {
+            Some(top) => top.to_owned(),
+            None => found.path().to_owned(),
+        },
         // Whether another user's repository may be read is for the agent to say.
         Err(error) if error.code() == git2::ErrorCode::Owner => path,
         Err(error) if error.code() == git2::ErrorCode::NotFound => {
