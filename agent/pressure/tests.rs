@@ -45,6 +45,7 @@ fn config(host_root: &Path) -> Config {
         node: Node {
             name: "ghost".to_owned(),
             reserve: Amounts::default(),
+            others_cpu_counts: true,
             host_root: host_root.to_owned(),
             root_floor: nothing(),
         },
