@@ -183,9 +183,20 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until what was thrown away is really gone, at most for `limit`.
+    /// Waits until leases without a holder have ended, and what they had is really gone; at most for `limit`.
     pub async fn drained(&self, limit: Duration) {
-        let _ = tokio::time::timeout(limit, self.rooms.pools.drained()).await;
+        let host_root = self.config.borrow().node.host_root.clone();
+        let drained = async {
+            let mut changes = self.rooms.admission.watch();
+            while self.rooms.admission.has_orphans(&host_root) {
+                if changes.changed().await.is_err() {
+                    break;
+                }
+            }
+            self.rooms.workspaces.settled(&self.rooms.admission).await;
+            self.rooms.pools.drained().await;
+        };
+        let _ = tokio::time::timeout(limit, drained).await;
     }
 
     /// Ends the servers, then the rooms from the last to the first. Calls under way get `limit` to end by themselves.

@@ -268,6 +268,12 @@ impl Admission {
         self.writer.version.clone()
     }
 
+    /// Whether a live lease is bound to a process that is gone: its end is near, but takes what it left behind first.
+    #[must_use]
+    pub fn has_orphans(&self, host_root: &Path) -> bool {
+        self.read(|ledger, _| ledger.live().any(|lease| upkeep::holder_gone(host_root, lease)))
+    }
+
     /// Time passed, or holders went.
     async fn tell(&self, command: Command) {
         if let Err(error) = self.writer.ask(command, None, None).await {

@@ -72,10 +72,13 @@ fn process_of(lease: &Lease) -> Option<ProcessId> {
     }
 }
 
+pub(super) fn holder_gone(host_root: &Path, lease: &Lease) -> bool {
+    process_of(lease).is_some_and(|holder| !process::alive(host_root, holder))
+}
+
 /// The leases whose holder is gone with all that it started; `waiting` are those of which something still runs.
 fn gone(host_root: &Path, bound: &[Arc<Lease>], waiting: &mut BTreeMap<LeaseId, Instant>) -> Vec<LeaseId> {
-    let lost = |lease: &&Arc<Lease>| process_of(lease).is_some_and(|holder| !process::alive(host_root, holder));
-    let lost: Vec<&Arc<Lease>> = bound.iter().filter(lost).collect();
+    let lost: Vec<&Arc<Lease>> = bound.iter().filter(|lease| holder_gone(host_root, lease)).collect();
     waiting.retain(|id, _| lost.iter().any(|lease| lease.id == *id));
     let over = lost.into_iter().filter(|lease| {
         let left = process::with_variable(host_root, "STOKER_LEASE", lease.id.as_str());
