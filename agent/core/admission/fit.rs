@@ -160,9 +160,9 @@ impl Ledger {
             Resource::DiskInodes => (Code::DiskInodesHeld, "of the pool"),
         };
         let message = format!(
-            "{} of {} wanted, {} free: leases hold {}, others {}, {rest} of {}",
+            "{}{} wanted, {} free: leases hold {}, others {}, {rest} of {}",
             resource.show(wants),
-            resource.word(),
+            of_what(resource),
             resource.show(free),
             resource.show(totals.leased.get(resource)),
             resource.show(totals.others.get(resource)),
@@ -184,6 +184,15 @@ fn exceeding(wanted: Amounts, limit: Amounts) -> impl Iterator<Item = Resource> 
     Resource::LEDGER.into_iter().filter(move |r| wanted.get(*r) > limit.get(*r))
 }
 
+/// `40 GiB of memory`, but `4 CPU`.
+const fn of_what(resource: Resource) -> &'static str {
+    match resource {
+        Resource::Memory => " of memory",
+        Resource::DiskBytes => " of disk",
+        Resource::Cpu | Resource::DiskInodes | Resource::Time => "",
+    }
+}
+
 fn never(resource: Resource, wanted: Amounts, totals: &Totals) -> Reason {
     let (wants, budget) = (wanted.get(resource), totals.budget.get(resource));
     let code = match resource {
@@ -193,9 +202,9 @@ fn never(resource: Resource, wanted: Amounts, totals: &Totals) -> Reason {
         Resource::DiskInodes => Code::DiskInodesBudget,
     };
     let message = format!(
-        "{} of {} wanted, this node's whole budget is {} ({} less {} reserved): declare less, or ask a larger node",
+        "{}{} wanted, this node's whole budget is {} ({} less {} reserved): declare less, or ask a larger node",
         resource.show(wants),
-        resource.word(),
+        of_what(resource),
         resource.show(budget),
         resource.show(totals.capacity.get(resource)),
         resource.show(totals.reserve.get(resource)),
