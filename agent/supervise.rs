@@ -360,7 +360,10 @@ fn facts_source(config: Configured, machine: &Facts, pools: &Pools, pressure: &P
             capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
             reserve: config.node.reserve,
             used: Amounts {
-                cpu_millis: now.readings.cpu.map_or(0, |cpu| cpu.used_millis),
+                cpu_millis: match now.readings.cpu {
+                    Some(cpu) if config.node.others_cpu_counts => cpu.used_millis,
+                    _ => 0,
+                },
                 memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
                 ..Amounts::default()
             },

@@ -10,8 +10,9 @@ use crate::config::{self, NodeIdentity};
 use crate::supervise::Agent;
 use crate::telemetry::{self, Format};
 
-/// How long calls under way may take to end after a signal.
-const DRAIN: Duration = Duration::from_secs(20);
+/// How long calls under way may take to end after a signal: with the rooms after them well within the 30 s that a pod
+/// gets by default.
+const DRAIN: Duration = Duration::from_secs(10);
 /// How often the file is looked at: a mounted ConfigMap changes without a signal.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 

@@ -207,12 +207,7 @@ fn budget(status: &v1::Status) -> String {
     ] {
         let part = |size: &Option<v1::Size>| get(size, resource);
         let (capacity, reserve) = (part(&ledger.capacity), part(&ledger.reserve));
-        let (leased, free) = (part(&ledger.leased), part(&ledger.free));
-        // On the pool the ledger counts no others: what lies there is what is neither leased nor free.
-        let others = match resource {
-            Resource::Memory | Resource::Cpu => part(&ledger.others),
-            _ => capacity.saturating_sub(leased).saturating_sub(free),
-        };
+        let (others, leased, free) = (part(&ledger.others), part(&ledger.leased), part(&ledger.free));
         let parts = [("reserve", "reserved", reserve), ("others", "others", others), ("leased", "leased", leased)];
         let told: Vec<String> = parts
             .iter()

@@ -95,7 +95,7 @@ pub(crate) fn status(name: &str) -> v1::Status {
             capacity: size(32, 62, 900, 45_000_000),
             reserve: size(4, 8, 0, 0),
             budget: size(28, 54, 900, 45_000_000),
-            others: size(1, 2, 0, 0),
+            others: size(1, 2, 600, 7_500_000),
             leased: size(20, 40, 20, 1_000_000),
             free: size(7, 12, 280, 36_500_000),
         }),

@@ -45,6 +45,7 @@ fn config(host_root: &Path) -> Config {
         node: Node {
             name: "ghost".to_owned(),
             reserve: Amounts::default(),
+            others_cpu_counts: true,
             host_root: host_root.to_owned(),
             root_floor: nothing(),
         },
@@ -241,7 +242,8 @@ async fn a_pool_that_goes_and_comes_moves_the_gate() {
 async fn the_task_ends_with_its_token() {
     let (_reserved, receiver) = watch::channel(Amounts::default());
     let cancel = CancellationToken::new();
-    let pressure = Pressure::start(&configured(config(&recorded("node-32cpu-62g"))), Pools::open(&[]), receiver, &cancel);
+    let pressure =
+        Pressure::start(&configured(config(&recorded("node-32cpu-62g"))), Pools::open(&[]), receiver, &cancel);
     cancel.cancel();
     let task = pressure.task.lock().unwrap().take().unwrap();
     tokio::time::timeout(LIMIT, task).await.unwrap().unwrap();
