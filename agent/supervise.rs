@@ -314,6 +314,7 @@ async fn build(
         identity: Arc::new(identity),
         cancel: closing.child_token(),
         tasks: TaskTracker::new(),
+        metrics: crate::metrics::Metrics::default(),
     })
 }
 

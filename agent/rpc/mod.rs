@@ -55,6 +55,8 @@ pub struct Rooms {
     pub cancel: CancellationToken,
     /// Owns what streams spawn.
     pub tasks: TaskTracker,
+    /// What is counted.
+    pub metrics: crate::metrics::Metrics,
 }
 
 /// Who answers.
