@@ -1,18 +1,19 @@
 //! All metrics, with their help texts and units, in this one file.
 //!
-//! Two kinds. What is so at this moment (pools, memory, the gate, the ledger, repositories) is read from the rooms when
-//! somebody scrapes: nothing has to be kept up to date, and nothing can be forgotten when it goes. What happens
-//! (answers, fetches, evictions, failures) is counted in [`Metrics`], of which every room that counts has a clone.
+//! What is so at this moment (pools, memory, the gate, the ledger, repositories), and what the rooms count themselves
+//! (fetches, failed commits), is read from them when somebody scrapes: nothing has to be kept up to date, and nothing
+//! can be forgotten when it goes. What callers were told is counted in [`Metrics`], where they are told it.
 //!
 //! Labels come from closed lists or from the configuration, and are bounded: a caller cannot make a series. Units are
 //! Prometheus' base units: bytes, seconds, cores, ratios from 0 to 1.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
@@ -68,18 +69,10 @@ struct Fetch {
     outcome: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Eviction {
-    what: &'static str,
-}
-
 /// What happened since the agent started. Cheap to clone: all clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     admissions: Family<Admission, Counter>,
-    fetches: Family<Fetch, Counter>,
-    evictions: Family<Eviction, Counter>,
-    journal_failures: Counter,
 }
 
 impl Metrics {
@@ -94,21 +87,6 @@ impl Metrics {
         self.admissions.get_or_create(&Admission { decision, reason }).inc();
     }
 
-    /// A fetch ended: `fetched`, `unchanged`, or the word of the reason why it failed.
-    pub fn fetched(&self, outcome: &'static str) {
-        self.fetches.get_or_create(&Fetch { outcome }).inc();
-    }
-
-    /// Something made room for something else: `mirror`, `checkout`, `cache`, `output`.
-    pub fn evicted(&self, what: &'static str) {
-        self.evictions.get_or_create(&Eviction { what }).inc();
-    }
-
-    /// A batch could not be written to the journal, so none of it happened.
-    pub fn journal_failed(&self) {
-        self.journal_failures.inc();
-    }
-
     /// All metrics as OpenMetrics text; see [`CONTENT_TYPE`].
     ///
     /// # Errors
@@ -120,13 +98,13 @@ impl Metrics {
             "Answers to requests for admission, by decision and first reason",
             self.admissions.clone(),
         );
-        registry.register("fetches", "Fetches from upstreams that ended, by outcome", self.fetches.clone());
-        registry.register("evictions", "Things that made room for others, by kind", self.evictions.clone());
-        registry.register(
-            "journal_failures",
-            "Batches that could not be written to the journal",
-            self.journal_failures.clone(),
-        );
+        let fetches = Family::<Fetch, Counter>::default();
+        for (outcome, count) in seen.fetches {
+            fetches.get_or_create(&Fetch { outcome }).inc_by(*count);
+        }
+        registry.register("fetches", "Fetches from upstreams that ended, by outcome", fetches);
+        let failures: ConstCounter<u64> = ConstCounter::new(seen.journal_failures);
+        registry.register("journal_failures", "Batches that could not be written to the journal", failures);
         let node = seen.status.node.clone().unwrap_or_default();
         let build = Info::new([("version", node.agent_version), ("node", node.name)]);
         registry.register("build", "The version of the agent and the name of its node", build);
@@ -144,6 +122,10 @@ pub struct Seen<'a> {
     pub status: &'a v1::Status,
     /// All repositories.
     pub repositories: &'a [View],
+    /// How many fetches ended how, since the start.
+    pub fetches: &'a BTreeMap<&'static str, u64>,
+    /// Batches that could not be written to the journal, since the start.
+    pub journal_failures: u64,
     /// What the agent itself takes.
     pub own: Own,
     /// When that is.
@@ -333,7 +315,7 @@ fn gate(status: &v1::Status, all: &mut Gauges) {
         [(v1::Mode::Accepting, "accepting"), (v1::Mode::Maintenance, "maintenance"), (v1::Mode::Drain, "drain")];
     let modes = modes.map(|(mode, word)| (label("mode", word), flag(status.mode() == mode)));
     all.add("mode", "1 for the mode that the operator wants", None, modes.into());
-    let mut held = std::collections::BTreeMap::<&str, f64>::new();
+    let mut held = BTreeMap::<&str, f64>::new();
     for reason in gate.reasons.iter().chain(&status.alarms) {
         *held.entry(reason.code().as_str_name()).or_default() += 1.0;
     }

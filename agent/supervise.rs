@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, FactsSource, JournalError, Survey, new_id, now};
 use crate::config::reload::{self, Changes};
-use crate::config::{Config, ConfigErrors};
+use crate::config::{Config, ConfigErrors, TimeBudget};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
 use crate::pressure::{Configured, Pressure};
@@ -382,6 +382,7 @@ fn facts_source(config: Configured, machine: &Facts, pools: &Pools, pressure: &P
             gate: now.gate.clone(),
             leases_max: config.admission.leases_max,
             tickets_max: config.admission.tickets_max,
+            end_at_budget: config.admission.time_budget == TimeBudget::End,
             jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
         }
     })

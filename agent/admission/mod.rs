@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use stoker_core::admission::{
-    Answer, Command, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Totals, Usage,
+    Answer, Command, Event, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Ticket, Totals, Usage,
 };
 use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
 use stoker_core::quantity::{Amounts, Span, Timestamp};
@@ -35,6 +35,9 @@ use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
 use journal::Journal;
 use writer::{Published, WriterHandle};
+
+/// How long tickets that were read back wait for their callers to come again.
+const TICKETS_KEPT: Span = Span::seconds(60);
 
 /// Why admission gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -87,13 +90,19 @@ impl Admission {
             journal.commit(&entries)?;
             events.into_iter().for_each(|event| ledger.apply(event));
         }
+        // Whoever awaited a ticket could not say so while nobody listened: each gets its time anew.
+        let fresh: Vec<_> = ledger.tickets().map(|ticket| Ticket::clone(ticket)).collect();
+        for ticket in fresh {
+            let ticket = Ticket { expires_at: now().plus(TICKETS_KEPT), ..ticket };
+            ledger.apply(Event::Ticket(Arc::new(ticket)));
+        }
         if journal.meta("boot_id")?.as_deref() != Some(boot_id) {
             journal.set_meta("boot_id", boot_id)?;
         }
         let mut history = BTreeMap::new();
         journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
         let pins = survey.pins(&ledger);
-        let published = Published { ledger, pins, history, journal_error: None };
+        let published = Published { ledger, pins, history, ..Published::default() };
         let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
             .map_err(|source| JournalError::Io { path: state.to_owned(), source })?;
         let thread = Arc::new(std::sync::Mutex::new(Some(thread)));
@@ -250,6 +259,12 @@ impl Admission {
         self.writer.read(|published| published.journal_error.clone())
     }
 
+    /// Batches that could not be written since the start.
+    #[must_use]
+    pub fn journal_failures(&self) -> u64 {
+        self.writer.read(|published| published.journal_failures)
+    }
+
     /// What keeps the commit of a live lease or ticket.
     #[must_use]
     pub fn pin_of(&self, request: &RequestId) -> Option<SnapshotPin> {
@@ -299,7 +314,10 @@ impl Admission {
 
     /// What defaults and margins are clamped to.
     fn room_of(&self, facts: &Facts) -> Amounts {
-        facts.capacity.less(facts.reserve)
+        let room = facts.capacity.less(facts.reserve);
+        // A pool that is away says nothing of what it has: nothing is lowered to that.
+        let known = |part: u64| if part == 0 { u64::MAX } else { part };
+        Amounts { disk_bytes: known(room.disk_bytes), disk_inodes: known(room.disk_inodes), ..room }
     }
 }
 

@@ -105,7 +105,15 @@ fn ready_text(status: &stoker_proto::v1::Status) -> String {
 async fn scrape(State(face): State<Face>) -> Response {
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let now = crate::admission::now();
-    let seen = Seen { status: &status, repositories: &repositories, own: Own::read(), now };
+    let fetches = face.rooms.repositories.fetches();
+    let seen = Seen {
+        status: &status,
+        repositories: &repositories,
+        fetches: &fetches,
+        journal_failures: face.rooms.admission.journal_failures(),
+        own: Own::read(),
+        now,
+    };
     match face.metrics.scrape(&seen) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

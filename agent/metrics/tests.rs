@@ -1,7 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeMap;
-
 use stoker_core::admission::Waiting;
 use stoker_core::quantity::{Size, Span};
 use stoker_core::reason::{Code, Reason};
@@ -15,7 +13,16 @@ const NOW: Timestamp = Timestamp(1_800_000_000_000);
 fn scraped(metrics: &Metrics, name: &str) -> String {
     let (status, repositories) = (status(name), [repository()]);
     let own = Own { resident_bytes: Some(1 << 25), open_fds: Some(20) };
-    metrics.scrape(&Seen { status: &status, repositories: &repositories, own, now: NOW }).unwrap()
+    metrics
+        .scrape(&Seen {
+            status: &status,
+            repositories: &repositories,
+            fetches: &BTreeMap::from([("fetched", 1)]),
+            journal_failures: 1,
+            own,
+            now: NOW,
+        })
+        .unwrap()
 }
 
 /// Series by name and labels, after the rules of OpenMetrics: each family once, its samples after its description,
@@ -85,16 +92,12 @@ fn what_happens_is_counted_under_its_first_reason() {
     let waiting = Waiting { ticket: None, position: 0, retry_after: Span(5000), reasons: reasons.clone(), sizing };
     metrics.answered(&Answer::Waiting(Box::new(waiting)));
     metrics.clone().answered(&Answer::Rejected(reasons, None));
-    metrics.fetched("unchanged");
-    metrics.evicted("checkout");
-    metrics.journal_failed();
     let text = scraped(&metrics, "ghost");
     let series = parse(&text);
     for name in [
         "stoker_admissions_total{decision=\"wait\",reason=\"MEMORY_HELD\"}",
         "stoker_admissions_total{decision=\"rejected\",reason=\"MEMORY_HELD\"}",
-        "stoker_fetches_total{outcome=\"unchanged\"}",
-        "stoker_evictions_total{what=\"checkout\"}",
+        "stoker_fetches_total{outcome=\"fetched\"}",
         "stoker_journal_failures_total",
     ] {
         assert_eq!(series.get(name), Some(&1.0), "{name} in\n{text}");

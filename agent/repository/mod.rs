@@ -89,6 +89,8 @@ struct Shared {
     /// Done once the pool was there.
     recovery: OnceCell<()>,
     ticks: watch::Sender<u64>,
+    /// How many fetches ended how: `fetched`, or the word of the reason why not.
+    outcomes: Mutex<BTreeMap<&'static str, u64>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     superseded_for: Duration,
@@ -133,6 +135,7 @@ impl Repositories {
             entries: Mutex::new(BTreeMap::new()),
             recovery: OnceCell::new(),
             ticks: watch::Sender::new(0),
+            outcomes: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel,
             superseded_for,
@@ -280,6 +283,12 @@ impl Repositories {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.shared.ticks.subscribe()
+    }
+
+    /// How many fetches ended how since the start: `fetched`, or the word of the reason why not.
+    #[must_use]
+    pub fn fetches(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.shared.outcomes).clone()
     }
 
     /// Reads snapshots.

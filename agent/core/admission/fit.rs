@@ -39,6 +39,8 @@ pub struct Facts {
     pub leases_max: usize,
     /// The most tickets.
     pub tickets_max: usize,
+    /// A lease ends with its time budget; else that is only reported.
+    pub end_at_budget: bool,
     /// Random, 0 to 999: hints differ by it, so that callers do not return all at once.
     pub jitter: u16,
 }
