@@ -16,6 +16,7 @@ mod keep;
 mod listing;
 mod local;
 mod meta;
+pub mod orphans;
 mod progress;
 mod read;
 mod recover;
