@@ -17,6 +17,7 @@ mod listing;
 mod local;
 mod meta;
 pub mod orphans;
+mod presence;
 mod progress;
 mod read;
 mod recover;
@@ -46,6 +47,7 @@ use fetch::blocking;
 use git::Git;
 use listing::Wanted;
 use meta::Meta;
+use presence::Presence;
 use store::{Entry, work};
 
 pub use listing::Head;
@@ -89,6 +91,7 @@ struct Shared {
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Done once the pool was there.
     recovery: OnceCell<()>,
+    presence: Presence,
     ticks: watch::Sender<u64>,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -133,6 +136,7 @@ impl Repositories {
             reader: Reader::default(),
             entries: Mutex::new(BTreeMap::new()),
             recovery: OnceCell::new(),
+            presence: Presence::default(),
             ticks: watch::Sender::new(0),
             tasks: TaskTracker::new(),
             cancel,
@@ -146,6 +150,7 @@ impl Repositories {
             tracing::warn!(reason = reason.code.word(), "repositories wait for their pool: {}", reason.message);
         }
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
+        shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -331,7 +336,7 @@ impl Shared {
         let paths = Paths::new(&(self.root)()?, &entry.folder);
         let meta = entry.state().meta.clone();
         let written = blocking(entry.url.key(), move || {
-            std::fs::create_dir_all(&paths.folder)?;
+            paths.make_folder()?;
             meta.write(&paths.meta(), true)
         });
         written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
