@@ -154,19 +154,20 @@ impl Repositories {
         Ok(Self { shared })
     }
 
-    /// Fills the declared mirrors that are empty at once, as many as may run in parallel, and refreshes the others soon;
-    /// from then on all are kept fresh.
+    /// Fills the mirrors that are empty at once, declared or added, as many as may run in parallel, and refreshes the other
+    /// declared ones soon; from then on those are kept fresh.
     pub fn start_prefill(&self) {
         for entry in self.shared.all() {
-            let (declared, filled) = {
+            let (removed, declared, filled) = {
                 let state = entry.state();
-                (state.meta.declared, state.current.is_some())
+                (state.meta.removed, state.meta.declared, state.current.is_some())
             };
             match (declared, filled) {
-                (true, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
+                _ if removed => {}
+                (_, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
                 (true, true) => entry.refresh_in(self.shared.config.refresh / 10, self.shared.now()),
-                (false, _) => {}
+                (false, true) => {}
             }
         }
     }
