@@ -28,6 +28,7 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, end_at_budget:
             () = cancel.cancelled() => return,
             _ = tick.tick() => {}
         }
+        admission.take_pins();
         let (gone, idle) = admission.read(|ledger, _| {
             let gone: Vec<LeaseId> =
                 ledger.live().filter(|lease| holder_gone(&host_root, lease)).map(|lease| lease.id.clone()).collect();

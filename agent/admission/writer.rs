@@ -93,6 +93,18 @@ impl WriterHandle {
         }
     }
 
+    /// Adds pins of what is live or waits, where there are none.
+    pub(super) fn keep(&self, pins: std::collections::BTreeMap<String, SnapshotPin>) {
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        let Published { ledger, pins: kept, .. } = &mut *published;
+        for (request, pin) in pins {
+            let Ok(id) = request.clone().try_into() else { continue };
+            if ledger.lease_of(&id).is_some_and(|lease| lease.live()) || ledger.place_of(&id).is_some() {
+                kept.entry(request).or_insert(pin);
+            }
+        }
+    }
+
     /// Ends the writer after what was asked before.
     pub(super) async fn stop(&self) {
         let _ = self.messages.send(Message::Stop).await;
