@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use stoker_core::admission::{
-    Answer, Command, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Totals, Usage,
+    Answer, Command, Event, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Ticket, Totals, Usage,
 };
 use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
 use stoker_core::quantity::{Amounts, Span, Timestamp};
@@ -34,6 +34,9 @@ pub use writer::{FactsSource, WriterError};
 use crate::repository::SnapshotPin;
 use journal::Journal;
 use writer::{Published, WriterHandle};
+
+/// How long those who waited may take to find the agent again after a restart.
+const COME_BACK_WITHIN: Span = Span::seconds(60);
 
 /// Why admission gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -88,6 +91,13 @@ impl Admission {
         }
         if journal.meta("boot_id")?.as_deref() != Some(boot_id) {
             journal.set_meta("boot_id", boot_id)?;
+        }
+        // A place lives while it is awaited, and the journal knows of the first promise only. Nobody could await it while
+        // the agent was down: those who waited get time to come back before anyone loses a place.
+        let grace = now().plus(COME_BACK_WITHIN);
+        let kept: Vec<_> = ledger.tickets().filter(|ticket| ticket.expires_at < grace).map(Arc::clone).collect();
+        for ticket in kept {
+            ledger.apply(Event::Ticket(Arc::new(Ticket { expires_at: grace, ..Ticket::clone(&ticket) })));
         }
         let mut history = BTreeMap::new();
         journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
