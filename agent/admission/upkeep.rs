@@ -37,6 +37,8 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, end_at_budget:
             }
             (gone, ledger.live_count() + ledger.queued() + ledger.ended_count() == 0)
         });
+        // A journal that had no room is tried again, whether anybody asks for something or not.
+        let idle = idle && admission.journal_error().is_none();
         if !gone.is_empty() {
             admission.tell(Command::Gone(gone, Code::HolderGone)).await;
         }
