@@ -7,12 +7,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use stoker_core::admission::Facts as LedgerFacts;
 use stoker_core::quantity::Amounts;
+use stoker_core::reason::{Code, Reason};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -20,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, FactsSource, JournalError, Survey, new_id, now};
-use crate::config::{Config, TimeBudget};
+use crate::config::reload::{self, Changes};
+use crate::config::{Config, ConfigErrors, TimeBudget};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
-use crate::pressure::Pressure;
+use crate::pressure::{Configured, Pressure};
 use crate::repository::Repositories;
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
@@ -74,6 +76,7 @@ impl StartError {
 
 /// A running agent.
 pub struct Agent {
+    config: watch::Sender<Arc<Config>>,
     rooms: Rooms,
     socket: Option<PathBuf>,
     serving: TaskTracker,
@@ -100,14 +103,17 @@ impl Agent {
         let machine = Facts::read(&config.node.host_root)?;
         let closing = CancellationToken::new();
         let serving = TaskTracker::new();
-        let rooms = match build(&config, git, machine, &closing, &serving).await {
+        let config = Arc::new(config);
+        let configured = watch::Sender::new(Arc::clone(&config));
+        let rooms = match build(&configured, git, machine, &closing, &serving).await {
             Ok(rooms) => rooms,
             Err(error) => {
                 closing.cancel();
                 return Err(error);
             }
         };
-        let agent = Self { rooms, socket: config.listen.socket.clone(), serving, closing, _lock: lock };
+        let agent =
+            Self { config: configured, rooms, socket: config.listen.socket.clone(), serving, closing, _lock: lock };
         match agent.serve(&config).await {
             Ok(()) => Ok(agent),
             Err(error) => {
@@ -115,6 +121,29 @@ impl Agent {
                 Err(error)
             }
         }
+    }
+
+    /// Takes over what of a new configuration needs no restart; says what changed and what waits for one.
+    pub async fn reconfigure(&self, new: &Config) -> Changes {
+        let old = Arc::clone(&self.config.borrow());
+        let merged = reload::merged(&old, new);
+        let Changes { applied, .. } = reload::diff(&old, &merged);
+        let Changes { needs_restart, .. } = reload::diff(&merged, new);
+        *self.rooms.config_fault.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.config.send_replace(Arc::new(merged.clone()));
+        self.rooms.pools.reconfigure(&merged.pools).await;
+        if let Err(reason) = self.rooms.repositories.reconfigure(&merged.repositories).await {
+            tracing::error!(reason = reason.code.word(), "{}", reason.message);
+        }
+        Changes { applied, needs_restart }
+    }
+
+    /// The configuration file is not right: the one before goes on, and says so.
+    pub fn refuse_configuration(&self, why: &ConfigErrors) {
+        let first = why.problems.first().map_or_else(String::new, |problem| format!("{problem}; "));
+        let message = format!("{first}the configuration before goes on: check it with `stoker config check`");
+        let mut fault = self.rooms.config_fault.write().unwrap_or_else(PoisonError::into_inner);
+        *fault = Some(Reason::new(Code::ConfigInvalid, why.source_name.clone(), message));
     }
 
     /// Where it answers on this machine.
@@ -161,9 +190,20 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until what was thrown away is really gone, at most for `limit`.
+    /// Waits until leases without a holder have ended, and what they had is really gone; at most for `limit`.
     pub async fn drained(&self, limit: Duration) {
-        let _ = tokio::time::timeout(limit, self.rooms.pools.drained()).await;
+        let host_root = self.config.borrow().node.host_root.clone();
+        let drained = async {
+            let mut changes = self.rooms.admission.watch();
+            while self.rooms.admission.has_orphans(&host_root) {
+                if changes.changed().await.is_err() {
+                    break;
+                }
+            }
+            self.rooms.workspaces.settled(&self.rooms.admission).await;
+            self.rooms.pools.drained().await;
+        };
+        let _ = tokio::time::timeout(limit, drained).await;
     }
 
     /// Ends the servers, then the rooms from the last to the first. Calls under way get `limit` to end by themselves.
@@ -235,28 +275,29 @@ fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
 }
 
 async fn build(
-    config: &Config,
+    configured: &watch::Sender<Arc<Config>>,
     git: Git,
     machine: Facts,
     closing: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<Rooms, StartError> {
+    let config = Arc::clone(&configured.borrow());
+    let config = config.as_ref();
     let declared = config.pools.clone();
     let pools = tokio::task::spawn_blocking(move || Pools::open(&declared)).await;
     let pools = pools.map_err(|error| StartError::Serve(error.to_string()))?;
     pools.watch(closing);
     let (reserved, reserved_seen) = watch::channel(Amounts::default());
-    let pressure = Arc::new(Pressure::start(config, pools.clone(), reserved_seen, closing));
+    let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen, closing));
     let repositories = open_repositories(config, git.clone(), pools.clone(), closing).await?;
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
-    let facts = facts_source(config, &machine, &pools, &pressure);
+    let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure);
     let survey = Survey::new(repositories.clone(), facts_cache);
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
     let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts))
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
-    let end = config.admission.time_budget == TimeBudget::End;
-    admission.start_upkeep(&config.node.host_root, end, closing.child_token()).await;
+    admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
     tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
     let workspaces =
         Workspaces::open(&config.workspaces.pool, pools.clone(), git.clone(), admission.clone(), closing.child_token());
@@ -276,9 +317,11 @@ async fn build(
         workspaces,
         pools,
         pressure,
+        config_fault: Arc::default(),
         identity: Arc::new(identity),
         cancel: closing.child_token(),
         tasks: TaskTracker::new(),
+        metrics: crate::metrics::Metrics::default(),
     })
 }
 
@@ -309,17 +352,16 @@ async fn tell_reserved(admission: Admission, reserved: watch::Sender<Amounts>, c
 }
 
 /// The facts of the moment, from what the rooms publish: nothing is read from the machine here.
-fn facts_source(config: &Config, machine: &Facts, pools: &Pools, pressure: &Pressure) -> FactsSource {
+fn facts_source(config: Configured, machine: &Facts, pools: &Pools, pressure: &Pressure) -> FactsSource {
     let (views, pressure) = (pools.subscribe(), pressure.subscribe());
-    let pool = config.workspaces.pool.clone();
-    let reserve = config.node.reserve;
-    let (leases_max, tickets_max) = (config.admission.leases_max, config.admission.tickets_max);
     let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
     Arc::new(move || {
+        let config = Arc::clone(&config.borrow());
         let views = views.borrow().clone();
         let now = pressure.borrow().clone();
         let memory = now.readings.memory;
-        let disk = views.iter().find(|view| view.name == pool).and_then(|view| view.filesystem.clone());
+        let disk =
+            views.iter().find(|view| view.name == config.workspaces.pool).and_then(|view| view.filesystem.clone());
         let (total, free) = disk.map_or((Amounts::default(), Amounts::default()), |disk| {
             let inodes = |value: u64| match disk.total_inodes {
                 0 => INODES_WITHOUT_BOUND,
@@ -334,16 +376,20 @@ fn facts_source(config: &Config, machine: &Facts, pools: &Pools, pressure: &Pres
         });
         LedgerFacts {
             capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
-            reserve,
+            reserve: config.node.reserve,
             used: Amounts {
-                cpu_millis: now.readings.cpu.map_or(0, |cpu| cpu.used_millis),
+                cpu_millis: match now.readings.cpu {
+                    Some(cpu) if config.node.others_cpu_counts => cpu.used_millis,
+                    _ => 0,
+                },
                 memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
                 ..Amounts::default()
             },
             disk_free: free,
             gate: now.gate.clone(),
-            leases_max,
-            tickets_max,
+            leases_max: config.admission.leases_max,
+            tickets_max: config.admission.tickets_max,
+            end_at_budget: config.admission.time_budget == TimeBudget::End,
             jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
         }
     })

@@ -10,7 +10,15 @@
     reason = "a test that cannot go on says so by panicking, and shows what it saw"
 )]
 
+mod admission;
 mod agent;
+mod commands;
+mod faces;
 mod harness;
+mod isolation;
 mod manifests;
+mod readme;
+mod refused;
+mod resolve;
+mod run;
 mod support;

@@ -31,12 +31,13 @@ pub use journal::JournalError;
 pub use survey::{Build, Evaluated, SourceState, Survey};
 pub use writer::{FactsSource, WriterError};
 
+use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
 use journal::Journal;
 use writer::{Published, WriterHandle};
 
-/// How long those who waited may take to find the agent again after a restart.
-const COME_BACK_WITHIN: Span = Span::seconds(60);
+/// How long tickets that were read back wait for their callers to come again.
+const TICKETS_KEPT: Span = Span::seconds(60);
 
 /// Why admission gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -89,20 +90,19 @@ impl Admission {
             journal.commit(&entries)?;
             events.into_iter().for_each(|event| ledger.apply(event));
         }
+        // Whoever awaited a ticket could not say so while nobody listened: each gets its time anew.
+        let fresh: Vec<_> = ledger.tickets().map(|ticket| Ticket::clone(ticket)).collect();
+        for ticket in fresh {
+            let ticket = Ticket { expires_at: now().plus(TICKETS_KEPT), ..ticket };
+            ledger.apply(Event::Ticket(Arc::new(ticket)));
+        }
         if journal.meta("boot_id")?.as_deref() != Some(boot_id) {
             journal.set_meta("boot_id", boot_id)?;
-        }
-        // A place lives while it is awaited, and the journal knows of the first promise only. Nobody could await it while
-        // the agent was down: those who waited get time to come back before anyone loses a place.
-        let grace = now().plus(COME_BACK_WITHIN);
-        let kept: Vec<_> = ledger.tickets().filter(|ticket| ticket.expires_at < grace).map(Arc::clone).collect();
-        for ticket in kept {
-            ledger.apply(Event::Ticket(Arc::new(Ticket { expires_at: grace, ..Ticket::clone(&ticket) })));
         }
         let mut history = BTreeMap::new();
         journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
         let pins = survey.pins(&ledger);
-        let published = Published { ledger, pins, history, journal_error: None };
+        let published = Published { ledger, pins, history, ..Published::default() };
         let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
             .map_err(|source| JournalError::Io { path: state.to_owned(), source })?;
         let thread = Arc::new(std::sync::Mutex::new(Some(thread)));
@@ -110,8 +110,8 @@ impl Admission {
     }
 
     /// Starts watching time and holders, until `cancel`.
-    pub async fn start_upkeep(&self, host_root: &Path, end_at_budget: bool, cancel: CancellationToken) {
-        let task = upkeep::run(self.clone(), host_root.to_owned(), end_at_budget, cancel);
+    pub async fn start_upkeep(&self, host_root: &Path, config: Configured, cancel: CancellationToken) {
+        let task = upkeep::run(self.clone(), host_root.to_owned(), config, cancel);
         *self.upkeep.lock().await = Some(tokio::spawn(task));
     }
 
@@ -259,6 +259,12 @@ impl Admission {
         self.writer.read(|published| published.journal_error.clone())
     }
 
+    /// Batches that could not be written since the start.
+    #[must_use]
+    pub fn journal_failures(&self) -> u64 {
+        self.writer.read(|published| published.journal_failures)
+    }
+
     /// What keeps the commit of a live lease or ticket.
     #[must_use]
     pub fn pin_of(&self, request: &RequestId) -> Option<SnapshotPin> {
@@ -292,6 +298,12 @@ impl Admission {
         self.writer.version.clone()
     }
 
+    /// Whether a live lease is bound to a process that is gone: its end is near, but takes what it left behind first.
+    #[must_use]
+    pub fn has_orphans(&self, host_root: &Path) -> bool {
+        self.read(|ledger, _| ledger.live().any(|lease| upkeep::holder_gone(host_root, lease)))
+    }
+
     /// Time passed, or holders went.
     async fn tell(&self, command: Command) {
         if let Err(error) = self.writer.ask(command, None, None).await {
@@ -317,7 +329,10 @@ impl Admission {
 
     /// What defaults and margins are clamped to.
     fn room_of(&self, facts: &Facts) -> Amounts {
-        facts.capacity.less(facts.reserve)
+        let room = facts.capacity.less(facts.reserve);
+        // A pool that is away says nothing of what it has: nothing is lowered to that.
+        let known = |part: u64| if part == 0 { u64::MAX } else { part };
+        Amounts { disk_bytes: known(room.disk_bytes), disk_inodes: known(room.disk_inodes), ..room }
     }
 }
 

@@ -1,10 +1,14 @@
 //! What time and the machine do to leases: reservations run out, holders go, budgets end.
+//!
+//! A lease that is bound to a process ends when that process is gone *and* nothing of its build runs any more: what a
+//! killed `stoker run` leaves behind is found by `STOKER_LEASE` in its environment, asked to end, then ended.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use stoker_core::admission::{Command, Holder, Lease};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Span;
@@ -12,33 +16,47 @@ use stoker_core::reason::Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{Admission, now};
+use crate::config::TimeBudget;
 use crate::node::process::{self, ProcessId};
+use crate::pressure::Configured;
 
 const EVERY: Duration = Duration::from_millis(500);
 /// After its budget the holder ends itself; then it is asked, then it is not asked any more.
 const ASK_AFTER: Span = Span::seconds(5);
 const KILL_AFTER: Span = Span::seconds(15);
+/// What a holder left behind gets between being asked and being killed.
+const LEFT_OVER_GRACE: Duration = Duration::from_secs(5);
+/// After this the lease ends even where something cannot be killed (it waits for a dead disk, say).
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// Looks twice a second, until cancelled.
-pub(super) async fn run(admission: Admission, host_root: PathBuf, end_at_budget: bool, cancel: CancellationToken) {
+pub(super) async fn run(admission: Admission, host_root: PathBuf, config: Configured, cancel: CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut orphaned: BTreeMap<LeaseId, Instant> = BTreeMap::new();
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
             _ = tick.tick() => {}
         }
         admission.take_pins();
-        let (gone, idle) = admission.read(|ledger, _| {
-            let gone: Vec<LeaseId> =
-                ledger.live().filter(|lease| holder_gone(&host_root, lease)).map(|lease| lease.id.clone()).collect();
-            if end_at_budget {
-                ledger.live().for_each(|lease| end_overdue(&host_root, lease));
-            }
-            (gone, ledger.live_count() + ledger.queued() + ledger.ended_count() == 0)
+        let (bound, idle) = admission.read(|ledger, _| {
+            let bound: Vec<Arc<Lease>> = ledger.live().filter(|lease| lease.holder.is_some()).cloned().collect();
+            (bound, ledger.live_count() + ledger.queued() + ledger.ended_count() == 0)
         });
         // A journal that had no room is tried again, whether anybody asks for something or not.
         let idle = idle && admission.journal_error().is_none();
+        let end_overdue_now = config.borrow().admission.time_budget == TimeBudget::End;
+        let (root, mut waiting) = (host_root.clone(), std::mem::take(&mut orphaned));
+        let looked = tokio::task::spawn_blocking(move || {
+            if end_overdue_now {
+                bound.iter().for_each(|lease| end_overdue(&root, lease));
+            }
+            let gone = gone(&root, &bound, &mut waiting);
+            (gone, waiting)
+        });
+        let Ok((gone, waiting)) = looked.await else { return };
+        orphaned = waiting;
         if !gone.is_empty() {
             admission.tell(Command::Gone(gone, Code::HolderGone)).await;
         }
@@ -57,8 +75,33 @@ fn process_of(lease: &Lease) -> Option<ProcessId> {
     }
 }
 
-fn holder_gone(host_root: &Path, lease: &Lease) -> bool {
+pub(super) fn holder_gone(host_root: &Path, lease: &Lease) -> bool {
     process_of(lease).is_some_and(|holder| !process::alive(host_root, holder))
+}
+
+/// The leases whose holder is gone with all that it started; `waiting` are those of which something still runs.
+fn gone(host_root: &Path, bound: &[Arc<Lease>], waiting: &mut BTreeMap<LeaseId, Instant>) -> Vec<LeaseId> {
+    let lost: Vec<&Arc<Lease>> = bound.iter().filter(|lease| holder_gone(host_root, lease)).collect();
+    waiting.retain(|id, _| lost.iter().any(|lease| lease.id == *id));
+    let over = lost.into_iter().filter(|lease| {
+        let left = process::with_variable(host_root, "STOKER_LEASE", lease.id.as_str());
+        let asked = waiting.get(&lease.id).copied();
+        let signal = match asked {
+            _ if left.is_empty() => return true,
+            Some(since) if since.elapsed() > GIVE_UP_AFTER => return true,
+            Some(since) if since.elapsed() > LEFT_OVER_GRACE => Signal::SIGKILL,
+            Some(_) => return false,
+            None => Signal::SIGTERM,
+        };
+        waiting.entry(lease.id.clone()).or_insert_with(Instant::now);
+        let (reason, processes) = (Code::HolderGone.word(), left.len());
+        tracing::warn!(lease = %lease.id, processes, %signal, reason, "ending what its holder left behind");
+        for process in left {
+            process::send(process, signal);
+        }
+        false
+    });
+    over.map(|lease| lease.id.clone()).collect()
 }
 
 fn end_overdue(host_root: &Path, lease: &Lease) {
@@ -70,6 +113,6 @@ fn end_overdue(host_root: &Path, lease: &Lease) {
     };
     if process::alive(host_root, holder) {
         tracing::warn!(lease = %lease.id, pid = holder.pid, %signal, reason = Code::TimeBudgetExceeded.word(), "ending");
-        let _ = kill(Pid::from_raw(holder.pid), signal);
+        process::send(holder, signal);
     }
 }

@@ -66,6 +66,7 @@ pub(super) struct Published {
     pub(super) pins: std::collections::BTreeMap<String, SnapshotPin>,
     pub(super) history: std::collections::BTreeMap<String, std::collections::VecDeque<Sample>>,
     pub(super) journal_error: Option<String>,
+    pub(super) journal_failures: u64,
 }
 
 /// The way to the writer.
@@ -288,6 +289,7 @@ impl Writer {
         let changed = !entries.is_empty();
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         let told = published.journal_error != error;
+        published.journal_failures += u64::from(error.is_some() && !changed);
         published.journal_error = error;
         for entry in entries {
             match entry {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use stoker_core::identity::check_name;
 use stoker_core::source::{RepositoryUrl, SourceRef};
 use stoker_proto::v1;
 
@@ -48,6 +49,15 @@ pub(crate) fn span(text: &str) -> Result<prost_types::Duration, String> {
         return Err(format!("{text:?} is no time at all; {REMEDY}"));
     }
     prost_types::Duration::try_from(span).map_err(|_| format!("{text:?} is longer than time is counted; {REMEDY}"))
+}
+
+/// The name of a tenant, project or branch.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned()).map_err(|why| format!("the name {why}"))
 }
 
 fn positive(text: &str, value: u64, remedy: &str) -> Result<i64, String> {
@@ -114,7 +124,11 @@ fn work_tree(repo: &str, path: &Path) -> Result<String, String> {
     let shown = super::screen::safe(&repo.chars().take(200).collect::<String>());
     let path = std::fs::canonicalize(path).map_err(|error| format!("repository: {shown}: {error}"))?;
     let top = match git2::Repository::discover(&path) {
-        Ok(found) => found.workdir().unwrap_or_else(|| found.path()).to_owned(),
+        // A bare repository whose configuration does not say so is taken to have a work tree above it.
+        Ok(found) => match found.workdir().filter(|top| top.join(".git").exists()) {
+            Some(top) => top.to_owned(),
+            None => found.path().to_owned(),
+        },
         // Whether another user's repository may be read is for the agent to say.
         Err(error) if error.code() == git2::ErrorCode::Owner => path,
         Err(error) if error.code() == git2::ErrorCode::NotFound => {

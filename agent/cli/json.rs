@@ -26,7 +26,7 @@ pub(crate) fn value<M: Message + Name>(message: &M) -> Result<serde_json::Value>
 /// Writes an answer as asked: `table` is called only where a table is wanted.
 pub(crate) fn answer<M: Message + Name>(format: Format, message: &M, table: impl FnOnce(&M) -> String) -> Result<()> {
     let text = match format {
-        Format::Table => table(message),
+        Format::Table | Format::Env => table(message),
         Format::Json => format!("{:#}\n", value(message)?),
         Format::Yaml => serde_saphyr::to_string(&value(message)?)?,
     };

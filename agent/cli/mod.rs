@@ -6,12 +6,23 @@
 
 mod agent;
 mod amount;
+mod ask;
 mod client;
 mod config;
+mod doctor;
 mod json;
+mod lease;
 mod measure;
+mod mode;
+mod pool;
+mod repo;
+mod resolve;
 mod run;
 mod screen;
+mod status;
+mod table;
+mod ticket;
+mod workspace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -59,12 +70,37 @@ pub(crate) enum Format {
     Json,
     /// The same as YAML.
     Yaml,
+    /// Assignments that a shell sources; of `lease admit` only.
+    Env,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run one build through all of it: sources, size, admission, workspace, command, clean-up
     Run(run::Args),
+    /// The node on one screen
+    Status,
+    /// A source to the one commit that it stands for
+    Resolve(resolve::Args),
+    /// The node's git repositories
+    #[command(subcommand)]
+    Repo(repo::Command),
+    /// May a build start here, and what became of those that did
+    #[command(subcommand)]
+    Lease(lease::Command),
+    /// The builds that wait
+    #[command(subcommand)]
+    Ticket(ticket::Command),
+    /// What builds get
+    #[command(subcommand)]
+    Workspace(workspace::Command),
+    /// The node's data filesystems
+    #[command(subcommand)]
+    Pool(pool::Command),
+    /// Show or say what the node shall do: accepting, maintenance, drain
+    Mode(mode::Args),
+    /// What is wrong with the node, and what to do about it (exit 0: all is well, 1: something is to be mended)
+    Doctor,
     /// Run the node's agent
     Agent(agent::Args),
     /// Check, describe or print a configuration
@@ -82,6 +118,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             return if error.use_stderr() { USAGE } else { DONE };
         }
     };
+    let sourced = matches!(&cli.command, Command::Lease(command) if command.gives_environment());
+    if cli.common.output == Format::Env && !sourced {
+        screen::error("--output env: only `lease admit` has something that a shell sources; use table, json or yaml");
+        return USAGE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -92,6 +133,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let code = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(&cli.common, args).await,
+            Command::Status => status::run(&cli.common).await,
+            Command::Resolve(args) => resolve::run(&cli.common, &args).await,
+            Command::Repo(command) => repo::run(&cli.common, &command).await,
+            Command::Lease(command) => lease::run(&cli.common, &command).await,
+            Command::Ticket(command) => ticket::run(&cli.common, &command).await,
+            Command::Workspace(command) => workspace::run(&cli.common, &command).await,
+            Command::Pool(command) => pool::run(&cli.common, &command).await,
+            Command::Mode(args) => mode::run(&cli.common, &args).await,
+            Command::Doctor => doctor::run(&cli.common).await,
             Command::Agent(args) => agent::run(args).await,
             Command::Config(command) => config::run(&command),
         }

@@ -43,6 +43,11 @@ impl Paint {
         Self(false)
     }
 
+    /// Whether there are colours.
+    pub(crate) const fn on(self) -> bool {
+        self.0
+    }
+
     fn with(self, code: &str, text: impl Display) -> String {
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }

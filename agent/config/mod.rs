@@ -141,6 +141,8 @@ pub struct Node {
     pub name: String,
     /// Kept for the control plane and the system (CPU and memory).
     pub reserve: Amounts,
+    /// What others use of the CPU holds builds back. On a machine where people work too it does not: they share it.
+    pub others_cpu_counts: bool,
     /// `/proc` and `/sys` are read below it.
     pub host_root: PathBuf,
     /// What must stay free on the root filesystem.

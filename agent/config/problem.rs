@@ -52,18 +52,24 @@ impl ConfigErrors {
     }
 }
 
+impl fmt::Display for Problem {
+    /// Without its place.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.field.is_empty() { "" } else { ": " };
+        write!(f, "{}{separator}{} ({})", self.field, self.message, self.remedy)
+    }
+}
+
 impl fmt::Display for ConfigErrors {
     /// One line a problem, for logs. People at a terminal get the blocks that `cli` renders.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.problems.iter().enumerate() {
-            let Problem { field, line, column, message, remedy } = problem;
             let newline = if i == 0 { "" } else { "\n" };
             write!(f, "{newline}{}", self.source_name)?;
-            if *line > 0 {
-                write!(f, ":{line}:{column}")?;
+            if problem.line > 0 {
+                write!(f, ":{}:{}", problem.line, problem.column)?;
             }
-            let separator = if field.is_empty() { "" } else { ": " };
-            write!(f, "{separator}{field}: {message} ({remedy})")?;
+            write!(f, ": {problem}")?;
         }
         match self.omitted {
             0 => Ok(()),

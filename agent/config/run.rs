@@ -54,6 +54,7 @@ impl Config {
             node: Node {
                 name: node_name.to_owned(),
                 reserve: Amounts::default(),
+                others_cpu_counts: false,
                 host_root: PathBuf::from("/"),
                 // The pool may lie on the root filesystem; its own floor holds there.
                 root_floor: Floor { bytes: Share::Absolute(0), inodes: Share::Absolute(0) },

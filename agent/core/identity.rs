@@ -32,6 +32,17 @@ pub enum NameError {
     Character(char),
 }
 
+/// A name from outside: any characters but control characters, at most [`NAME_BYTES_MAX`] bytes; empty is none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(text: &str) -> Result<(), NameError> {
+    if text.len() > NAME_BYTES_MAX {
+        return Err(NameError::TooLong { bytes: text.len(), max: NAME_BYTES_MAX });
+    }
+    text.chars().find(|c| c.is_control()).map_or(Ok(()), |c| Err(NameError::Character(c)))
+}
+
 macro_rules! id {
     ($(#[doc = $doc:literal])+ $name:ident) => {
         $(#[doc = $doc])+

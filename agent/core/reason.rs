@@ -67,6 +67,8 @@ codes! {
     JournalUnavailable = "JOURNAL_UNAVAILABLE",
     /// A sensor gives no values.
     SensorFailed = "SENSOR_FAILED",
+    /// A new configuration is not right; the one before goes on.
+    ConfigInvalid = "CONFIG_INVALID",
     /// Others are before it.
     QueueAhead = "QUEUE_AHEAD",
     /// No more tickets are given.

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
@@ -33,7 +33,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 pub struct Pools(Arc<Inner>);
 
 struct Inner {
-    entries: Vec<Arc<Entry>>,
+    entries: RwLock<Arc<Vec<Arc<Entry>>>>,
     views: watch::Sender<Views>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -41,6 +41,8 @@ struct Inner {
 
 struct Entry {
     pool: config::Pool,
+    /// The configuration no longer has it.
+    gone: CancellationToken,
     detached: AtomicBool,
     /// One look at a time: a filesystem that does not answer holds one thread, not one more every 2 s.
     looking: Arc<Mutex<()>>,
@@ -56,20 +58,13 @@ impl Pools {
     /// state; nothing else does. Blocks for as long as the filesystems take to answer.
     #[must_use]
     pub fn open(pools: &[config::Pool]) -> Self {
-        let entry = |pool: &config::Pool| Entry {
-            pool: pool.clone(),
-            detached: AtomicBool::new(false),
-            looking: Arc::default(),
-            sweep_now: Notify::new(),
-            discarded: AtomicU64::new(0),
-            swept: watch::Sender::new(0),
-        };
-        let entries: Vec<_> = pools.iter().map(|pool| Arc::new(entry(pool))).collect();
+        let stop = CancellationToken::new();
+        let entries: Vec<_> = pools.iter().map(|pool| Arc::new(Entry::new(pool, &stop))).collect();
         let views = entries.iter().map(|entry| entry.look()).collect();
         Self(Arc::new(Inner {
-            entries,
+            entries: RwLock::new(Arc::new(entries)),
             views: watch::Sender::new(Arc::new(views)),
-            stop: CancellationToken::new(),
+            stop,
             tasks: TaskTracker::new(),
         }))
     }
@@ -86,10 +81,40 @@ impl Pools {
             }
         });
         inner.tasks.spawn(look_on(self.clone()));
-        for entry in &inner.entries {
-            entry.sweep_now.notify_one();
-            inner.tasks.spawn(sweep_on(Arc::clone(entry), inner.stop.clone()));
+        for entry in self.entries().iter() {
+            self.sweep(entry);
         }
+    }
+
+    fn sweep(&self, entry: &Arc<Entry>) {
+        entry.sweep_now.notify_one();
+        self.0.tasks.spawn(sweep_on(Arc::clone(entry), entry.gone.clone()));
+    }
+
+    /// Takes over other pools: those that are declared as before go on, the others begin anew. Nothing of a pool that
+    /// is no longer declared is removed. After [`Self::watch`].
+    pub async fn reconfigure(&self, pools: &[config::Pool]) {
+        let before = self.entries();
+        let kept = |pool: &config::Pool| before.iter().find(|entry| entry.pool == *pool).cloned();
+        let after: Vec<_> = pools
+            .iter()
+            .map(|pool| {
+                kept(pool).unwrap_or_else(|| {
+                    let entry = Arc::new(Entry::new(pool, &self.0.stop));
+                    self.sweep(&entry);
+                    entry
+                })
+            })
+            .collect();
+        for entry in before.iter().filter(|entry| !after.iter().any(|kept| Arc::ptr_eq(kept, entry))) {
+            entry.gone.cancel();
+        }
+        *self.0.entries.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
+        self.check_now().await;
+    }
+
+    fn entries(&self) -> Arc<Vec<Arc<Entry>>> {
+        Arc::clone(&self.0.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Ends the background tasks and waits for them.
@@ -102,7 +127,8 @@ impl Pools {
     /// Looks at every pool now, prepares what can be prepared, and publishes. A filesystem that does not answer within
     /// 5 s is published as failed.
     pub async fn check_now(&self) {
-        let looks = self.0.entries.iter().map(|entry| async {
+        let entries = self.entries();
+        let looks = entries.iter().map(|entry| async {
             let look = async {
                 let turn = Arc::clone(&entry.looking).lock_owned().await;
                 let looker = Arc::clone(entry);
@@ -119,7 +145,7 @@ impl Pools {
                 entry.failed(format!("{} does not answer within {seconds} s", entry.pool.path.display()))
             })
         });
-        self.publish(join_all(looks).await);
+        self.publish(join_all(looks).await, &entries);
     }
 
     /// The directory of a pool that the agent may write to, `<pool>/stoker`, made where it is missing. The guard is
@@ -129,9 +155,8 @@ impl Pools {
     /// `POOL_NOT_READY` with the pool's state in words.
     pub fn usable(&self, name: &str) -> Result<PathBuf, Reason> {
         let not_ready = |message: String| Reason::new(Code::PoolNotReady, name, message);
-        let entry = self
-            .0
-            .entries
+        let entries = self.entries();
+        let entry = entries
             .iter()
             .find(|entry| entry.pool.name == name)
             .ok_or_else(|| not_ready(format!("no pool {name:?} is declared for this node")))?;
@@ -153,7 +178,8 @@ impl Pools {
     /// where that pool is not ready; `ResourceBusy` where something is mounted in the tree; those of the filesystem.
     pub fn discard(&self, path: &Path) -> io::Result<()> {
         let own = |entry: &&Arc<Entry>| path.starts_with(entry.pool.path.join(OWN));
-        let entry = self.0.entries.iter().find(own).ok_or_else(|| {
+        let entries = self.entries();
+        let entry = entries.iter().find(own).ok_or_else(|| {
             let message = format!("{} lies in no pool's directory of the agent, and is not removed", path.display());
             io::Error::new(io::ErrorKind::InvalidInput, message)
         })?;
@@ -171,7 +197,7 @@ impl Pools {
 
     /// Waits until all that was thrown away before this call is gone, or cannot be removed now.
     pub async fn drained(&self) {
-        for entry in &self.0.entries {
+        for entry in self.entries().iter() {
             let wanted = entry.discarded.load(Ordering::SeqCst);
             // Without a sweeper (the room was shut down) there is nothing to wait for.
             let _ = entry.swept.subscribe().wait_for(|gone| *gone >= wanted).await;
@@ -190,7 +216,8 @@ impl Pools {
     }
 
     async fn set_detached(&self, name: &str, detached: bool) -> bool {
-        let Some(entry) = self.0.entries.iter().find(|entry| entry.pool.name == name) else { return false };
+        let entries = self.entries();
+        let Some(entry) = entries.iter().find(|entry| entry.pool.name == name) else { return false };
         entry.detached.store(detached, Ordering::SeqCst);
         self.check_now().await;
         true
@@ -216,14 +243,18 @@ impl Pools {
             let root = entry.enter().map_err(|trouble| PoolTrouble::NotReady(trouble.message))?;
             Filesystem::of(&root, entry.pool.floor).map_err(|_| PoolTrouble::Silent)
         };
-        self.0.entries.iter().map(|entry| (entry.pool.name.clone(), measure(entry))).collect()
+        self.entries().iter().map(|entry| (entry.pool.name.clone(), measure(entry))).collect()
     }
 
-    fn publish(&self, looked: Vec<PoolView>) {
+    fn publish(&self, looked: Vec<PoolView>, entries: &[Arc<Entry>]) {
         self.0.views.send_if_modified(|views| {
-            let mut changed = false;
-            let merged = looked.into_iter().zip(views.iter()).zip(&self.0.entries);
-            let merged = merged.map(|((mut new, old), entry)| {
+            let mut changed = looked.len() != views.len();
+            let merged = looked.into_iter().zip(entries).map(|(mut new, entry)| {
+                let Some(old) = views.iter().find(|old| old.name == new.name && old.path == new.path) else {
+                    changed = true;
+                    log_change(&new);
+                    return new;
+                };
                 if new.state == old.state {
                     new.since = old.since;
                 } else {
@@ -249,6 +280,18 @@ pub enum PoolTrouble {
 }
 
 impl Entry {
+    fn new(pool: &config::Pool, stop: &CancellationToken) -> Self {
+        Self {
+            pool: pool.clone(),
+            gone: stop.child_token(),
+            detached: AtomicBool::new(false),
+            looking: Arc::default(),
+            sweep_now: Notify::new(),
+            discarded: AtomicU64::new(0),
+            swept: watch::Sender::new(0),
+        }
+    }
+
     /// The guard, now.
     fn enter(&self) -> Result<std::os::fd::OwnedFd, Trouble> {
         if self.detached.load(Ordering::SeqCst) {

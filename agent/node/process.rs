@@ -1,10 +1,16 @@
 //! Whether a process still lives.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use procfs::process::Stat;
 use procfs::{FromRead as _, ProcError};
+
+/// Of a process's environment that is looked at.
+const ENVIRONMENT_BYTES_MAX: u64 = 2 << 20;
 
 /// A process that is not taken for a later one of the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +50,34 @@ pub fn start_ticks(pid: i32) -> Option<u64> {
 #[must_use]
 pub fn start_ticks_below(host_root: &Path, pid: i32) -> Option<u64> {
     stat(host_root, pid).ok().flatten().map(|stat| stat.starttime)
+}
+
+/// The processes whose environment has `NAME=value`, as it was when they were started; those that cannot be read are
+/// left out. For finding what belongs to a build whose parents are gone.
+#[must_use]
+pub fn with_variable(host_root: &Path, name: &str, value: &str) -> Vec<ProcessId> {
+    let wanted = format!("{name}={value}");
+    let Ok(entries) = std::fs::read_dir(host_root.join("proc")) else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let has = |pid: &i32| {
+        let mut environment = Vec::new();
+        let file = File::open(host_root.join("proc").join(pid.to_string()).join("environ"));
+        let read = file.and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
+        read.is_ok() && environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    pids.filter(has)
+        .filter_map(|pid| Some(ProcessId { pid, start_ticks: start_ticks_below(host_root, pid)? }))
+        .filter(|process| alive(host_root, *process))
+        .collect()
+}
+
+/// Sends a signal, to this very process or to none. The host's `/proc` may count other pids than ours (a container
+/// without the host's pid namespace): a number that is not the same process here is left alone.
+pub fn send(process: ProcessId, signal: Signal) {
+    if start_ticks(process.pid) == Some(process.start_ticks) {
+        // One that ended meanwhile has what it was to have.
+        let _ = kill(Pid::from_raw(process.pid), signal);
+    }
 }
 
 fn stat(host_root: &Path, pid: i32) -> Result<Option<Stat>, ProcError> {

@@ -167,7 +167,7 @@ fn an_unmounted_pool_creates_nothing() {
     let reason = pools.usable("data").unwrap_err();
     assert!(reason.message.contains("is not a mounted filesystem"), "{}", reason.message);
     assert!(pools.usable("absent").is_err() && pools.discard(&path.join("stoker/x")).is_err());
-    assert_eq!(names(home.path()), [path.clone()]);
+    assert_eq!(names(home.path()), std::slice::from_ref(&path));
     assert!(names(&path).is_empty());
 }
 
@@ -293,7 +293,7 @@ pub(super) fn plant(top: &Path, outside: &Path) {
             fs::create_dir_all(at.join("closed/inner")).unwrap();
             fs::write(at.join("closed/inner/file"), "x").unwrap();
             for closed in ["closed/inner", "closed"] {
-                fs::set_permissions(at.join(closed), fs::Permissions::from_mode(0)).unwrap();
+                fs::set_permissions(at.join(closed), fs::Permissions::from_mode(0o0)).unwrap();
             }
         }
         mkdirat(&here, name.as_str(), Mode::RWXU).unwrap();
@@ -313,7 +313,7 @@ pub(super) fn check_hostile_tree() {
     let pools = Pools::open(&[self::pool(pool.path())]);
     let tree = pools.usable("data").unwrap().join("tree");
     plant(&tree, outside.path());
-    fs::set_permissions(&tree, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&tree, fs::Permissions::from_mode(0o0)).unwrap();
     pools.discard(&tree).unwrap();
     let outcome = sweep(&pool.path().join("stoker/trash"));
     assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::sample::{DiskProbe, Disks, Sampler};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::node::{Filesystem, PoolTrouble, Pools, now};
 
 /// How often disks, CPU and stalls are looked at, and how often figures are published at most.
@@ -37,6 +37,9 @@ const DISKS_WITHIN: Duration = Duration::from_secs(5);
 /// The share of time in which all work waits for memory, from which on nothing new starts: 20%, in hundredths of a
 /// percent. A node that swaps or reclaims that much makes every build slower than waiting would.
 const MEMORY_STALL_FULL: u32 = 2000;
+
+/// The configuration that holds now.
+pub type Configured = watch::Receiver<Arc<Config>>;
 
 /// What everyone sees.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -66,14 +69,14 @@ impl Pressure {
     /// To be called inside a runtime. Blocks for as long as the filesystems take to answer.
     #[must_use]
     pub fn start(
-        config: &Config,
+        config: &Configured,
         pools: Pools,
         reserved: watch::Receiver<Amounts>,
         cancel: &CancellationToken,
     ) -> Self {
-        let probe = DiskProbe::new(config);
+        let probe = DiskProbe::new(config.clone());
         let disks = probe.measure(&pools);
-        let mut looker = Looker::new(config, reserved);
+        let mut looker = Looker::new(config.clone(), reserved);
         let first = looker.look(&disks, now(), true);
         if first.gate.state != GateState::Open {
             log_gate(&first.gate);
@@ -111,7 +114,7 @@ impl Pressure {
 /// Samples, and turns samples into views; remembers the gate.
 struct Looker {
     sampler: Sampler,
-    config: config::Pressure,
+    config: Configured,
     workspaces: String,
     needed: [String; 2],
     reserved: watch::Receiver<Amounts>,
@@ -127,12 +130,13 @@ struct Slow {
 }
 
 impl Looker {
-    fn new(config: &Config, reserved: watch::Receiver<Amounts>) -> Self {
+    fn new(config: Configured, reserved: watch::Receiver<Amounts>) -> Self {
+        let now = Arc::clone(&config.borrow());
         Self {
-            sampler: Sampler::new(&config.node.host_root),
-            config: config.pressure.clone(),
-            workspaces: config.workspaces.pool.clone(),
-            needed: [config.workspaces.pool.clone(), config.repositories.pool.clone()],
+            sampler: Sampler::new(&now.node.host_root),
+            workspaces: now.workspaces.pool.clone(),
+            needed: [now.workspaces.pool.clone(), now.repositories.pool.clone()],
+            config,
             reserved,
             gate: GateMemory::default(),
             slow: Slow::default(),
@@ -171,11 +175,12 @@ impl Looker {
 
     fn limits(&self, memory: Option<Memory>) -> Limits {
         let total = memory.map_or(0, |memory| memory.total_bytes);
+        let config = Arc::clone(&self.config.borrow());
         Limits {
-            memory_floor: self.config.memory_floor.of(total),
-            memory_narrow: self.config.memory_narrow.of(total),
+            memory_floor: config.pressure.memory_floor.of(total),
+            memory_narrow: config.pressure.memory_narrow.of(total),
             memory_stall_full: MEMORY_STALL_FULL,
-            hold: Span(i64::try_from(self.config.hold.as_millis()).unwrap_or(i64::MAX)),
+            hold: Span(i64::try_from(config.pressure.hold.as_millis()).unwrap_or(i64::MAX)),
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use procfs::prelude::*;
 use procfs::{CpuTime, KernelStats, LocalSystemInfo, Meminfo, parse_pressure_record};
 use rustix::io::Errno;
 use stoker_core::pressure::{Cpu, Memory, Stall, StallReading};
 
-use crate::config::{Config, Floor};
+use super::Configured;
 use crate::node::facts::usable_memory;
 use crate::node::{Filesystem, PoolTrouble, Pools};
 
@@ -127,18 +128,19 @@ fn basis(percent: f32) -> Option<u32> {
 /// Asks filesystems how full they are. Apart from [`Sampler`], for a filesystem may not answer.
 #[derive(Debug, Clone)]
 pub(super) struct DiskProbe {
-    host_root: PathBuf,
-    floor: Floor,
+    config: Configured,
 }
 
 impl DiskProbe {
-    pub(super) fn new(config: &Config) -> Self {
-        Self { host_root: config.node.host_root.clone(), floor: config.node.root_floor }
+    pub(super) const fn new(config: Configured) -> Self {
+        Self { config }
     }
 
     /// Blocks for as long as the filesystems take to answer.
     pub(super) fn measure(&self, pools: &Pools) -> Disks {
-        Disks { root: Filesystem::at(&self.host_root, self.floor).ok(), pools: pools.measure() }
+        let config = Arc::clone(&self.config.borrow());
+        let root = Filesystem::at(&config.node.host_root, config.node.root_floor);
+        Disks { root: root.ok(), pools: pools.measure() }
     }
 }
 

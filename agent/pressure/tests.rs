@@ -10,7 +10,7 @@ use stoker_core::reason::Code;
 
 use super::sample::{CpuMeter, Ticks};
 use super::*;
-use crate::config::{Add, Floor, Listen, Node, Pool, Repositories, Share, TimeBudget, Workspaces};
+use crate::config::{self, Add, Floor, Listen, Node, Pool, Repositories, Share, TimeBudget, Workspaces};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
@@ -35,12 +35,17 @@ fn pool(path: &Path, mount_required: bool) -> Pool {
     }
 }
 
+fn configured(config: Config) -> Configured {
+    watch::Sender::new(Arc::new(config)).subscribe()
+}
+
 fn config(host_root: &Path) -> Config {
     Config {
         state: PathBuf::new(),
         node: Node {
             name: "ghost".to_owned(),
             reserve: Amounts::default(),
+            others_cpu_counts: true,
             host_root: host_root.to_owned(),
             root_floor: nothing(),
         },
@@ -69,9 +74,9 @@ fn config(host_root: &Path) -> Config {
 
 /// One look at a recorded tree, with the pools that there are.
 fn look_once(tree: &str, pools: &Pools, reserved: Amounts) -> PressureView {
-    let config = config(&recorded(tree));
-    let disks = DiskProbe::new(&config).measure(pools);
-    Looker::new(&config, watch::Sender::new(reserved).subscribe()).look(&disks, Timestamp(1), true)
+    let config = configured(config(&recorded(tree)));
+    let disks = DiskProbe::new(config.clone()).measure(pools);
+    Looker::new(config, watch::Sender::new(reserved).subscribe()).look(&disks, Timestamp(1), true)
 }
 
 fn codes(view: &PressureView) -> Vec<Code> {
@@ -202,7 +207,8 @@ async fn memory_that_falls_shuts_the_gate_and_memory_that_rises_opens_it() {
     let host = Host::new();
     host.available_percent(8);
     let (_reserved, receiver) = watch::channel(Amounts::default());
-    let pressure = Pressure::start(&config(host.0.path()), Pools::open(&[]), receiver, &CancellationToken::new());
+    let pressure =
+        Pressure::start(&configured(config(host.0.path())), Pools::open(&[]), receiver, &CancellationToken::new());
     assert_eq!(pressure.view().gate.state, GateState::Narrow, "there is a gate from the beginning");
     let mut views = pressure.subscribe();
     let began = Instant::now();
@@ -221,7 +227,8 @@ async fn a_pool_that_goes_and_comes_moves_the_gate() {
     let (host, home) = (Host::new(), tempfile::tempdir().unwrap());
     let pools = Pools::open(&[pool(home.path(), false)]);
     let (_reserved, receiver) = watch::channel(Amounts::default());
-    let pressure = Pressure::start(&config(host.0.path()), pools.clone(), receiver, &CancellationToken::new());
+    let pressure =
+        Pressure::start(&configured(config(host.0.path())), pools.clone(), receiver, &CancellationToken::new());
     let mut views = pressure.subscribe();
     assert_eq!(pressure.view().gate.state, GateState::Open);
     pools.detach("data").await;
@@ -235,7 +242,8 @@ async fn a_pool_that_goes_and_comes_moves_the_gate() {
 async fn the_task_ends_with_its_token() {
     let (_reserved, receiver) = watch::channel(Amounts::default());
     let cancel = CancellationToken::new();
-    let pressure = Pressure::start(&config(&recorded("node-32cpu-62g")), Pools::open(&[]), receiver, &cancel);
+    let pressure =
+        Pressure::start(&configured(config(&recorded("node-32cpu-62g"))), Pools::open(&[]), receiver, &cancel);
     cancel.cancel();
     let task = pressure.task.lock().unwrap().take().unwrap();
     tokio::time::timeout(LIMIT, task).await.unwrap().unwrap();

@@ -31,7 +31,7 @@ mod visit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use stoker_core::quantity::Timestamp;
@@ -81,7 +81,7 @@ impl std::fmt::Debug for Repositories {
 
 /// What the serial tasks share.
 struct Shared {
-    config: config::Repositories,
+    config: RwLock<Arc<config::Repositories>>,
     git: Git,
     root: Root,
     discard: Discard,
@@ -93,6 +93,8 @@ struct Shared {
     recovery: OnceCell<()>,
     presence: Presence,
     ticks: watch::Sender<u64>,
+    /// How many fetches ended how: `fetched`, or the word of the reason why not.
+    outcomes: Mutex<BTreeMap<&'static str, u64>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     superseded_for: Duration,
@@ -129,7 +131,7 @@ impl Repositories {
         }
         let shared = Arc::new(Shared {
             places: Semaphore::new(config.parallel.clamp(1, 64)),
-            config: config.clone(),
+            config: RwLock::new(Arc::new(config.clone())),
             git,
             root,
             discard,
@@ -138,6 +140,7 @@ impl Repositories {
             recovery: OnceCell::new(),
             presence: Presence::default(),
             ticks: watch::Sender::new(0),
+            outcomes: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel,
             superseded_for,
@@ -166,10 +169,47 @@ impl Repositories {
                 _ if removed => {}
                 (_, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
-                (true, true) => entry.refresh_in(self.shared.config.refresh / 10, self.shared.now()),
+                (true, true) => entry.refresh_in(self.shared.config().refresh / 10, self.shared.now()),
                 (false, true) => {}
             }
         }
+    }
+
+    /// Takes over another configuration of the same pool. Mirrors that are newly declared are filled; those that no
+    /// longer are stay, and are not refreshed any more.
+    ///
+    /// # Errors
+    /// When more are declared than one node keeps; those before are taken over.
+    pub async fn reconfigure(&self, config: &config::Repositories) -> Result<(), Reason> {
+        let shared = &self.shared;
+        let before = {
+            let mut held = shared.config.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *held, Arc::new(config.clone()))
+        };
+        let (was, is) = (before.parallel.clamp(1, 64), config.parallel.clamp(1, 64));
+        shared.places.add_permits(is.saturating_sub(was));
+        shared.places.forget_permits(was.saturating_sub(is));
+        for entry in shared.all() {
+            entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
+        }
+        for mirror in &config.mirrors {
+            let entry = match shared.get(&mirror.url) {
+                Some(entry) => entry,
+                None => shared.insert(Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true), false)?,
+            };
+            {
+                let mut state = entry.state();
+                state.ephemeral = false;
+                state.meta.declared = true;
+                state.meta.pinned |= mirror.pin;
+                state.meta.trust.clone_from(&mirror.trust);
+            }
+            let filled = entry.current().is_some();
+            let pause = if filled { config.refresh / 10 } else { Duration::ZERO };
+            entry.refresh_in(pause, shared.now());
+        }
+        shared.tick();
+        Ok(())
     }
 
     /// Ends all fetches and tasks, and waits until they are over.
@@ -252,6 +292,12 @@ impl Repositories {
         self.shared.ticks.subscribe()
     }
 
+    /// How many fetches ended how since the start: `fetched`, or the word of the reason why not.
+    #[must_use]
+    pub fn fetches(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.shared.outcomes).clone()
+    }
+
     /// Reads snapshots.
     #[must_use]
     pub fn reader(&self) -> Reader {
@@ -269,6 +315,10 @@ impl Repositories {
 }
 
 impl Shared {
+    fn config(&self) -> Arc<config::Repositories> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
@@ -290,7 +340,7 @@ impl Shared {
     }
 
     fn may_add(&self, url: &RepositoryUrl) -> Result<(), Reason> {
-        let config = &self.config;
+        let config = self.config();
         allowed(url, config.add == config::Add::OnDemand, &config.allow, &config.protocols)
     }
 

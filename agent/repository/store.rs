@@ -278,6 +278,8 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
 /// Counts failures, and decides when to ask upstream next.
 fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
     let now = shared.now();
+    let word = outcome.result.as_ref().map_or_else(|reason| reason.code.word(), |()| "fetched");
+    *super::lock(&shared.outcomes).entry(word).or_default() += 1;
     let (pause, meta) = {
         let mut state = entry.state();
         state.busy = false;
@@ -288,7 +290,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
                 state.ephemeral = false;
                 state.meta.failures = 0;
                 state.meta.error = None;
-                state.meta.declared.then_some(shared.config.refresh)
+                state.meta.declared.then_some(shared.config().refresh)
             }
             Err(reason) => {
                 state.meta.failures = state.meta.failures.saturating_add(1);

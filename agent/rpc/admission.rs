@@ -43,6 +43,7 @@ impl AdmissionService for Admission {
         let patience = patience(&request);
         let order = order("", request.into_inner())?;
         let answer = self.0.admission.admit(order, patience).await?;
+        self.0.metrics.answered(&answer);
         let decision = Some(decision(&answer, self.0.name()));
         Ok(Response::new(v1::AdmitResponse { node: Some(self.0.node()), decision }))
     }
@@ -179,6 +180,9 @@ async fn wait_for(
     let mut answer = rooms.admission.admit(order.clone(), patience).await?;
     let mut told: Option<v1::await_admission_response::Decision> = None;
     loop {
+        if told.is_none() || !matches!(answer, Answer::Waiting(_)) {
+            rooms.metrics.answered(&answer); // the first answer and the last, not every change of a hint
+        }
         let decision = awaited(&answer, rooms.name());
         if told.as_ref() != Some(&decision) {
             let message = v1::AwaitAdmissionResponse { node: Some(rooms.node()), decision: Some(decision.clone()) };

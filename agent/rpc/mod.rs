@@ -11,9 +11,10 @@ mod repository;
 mod request;
 mod workspace;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use stoker_core::reason::Reason;
 use stoker_proto::v1;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,12 +47,16 @@ pub struct Rooms {
     pub pools: Pools,
     /// Memory, disk, stalls, the gate.
     pub pressure: Arc<Pressure>,
+    /// Why the configuration file as it is now was not taken over, where it was not.
+    pub config_fault: Arc<RwLock<Option<Reason>>>,
     /// Who answers.
     pub identity: Arc<Identity>,
     /// Ends streams when the agent stops.
     pub cancel: CancellationToken,
     /// Owns what streams spawn.
     pub tasks: TaskTracker,
+    /// What is counted.
+    pub metrics: crate::metrics::Metrics,
 }
 
 /// Who answers.

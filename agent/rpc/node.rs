@@ -1,6 +1,7 @@
 //! `NodeService`.
 
 use std::pin::Pin;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -179,7 +180,8 @@ impl Rooms {
         let journal = self.admission.journal_error().map(|error| {
             Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
         });
-        lost.chain(directories).chain(empty).chain(journal).collect()
+        let config = self.config_fault.read().unwrap_or_else(PoisonError::into_inner).clone();
+        lost.chain(directories).chain(empty).chain(journal).chain(config).collect()
     }
 }
 

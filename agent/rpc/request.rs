@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use prost_types::Duration as ProtoDuration;
 use stoker_core::admission::Usage;
-use stoker_core::identity::{NAME_BYTES_MAX, NameError, Scope};
+use stoker_core::identity::{NAME_BYTES_MAX, NameError, Scope, check_name};
 use stoker_core::quantity::Span;
 use stoker_core::sizing::{Declared, Measured, Outcome};
 use stoker_core::source::{self, RepositoryUrl, SourceRef};
@@ -44,13 +44,7 @@ fn exact_span(given: ProtoDuration) -> Option<Span> {
 pub(super) fn scope(field: &str, scope: Option<v1::Scope>) -> Result<Scope, Status> {
     let v1::Scope { tenant, project, branch } = scope.unwrap_or_default();
     for (name, text) in [("tenant", &tenant), ("project", &project), ("branch", &branch)] {
-        if text.len() > NAME_BYTES_MAX {
-            let why = NameError::TooLong { bytes: text.len(), max: NAME_BYTES_MAX };
-            return Err(bad(format!("{field}.{name}"), why.to_string()));
-        }
-        if let Some(c) = text.chars().find(|c| c.is_control()) {
-            return Err(bad(format!("{field}.{name}"), NameError::Character(c).to_string()));
-        }
+        check_name(text).map_err(|why| bad(format!("{field}.{name}"), why.to_string()))?;
     }
     Ok(Scope { tenant, project, branch })
 }

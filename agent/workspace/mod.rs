@@ -33,6 +33,8 @@ pub use crate::repository::Progress;
 
 /// The most workspaces at once.
 const WORKSPACES_MAX: usize = 4096;
+/// How often it is looked at whether all are gone, where somebody waits for that.
+const SETTLE_EVERY: Duration = Duration::from_millis(20);
 /// How often ended leases are looked for where no change woke the room.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -341,6 +343,13 @@ impl Workspaces {
                     tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
                 }
             }
+        }
+    }
+
+    /// Waits until no workspace is left whose lease or time has ended.
+    pub async fn settled(&self, admission: &Admission) {
+        while !self.over(admission).is_empty() && !self.inner.cancel.is_cancelled() {
+            tokio::time::sleep(SETTLE_EVERY).await; // the room removes them; this only looks on
         }
     }
 

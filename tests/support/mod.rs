@@ -4,19 +4,32 @@
 //! - [`repository`]: real repositories, built by `git fast-import`.
 //! - [`stoker`]: the binary, run with a deadline in a home of its own; an agent with its logs and its clients.
 //! - [`loopdev`]: filesystems of their own on loop devices.
+//! - [`disk`]: trees to compare, and the journal as SQLite has it.
+//! - [`gate`]: where a build waits until the test lets it go on.
+//! - [`wire`]: messages, and what refusals say.
 //! - [`wait`]: conditions with a limit, instead of sleeps.
 
 #![allow(dead_code, reason = "a test takes what it needs, and not every helper is needed in every state of the tests")]
 
 pub(crate) mod cgi;
+pub(crate) mod disk;
+pub(crate) mod gate;
 pub(crate) mod loopdev;
 pub(crate) mod repository;
 pub(crate) mod stoker;
 pub(crate) mod upstream;
 pub(crate) mod wait;
+pub(crate) mod wire;
 
 /// A TCP port of the loopback address that was free just now. Whoever binds it soon gets it: the kernel hands ephemeral
 /// ports out in another order than it frees them.
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Whether a process has ended, also where nobody has waited for it yet.
+pub(crate) fn process_ended(pid: u32) -> bool {
+    // Its state follows the name, which is in brackets and can hold anything; see proc_pid_stat(5).
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }

@@ -49,13 +49,13 @@ pub(super) struct Args {
     #[arg(long, value_parser = amount::span)]
     time: Option<prost_types::Duration>,
     /// Who it is for
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     tenant: String,
     /// Which of the tenant's projects
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     project: String,
     /// Which line of builds of the project
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     branch: String,
     /// Bring an agent along with its state here, even where a node's agent listens
     #[arg(long, value_name = "DIR")]
@@ -122,6 +122,7 @@ struct Build<'a> {
 impl Build<'_> {
     async fn through(mut self, host: &mut Host) -> Result<u8, Failure> {
         let client = host.client().clone();
+        self.check(&client).await?;
         self.mirror(&client).await?;
         self.resolve(&client).await?;
         let lease = self.admit(&client).await?;
@@ -140,6 +141,20 @@ impl Build<'_> {
         let ended = built?;
         self.report(&ended, released.is_ok());
         Ok(ended.code)
+    }
+
+    /// What can be refused without a network is refused before anything is fetched.
+    async fn check(&mut self, client: &Client) -> Result<(), Failure> {
+        let builds = self.request().build.into_iter().collect();
+        let answer = client.admission().evaluate(v1::EvaluateRequest { builds }).await;
+        let found = answer.map_err(Failure::status("size"))?.into_inner().evaluations.into_iter().next();
+        match found {
+            Some(found) if found.verdict() == v1::Verdict::Never => {
+                self.sized(found.sizing.as_ref());
+                Err(rejected(&found.reasons))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The repository is known here and filled.
@@ -285,8 +300,7 @@ impl Build<'_> {
                 }
                 Some(Decision::Rejected(rejection)) => {
                     self.sized(rejection.sizing.as_ref());
-                    let why: Vec<String> = rejection.reasons.iter().map(reason_line).collect();
-                    return Err(Failure::new("rejected", why.join("\n             ")));
+                    return Err(rejected(&rejection.reasons));
                 }
                 Some(Decision::Waiting(waiting)) => {
                     let codes: Vec<i32> = waiting.reasons.iter().map(|reason| reason.code).collect();
@@ -411,6 +425,11 @@ async fn release(host: &mut Host, lease: &v1::Lease, ended: Option<&Ended>) -> R
             Err(status) => return Err(Failure::status("done")(status)),
         }
     }
+}
+
+fn rejected(reasons: &[v1::Reason]) -> Failure {
+    let why: Vec<String> = reasons.iter().map(reason_line).collect();
+    Failure::new("rejected", why.join("\n             "))
 }
 
 fn reason_line(reason: &v1::Reason) -> String {

@@ -57,6 +57,7 @@ fn node(section: &NodeSection, identity: &NodeIdentity, place: &Place<'_>, probl
             memory_bytes: problems.take(&reserve.field("memory"), section.reserve.memory.bytes()),
             ..Amounts::default()
         },
+        others_cpu_counts: true,
         host_root: problems.take::<PathBuf>(&place.field("hostRoot"), text::absolute(&section.host_root)),
         root_floor: pools::floor(&section.root_floor, &place.field("rootFloor"), true, problems),
     }

@@ -39,6 +39,8 @@ pub struct Facts {
     pub leases_max: usize,
     /// The most tickets.
     pub tickets_max: usize,
+    /// A lease ends with its time budget; else that is only reported.
+    pub end_at_budget: bool,
     /// Random, 0 to 999: hints differ by it, so that callers do not return all at once.
     pub jitter: u16,
 }
@@ -88,8 +90,10 @@ impl Ledger {
             (held.plus(lease.held()), known.plus(lease.in_use.unwrap_or(unknown)))
         });
         let others = facts.used.less(measured).less(facts.reserve);
-        let others = Amounts { disk_bytes: 0, disk_inodes: 0, ..others };
         let budget = facts.capacity.less(facts.reserve);
+        // On the pool all that lies there counts as others': what a lease has written is not told apart from it.
+        let lies = budget.less(facts.disk_free);
+        let others = Amounts { disk_bytes: lies.disk_bytes, disk_inodes: lies.disk_inodes, ..others };
         let free = budget.less(others).less(leased);
         let disk = facts.disk_free.less(leased);
         let free = Amounts { disk_bytes: disk.disk_bytes, disk_inodes: disk.disk_inodes, ..free };
@@ -160,9 +164,8 @@ impl Ledger {
             Resource::DiskInodes => (Code::DiskInodesHeld, "of the pool"),
         };
         let message = format!(
-            "{} of {} wanted, {} free: leases hold {}, others {}, {rest} of {}",
-            resource.show(wants),
-            resource.word(),
+            "{} wanted, {} free: leases hold {}, others {}, {rest} of {}",
+            noun(resource, wants),
             resource.show(free),
             resource.show(totals.leased.get(resource)),
             resource.show(totals.others.get(resource)),
@@ -184,6 +187,15 @@ fn exceeding(wanted: Amounts, limit: Amounts) -> impl Iterator<Item = Resource> 
     Resource::LEDGER.into_iter().filter(move |r| wanted.get(*r) > limit.get(*r))
 }
 
+/// `8 GiB of memory`, `2 CPU`.
+fn noun(resource: Resource, value: u64) -> String {
+    let shown = resource.show(value);
+    match resource {
+        Resource::Memory | Resource::DiskBytes => format!("{shown} of {}", resource.word()),
+        Resource::Cpu | Resource::DiskInodes | Resource::Time => format!("{shown}"),
+    }
+}
+
 fn never(resource: Resource, wanted: Amounts, totals: &Totals) -> Reason {
     let (wants, budget) = (wanted.get(resource), totals.budget.get(resource));
     let code = match resource {
@@ -193,9 +205,8 @@ fn never(resource: Resource, wanted: Amounts, totals: &Totals) -> Reason {
         Resource::DiskInodes => Code::DiskInodesBudget,
     };
     let message = format!(
-        "{} of {} wanted, this node's whole budget is {} ({} less {} reserved): declare less, or ask a larger node",
-        resource.show(wants),
-        resource.word(),
+        "{} wanted, this node's whole budget is {} ({} less {} reserved): declare less, or ask a larger node",
+        noun(resource, wants),
         resource.show(budget),
         resource.show(totals.capacity.get(resource)),
         resource.show(totals.reserve.get(resource)),

@@ -87,6 +87,7 @@ fn facts() -> Facts {
         gate: Gate::default(),
         leases_max: 200,
         tickets_max: 100,
+        end_at_budget: true,
         jitter: 0,
     }
 }

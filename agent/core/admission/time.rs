@@ -26,14 +26,14 @@ pub(super) fn past_budget(lease: &Lease, now: Timestamp) -> bool {
 }
 
 /// The end of a live lease whose time is over.
-pub(super) fn run_out(lease: &Lease, now: Timestamp) -> Option<Event> {
+pub(super) fn run_out(lease: &Lease, end_at_budget: bool, now: Timestamp) -> Option<Event> {
     let unconfirmed = lease.confirm_by.is_some_and(|by| by < now);
     match lease.state {
         LeaseState::Reserved if unconfirmed || lease.bind_by < now => {
             let words = if unconfirmed { "nobody confirmed the grant in time" } else { "it was not bound in time" };
             Some(ended(lease, LeaseState::Expired, Outcome::Lost, Code::LeaseExpired, words, now))
         }
-        LeaseState::Bound if lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
+        LeaseState::Bound if end_at_budget && lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
             let (outcome, code) = (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded);
             Some(ended(lease, LeaseState::Expired, outcome, code, "its time budget was used up", now))
         }

@@ -228,13 +228,14 @@ impl FromStr for RepositoryUrl {
             }
             return Self::local(&escape(text));
         }
-        if let Some(c) = text.chars().find(|c| refused(*c)) {
-            return Err(UrlError::Character(c));
-        }
         let scheme_len = text.bytes().take_while(|b| b.is_ascii_alphanumeric() || b"+.-".contains(b)).count();
         let (scheme, rest) = text.split_at_checked(scheme_len).unwrap_or((text, ""));
+        // First, because what follows a helper's name is full of spaces, and they are not what is wrong with it.
         if rest.starts_with("::") {
             return Err(UrlError::Helper(brief(scheme)));
+        }
+        if let Some(c) = text.chars().find(|c| refused(*c)) {
+            return Err(UrlError::Character(c));
         }
         match rest.strip_prefix("://") {
             Some(rest) => from_url(scheme, rest),

@@ -166,6 +166,7 @@ impl World {
     pub(super) async fn restart(self, between: impl FnOnce(&Path)) -> Self {
         self.repositories.shutdown().await;
         let trash = self.dir.path().join("pool/stoker/trash");
+        #[expect(clippy::disallowed_methods, reason = "nothing but this test writes there")]
         std::fs::remove_dir_all(trash).unwrap();
         between(&self.folder());
         Self::over(self.dir, self.config).await

@@ -23,6 +23,17 @@ fn a_second_large_build_waits_for_memory_and_is_told_both_figures() {
 }
 
 #[test]
+fn a_unit_that_says_what_it_is_of_is_not_said_twice() {
+    let mut node = Node::new();
+    node.running(request("first", 26, 4), "a");
+    let waiting = node.waiting(request("second", 4, 4));
+    assert_eq!(
+        waiting.reasons[0].message,
+        "4 CPU wanted, 2 CPU free: leases hold 26 CPU, others 0 CPU, of the budget of 28 CPU"
+    );
+}
+
+#[test]
 fn hints_stay_within_their_bounds_whatever_the_jitter() {
     for (jitter, after) in [(0, 1), (999, 1), (0, 29 * 60), (999, 29 * 60), (u16::MAX, 60)] {
         let mut node = Node::new();

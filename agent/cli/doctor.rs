@@ -1,0 +1,267 @@
+//! `stoker doctor`: what is wrong with the node, and what to do about each. The checks are pure, over messages.
+
+use stoker_core::quantity::Resource;
+use stoker_proto::v1;
+
+use super::ask::{self, Ended, Failure, within};
+use super::client::Client;
+use super::table::{self, Fields, Tone, View, cell};
+use super::{Common, DONE, NO, repo, screen};
+
+/// A clock that is off by more makes heartbeats and time budgets lie.
+const SKEW_MILLIS_MAX: i64 = 2_000;
+/// The oldest git whose protocol and checks the agent relies on.
+const GIT_MIN: (u32, u32) = (2, 39);
+
+/// One thing to mend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// What is wrong.
+    pub(crate) what: String,
+    /// What to do.
+    pub(crate) remedy: String,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into() }
+    }
+}
+
+pub(super) async fn run(common: &Common) -> u8 {
+    ask::exit(examine(common).await)
+}
+
+async fn examine(common: &Common) -> Ended {
+    let client = Client::of(common).await?;
+    let asked_at = table::now();
+    let status = client.node().get_status(within(ask::SOON, v1::GetStatusRequest {})).await?.into_inner().status;
+    let status = ask::part(status, "status")?;
+    let middle = asked_at.midpoint(table::now());
+    let repositories = repo::list(&client).await?.repositories;
+    let findings = findings(&status, &repositories, middle);
+    let json = findings.iter().map(|finding| serde_json::json!({"what": finding.what, "remedy": finding.remedy}));
+    let json = serde_json::json!({ "findings": json.collect::<Vec<_>>() });
+    ask::value(common.output, &json, |view| render(&status, &findings, view))?;
+    Ok::<u8, Failure>(if findings.is_empty() { DONE } else { NO })
+}
+
+/// All that is wrong. `now` is this machine's clock when the agent answered, in milliseconds.
+pub(crate) fn findings(status: &v1::Status, repositories: &[v1::Repository], now: i64) -> Vec<Finding> {
+    let mut all: Vec<Finding> = Vec::new();
+    for alarm in &status.alarms {
+        all.push(Finding::new(table::reason_line(alarm), remedy(alarm, repositories)));
+    }
+    let gate = status.gate.clone().unwrap_or_default();
+    if matches!(gate.state(), v1::GateState::Narrow | v1::GateState::Shut) {
+        for reason in &gate.reasons {
+            let what = format!("the gate is {}: {}", gate_word(gate.state()), table::reason_line(reason));
+            all.push(Finding::new(what, remedy(reason, repositories)));
+        }
+    }
+    if !matches!(status.mode(), v1::Mode::Accepting | v1::Mode::Unspecified) {
+        let note = if status.mode_note.is_empty() { String::new() } else { format!(": {}", status.mode_note) };
+        let what = format!("the node is in {}{note}", mode_word(status.mode()));
+        all.push(Finding::new(what, "when the work is done: `stoker mode accepting`"));
+    }
+    for pool in &status.pools {
+        let told = status.alarms.iter().any(|a| a.code() == v1::reason::Code::PoolNotReady && a.subject == pool.name);
+        if pool.state != "Ready" && !told {
+            all.push(Finding::new(format!("pool {} is {}: {}", pool.name, pool.state, pool.message), POOL_REMEDY));
+        }
+        all.extend(low(pool));
+    }
+    for repository in repositories {
+        let empty = repository.declared && repository.snapshot.is_empty();
+        let told = status.alarms.iter().any(|alarm| repo::is_about(&alarm.subject, repository));
+        if told {
+            continue;
+        }
+        if empty {
+            let why = repository.reasons.first().map_or_else(|| "not filled yet".to_owned(), table::reason_line);
+            let what = format!("declared mirror {} is empty: {why}", repository.url);
+            all.push(Finding::new(what, format!("`stoker repo refresh {}` shows where it stops", repository.url)));
+        } else if matches!(repository.state(), v1::RepositoryState::Stale | v1::RepositoryState::Quarantined) {
+            let why = repository
+                .reasons
+                .first()
+                .map_or_else(String::new, |reason| format!(": {}", table::reason_line(reason)));
+            let what = format!("{} is {}{why}", repository.url, repo::state_word(repository.state()));
+            all.push(Finding::new(
+                what,
+                repository.reasons.first().map_or_else(String::new, |reason| remedy(reason, repositories)),
+            ));
+        }
+    }
+    all.extend(git(status));
+    all.extend(skew(status, now));
+    all
+}
+
+const POOL_REMEDY: &str =
+    "mount it, or mend what is named; the agent looks again every few seconds, no restart is needed";
+
+/// A pool that has room, but little above its floor.
+fn low(pool: &v1::Pool) -> Option<Finding> {
+    let disk = pool.filesystem.as_ref()?;
+    let below = |free: i64, floor: i64| floor > 0 && free <= floor;
+    let (free, floor) = match (below(disk.free_bytes, disk.floor_bytes), below(disk.free_inodes, disk.floor_inodes)) {
+        (true, _) => (screen::bytes(disk.free_bytes), screen::bytes(disk.floor_bytes)),
+        (_, true) => (screen::grouped(disk.free_inodes) + " inodes", screen::grouped(disk.floor_inodes)),
+        _ => return None,
+    };
+    let what = format!("pool {} has {free} free, the floor is {floor}: no build is admitted", pool.name);
+    Some(Finding::new(
+        what,
+        "delete what is not needed below it, or make the filesystem larger; `du -x` says what is large",
+    ))
+}
+
+fn git(status: &v1::Status) -> Option<Finding> {
+    let version = status.host.as_ref()?.git_version.as_str();
+    let mut numbers = version.trim_start_matches("git version ").split(['.', '-']).map(str::parse::<u32>);
+    let oldest = format!("install git {}.{} or newer where the agent runs", GIT_MIN.0, GIT_MIN.1);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= GIT_MIN => None,
+        (Some(Ok(_)), Some(Ok(_))) => Some(Finding::new(format!("git {version} is too old"), oldest)),
+        _ if version.is_empty() => Some(Finding::new("the agent found no git: no mirror can be filled", oldest)),
+        _ => Some(Finding::new(format!("git calls itself {version:?}, which is no version"), oldest)),
+    }
+}
+
+fn skew(status: &v1::Status, now: i64) -> Option<Finding> {
+    let observed = table::millis(status.node.as_ref()?.observed_at.as_ref()?);
+    let off = now.abs_diff(observed);
+    if off <= SKEW_MILLIS_MAX.unsigned_abs() {
+        return None;
+    }
+    let direction = if observed > now { "ahead of" } else { "behind" };
+    let off = Resource::Time.show(off);
+    let what = format!("the node's clock is {off} {direction} this machine's");
+    Some(Finding::new(
+        what,
+        "synchronise both clocks (chrony or systemd-timesyncd); leases and heartbeats are told in time",
+    ))
+}
+
+/// What an operator does about a reason; empty where there is nothing to do but wait.
+pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> String {
+    use v1::reason::Code;
+    let about = repositories.iter().find(|repository| repo::is_about(&reason.subject, repository));
+    let url = about.map_or("URL", |repository| &repository.url);
+    let text = match reason.code() {
+        Code::PoolNotReady => POOL_REMEDY,
+        Code::JournalUnavailable => {
+            "make room below the agent's `state`, or replace that disk; releases go on meanwhile"
+        }
+        Code::SensorFailed => "check that /proc and /sys of the host are mounted where `node.hostRoot` says",
+        Code::MemoryFloor | Code::MemoryPressure => {
+            "builds wait until memory is free; `stoker lease list` shows who holds it, a larger `node.reserve` keeps more"
+        }
+        Code::DiskFloor | Code::DiskInodesFloor => {
+            "delete what is not needed on the pool, or make the filesystem larger"
+        }
+        Code::RootDiskFloor | Code::RootDiskInodesFloor => {
+            "clear the root filesystem: logs, images, core dumps; builds write to the pools only"
+        }
+        Code::RepositoryEmpty => return format!("`stoker repo refresh {url}` shows where it stops"),
+        Code::UpstreamUnreachable | Code::UpstreamTimeout => {
+            "check name service, routes and proxies from this node to the upstream; it is tried again by itself"
+        }
+        Code::UpstreamNotFound => "check the URL, and whether this node may read it",
+        Code::RepositoryCorrupt => {
+            return format!("`stoker repo remove {url}` and add it again; check the disk below it");
+        }
+        Code::ModeMaintenance | Code::ModeDrain => "when the work is done: `stoker mode accepting`",
+        Code::LeasesFull | Code::QueueFull => "release what has ended, or send builds to other nodes",
+        _ => "",
+    };
+    text.to_owned()
+}
+
+pub(crate) const fn gate_word(state: v1::GateState) -> &'static str {
+    match state {
+        v1::GateState::Open => "open",
+        v1::GateState::Narrow => "narrow",
+        v1::GateState::Shut => "shut",
+        v1::GateState::Unspecified => "unknown",
+    }
+}
+
+pub(crate) const fn mode_word(mode: v1::Mode) -> &'static str {
+    match mode {
+        v1::Mode::Accepting => "accepting",
+        v1::Mode::Maintenance => "maintenance",
+        v1::Mode::Drain => "drain",
+        v1::Mode::Unspecified => "unknown",
+    }
+}
+
+fn render(status: &v1::Status, findings: &[Finding], view: &View) -> String {
+    let node = screen::safe(&status.node.clone().unwrap_or_default().name);
+    if findings.is_empty() {
+        return format!("{} {}\n", view.paint.bold(node), view.paint.green("is well: nothing to mend"));
+    }
+    let count = screen::counted(i64::try_from(findings.len()).unwrap_or(i64::MAX), "thing", "things");
+    let mut out = format!("{} has {count} to mend\n", view.paint.bold(node));
+    for (i, finding) in findings.iter().enumerate() {
+        let mut block = Fields::new();
+        block.put(&format!("{}.", i + 1), cell(&finding.what).tone(Tone::Bad));
+        block.put("", cell(if finding.remedy.is_empty() { String::new() } else { format!("→ {}", finding.remedy) }));
+        out.push('\n');
+        out.push_str(&block.render(view));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::tests::{healthy, troubled};
+    use super::super::table::tests::{NOW, VIEW};
+    use super::*;
+
+    #[test]
+    fn a_healthy_node_has_no_findings() {
+        let found = findings(&healthy().status, &healthy().repositories, NOW);
+        assert_eq!(found, Vec::new());
+        assert_eq!(render(&healthy().status, &found, &VIEW), "ghost is well: nothing to mend\n");
+    }
+
+    #[test]
+    fn each_trouble_is_told_once_with_what_to_do() {
+        let glance = troubled();
+        let found = findings(&glance.status, &glance.repositories, NOW + 90_000);
+        insta::assert_snapshot!(render(&glance.status, &found, &VIEW), @r"
+        ghost has 5 things to mend
+
+        1.  pool scratch is NotMounted: /var/mnt/ghost-scratch is no mount point [POOL_NOT_READY]
+            → mount it, or mend what is named; the agent looks again every few seconds, no restart is needed
+
+        2.  declared mirror https://github.com/projectbluefin/finpilot is empty: not filled yet
+            [REPOSITORY_EMPTY]
+            → `stoker repo refresh https://github.com/projectbluefin/finpilot` shows where it stops
+
+        3.  the gate is shut: 3.1 GiB of memory are available, the floor is 4 GiB [MEMORY_FLOOR]
+            → builds wait until memory is free; `stoker lease list` shows who holds it, a larger
+            `node.reserve` keeps more
+
+        4.  the node is in drain: new disk
+            → when the work is done: `stoker mode accepting`
+
+        5.  the node's clock is 1 min 30 s behind this machine's
+            → synchronise both clocks (chrony or systemd-timesyncd); leases and heartbeats are told in time
+        ");
+    }
+
+    #[test]
+    fn an_old_git_and_none_are_found() {
+        let with = |version: &str| {
+            let host = v1::Host { git_version: version.to_owned(), ..Default::default() };
+            git(&v1::Status { host: Some(host), ..Default::default() }).map(|finding| finding.what)
+        };
+        assert_eq!(with("2.47.3"), None);
+        assert_eq!(with("3.0.0-rc1"), None);
+        assert_eq!(with("2.30.1").as_deref(), Some("git 2.30.1 is too old"));
+        assert_eq!(with("").as_deref(), Some("the agent found no git: no mirror can be filled"));
+    }
+}

@@ -1,0 +1,195 @@
+//! `stoker lease admit`: asks for a lease, and with `--wait` until there is an answer other than "wait".
+
+use stoker_proto::v1;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::super::ask::{self, Ended, Failure, within};
+use super::super::client::Client;
+use super::super::screen::{self, Steps};
+use super::super::table::{self, View};
+use super::super::{Common, DONE, Format, NO, amount, json};
+use super::{Build, show};
+
+/// Ask again later, as `EX_TEMPFAIL` of sysexits(3).
+const WAIT: u8 = 75;
+/// Interrupted, as shells say it.
+const INTERRUPTED: u8 = 130;
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Args {
+    #[command(flatten)]
+    build: Build,
+    /// What this request is called: the same id is the same request, and gets the same lease; default: a new one
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    /// Wait in the queue until it is granted or rejected
+    #[arg(long)]
+    wait: bool,
+    /// When it must wait, take a place in the queue; the same id asks for it again
+    #[arg(long)]
+    ticket: bool,
+    /// How long the grant is kept for the pod to come; default: 5m, at most 30m
+    #[arg(long, value_name = "DURATION", value_parser = amount::span)]
+    bind_within: Option<prost_types::Duration>,
+    /// Among those of one tenant, the higher is served first
+    #[arg(long, default_value_t = 0, hide_default_value = true, allow_negative_numbers = true)]
+    priority: i32,
+}
+
+pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
+    let request = v1::AdmitRequest {
+        request_id: args.request_id.clone().unwrap_or_else(|| format!("cli-{}", uuid::Uuid::now_v7())),
+        build: Some(args.build.message()?),
+        take_ticket: args.ticket || args.wait,
+        priority: args.priority,
+        bind_within: args.bind_within,
+        ..Default::default()
+    };
+    if args.request_id.is_none() {
+        screen::say(&format!("request {}", request.request_id));
+    }
+    let client = Client::of(common).await?;
+    let answer = if args.wait {
+        match wait(&client, &request).await? {
+            Some(answer) => answer,
+            None => return Ok(INTERRUPTED),
+        }
+    } else {
+        client.admission().admit(within(ask::UPSTREAM, request)).await?.into_inner()
+    };
+    tell(common.output, &answer)
+}
+
+/// Writes the answer, and gives the exit code that stands for it.
+fn tell(format: Format, answer: &v1::AdmitResponse) -> Ended {
+    use v1::admit_response::Decision;
+    let code = match &answer.decision {
+        Some(Decision::Granted(_)) => DONE,
+        Some(Decision::Waiting(_)) => WAIT,
+        Some(Decision::Rejected(_)) => NO,
+        None => return Err(anyhow::anyhow!("the agent's answer has no decision; is it of another version?").into()),
+    };
+    match (format, &answer.decision) {
+        (Format::Env, Some(Decision::Granted(lease))) => screen::data(&environment(lease, answer.node.as_ref())),
+        // What a shell sources has nothing but assignments.
+        (Format::Env, _) => screen::say(show::decision(answer, &View::stdout()).trim_end()),
+        (format, _) => json::answer(format, answer, |answer| show::decision(answer, &View::stdout()))?,
+    }
+    Ok::<u8, Failure>(code)
+}
+
+/// Waits in the queue. None where somebody interrupted: then the place is given up.
+async fn wait(client: &Client, request: &v1::AdmitRequest) -> Result<Option<v1::AdmitResponse>, Failure> {
+    use v1::await_admission_response::Decision;
+    let mut admission = client.admission();
+    let mut steps = Steps::new();
+    let mut told: Vec<i32> = Vec::new();
+    let mut ticket: Option<String> = None;
+    let interrupted = interrupted();
+    tokio::pin!(interrupted);
+    let asked = async { admission.await_admission(v1::AwaitAdmissionRequest { admit: Some(request.clone()) }).await };
+    let mut answers = tokio::select! {
+        () = &mut interrupted => return leave(client, ticket).await,
+        answers = asked => answers?.into_inner(),
+    };
+    loop {
+        let answer = tokio::select! {
+            () = &mut interrupted => return leave(client, ticket).await,
+            answer = answers.message() => answer?,
+        };
+        let Some(v1::AwaitAdmissionResponse { node, decision: Some(decision) }) = answer else {
+            return Err(anyhow::anyhow!(
+                "the agent ended the stream before it decided; ask again with --request-id {}",
+                request.request_id
+            )
+            .into());
+        };
+        let decision = match decision {
+            Decision::Granted(lease) => v1::admit_response::Decision::Granted(lease),
+            Decision::Rejected(rejection) => v1::admit_response::Decision::Rejected(rejection),
+            Decision::Waiting(waiting) => {
+                let codes: Vec<i32> = waiting.reasons.iter().map(|reason| reason.code).collect();
+                if codes != told {
+                    for reason in &waiting.reasons {
+                        steps.note(&format!("waits: {}", table::reason_line(reason)));
+                    }
+                    told = codes;
+                }
+                let place = waiting.ticket.as_ref().map_or(0, |ticket| ticket.position);
+                steps.under_way("waiting", &format!("at place {place} of the queue"), 0, 0);
+                ticket = waiting.ticket.map(|ticket| ticket.id);
+                continue;
+            }
+        };
+        return Ok(Some(v1::AdmitResponse { node, decision: Some(decision) }));
+    }
+}
+
+/// Gives the place up, so that others need not wait for nobody.
+async fn leave(client: &Client, ticket: Option<String>) -> Result<Option<v1::AdmitResponse>, Failure> {
+    if let Some(ticket_id) = ticket {
+        let cancel = within(ask::SOON, v1::CancelTicketRequest { ticket_id: ticket_id.clone() });
+        match client.admission().cancel_ticket(cancel).await {
+            Ok(_) => screen::say(&format!("left the queue: ticket {} is cancelled", screen::safe(&ticket_id))),
+            Err(status) => screen::say(&format!(
+                "left the queue; ticket {} runs out by itself: {}",
+                screen::safe(&ticket_id),
+                ask::refusal(&status)
+            )),
+        }
+    }
+    Ok(None)
+}
+
+async fn interrupted() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// Assignments for `sh`. Everything is quoted: no value can run anything.
+fn environment(lease: &v1::Lease, node: Option<&v1::Node>) -> String {
+    let source = lease.source.clone().unwrap_or_default();
+    let size = lease.sizing.as_ref().and_then(|sizing| sizing.size).unwrap_or_default();
+    let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    let values = [
+        ("STOKER_LEASE", lease.id.clone()),
+        ("STOKER_REQUEST_ID", lease.request_id.clone()),
+        ("STOKER_NODE", node.map(|node| node.name.clone()).unwrap_or_default()),
+        ("STOKER_COMMIT", source.commit),
+        ("STOKER_CLONE_URL", source.clone_url),
+        ("STOKER_CLONE_REF", source.clone_ref),
+        ("STOKER_CPU_MILLIS", number(size.cpu_millis)),
+        ("STOKER_MEMORY_BYTES", number(size.memory_bytes)),
+        ("STOKER_DISK_BYTES", number(size.disk_bytes)),
+    ];
+    values.into_iter().map(|(name, value)| format!("{name}={}\n", quoted(&value))).collect()
+}
+
+/// For `sh`: in single quotes nothing is special but the quote itself.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\0', "").replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::super::status::tests::lease;
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_back_what_was_written() {
+        let mut granted = lease("01k2f9r7c4m8x0aq", 4, 8, None);
+        let nasty = "refs/heads/it's $(touch x) `id` \"q\" \\ \n two";
+        granted.source.as_mut().unwrap().clone_ref = nasty.to_owned();
+        let script = format!("{}printf %s \"$STOKER_CLONE_REF\"", environment(&granted, None));
+        let read = std::process::Command::new("sh").arg("-c").arg(&script).output().unwrap();
+        assert_eq!(String::from_utf8(read.stdout).unwrap(), nasty);
+        assert!(script.starts_with("STOKER_LEASE='01k2f9r7c4m8x0aq'\n"), "{script}");
+        assert!(script.contains("STOKER_COMMIT='0123456789abcdef0123456789abcdef01234567'\n"), "{script}");
+    }
+}

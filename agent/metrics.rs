@@ -1,0 +1,380 @@
+//! All metrics, with their help texts and units, in this one file.
+//!
+//! What is so at this moment (pools, memory, the gate, the ledger, repositories), and what the rooms count themselves
+//! (fetches, failed commits), is read from them when somebody scrapes: nothing has to be kept up to date, and nothing
+//! can be forgotten when it goes. What callers were told is counted in [`Metrics`], where they are told it.
+//!
+//! Labels come from closed lists or from the configuration, and are bounded: a caller cannot make a series. Units are
+//! Prometheus' base units: bytes, seconds, cores, ratios from 0 to 1.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use stoker_core::admission::Answer;
+use stoker_core::quantity::Timestamp;
+use stoker_proto::v1;
+
+use crate::node::State;
+use crate::repository::{RepositoryState, View};
+
+/// The content type of [`Metrics::scrape`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The most mirrors, pools and directories that get series of their own.
+const SERIES_MAX: usize = 512;
+
+/// All that a pool can be.
+const POOL_STATES: [State; 9] = [
+    State::Ready,
+    State::NotMounted,
+    State::Absent,
+    State::NotADirectory,
+    State::ReadOnly,
+    State::WrongFilesystem,
+    State::Symlink,
+    State::Failed,
+    State::Detached,
+];
+
+/// All that a repository can be, with the word of each.
+const REPOSITORY_STATES: [(RepositoryState, &str); 6] = [
+    (RepositoryState::Empty, "empty"),
+    (RepositoryState::Filling, "filling"),
+    (RepositoryState::Ready, "ready"),
+    (RepositoryState::Fetching, "fetching"),
+    (RepositoryState::Stale, "stale"),
+    (RepositoryState::Quarantined, "quarantined"),
+];
+
+/// The word of a repository's state.
+pub(crate) fn repository_word(state: RepositoryState) -> &'static str {
+    REPOSITORY_STATES.iter().find(|(known, _)| *known == state).map_or("unknown", |(_, word)| word)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Admission {
+    decision: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Fetch {
+    outcome: &'static str,
+}
+
+/// What happened since the agent started. Cheap to clone: all clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    admissions: Family<Admission, Counter>,
+}
+
+impl Metrics {
+    /// A caller was told this. What waits or is rejected is counted under its first reason, which is the weightiest.
+    pub fn answered(&self, answer: &Answer) {
+        let (decision, reasons): (_, &[_]) = match answer {
+            Answer::Granted(_) => ("granted", &[]),
+            Answer::Waiting(waiting) => ("wait", &waiting.reasons),
+            Answer::Rejected(reasons, _) => ("rejected", reasons),
+        };
+        let reason = reasons.first().map_or("", |reason| reason.code.word());
+        self.admissions.get_or_create(&Admission { decision, reason }).inc();
+    }
+
+    /// All metrics as OpenMetrics text; see [`CONTENT_TYPE`].
+    ///
+    /// # Errors
+    /// None that a `String` gives; the encoder's signature has one.
+    pub fn scrape(&self, seen: &Seen<'_>) -> Result<String, fmt::Error> {
+        let mut registry = Registry::with_prefix("stoker");
+        registry.register(
+            "admissions",
+            "Answers to requests for admission, by decision and first reason",
+            self.admissions.clone(),
+        );
+        let fetches = Family::<Fetch, Counter>::default();
+        for (outcome, count) in seen.fetches {
+            fetches.get_or_create(&Fetch { outcome }).inc_by(*count);
+        }
+        registry.register("fetches", "Fetches from upstreams that ended, by outcome", fetches);
+        let failures: ConstCounter<u64> = ConstCounter::new(seen.journal_failures);
+        registry.register("journal_failures", "Batches that could not be written to the journal", failures);
+        let node = seen.status.node.clone().unwrap_or_default();
+        let build = Info::new([("version", node.agent_version), ("node", node.name)]);
+        registry.register("build", "The version of the agent and the name of its node", build);
+        registry.register_collector(Box::new(gauges(seen)));
+        let mut text = String::with_capacity(16 << 10);
+        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+/// What the gauges are read from.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The node on one screen.
+    pub status: &'a v1::Status,
+    /// All repositories.
+    pub repositories: &'a [View],
+    /// How many fetches ended how, since the start.
+    pub fetches: &'a BTreeMap<&'static str, u64>,
+    /// Batches that could not be written to the journal, since the start.
+    pub journal_failures: u64,
+    /// What the agent itself takes.
+    pub own: Own,
+    /// When that is.
+    pub now: Timestamp,
+}
+
+/// What the agent's own process takes; a part that cannot be read is unset.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Own {
+    /// Bytes of memory that are resident.
+    pub resident_bytes: Option<u64>,
+    /// Open file descriptors.
+    pub open_fds: Option<usize>,
+}
+
+impl Own {
+    /// From `/proc/self`.
+    #[must_use]
+    pub fn read() -> Self {
+        let Ok(process) = procfs::process::Process::myself() else { return Self::default() };
+        let resident = process.statm().ok().map(|pages| pages.resident.saturating_mul(procfs::page_size()));
+        Self { resident_bytes: resident, open_fds: process.fd_count().ok() }
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// One metric that is read, with all its series.
+#[derive(Debug)]
+struct Gauge {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    series: Vec<(Labels, f64)>,
+}
+
+/// All metrics that are read.
+#[derive(Debug, Default)]
+struct Gauges(Vec<Gauge>);
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for gauge in self.0.iter().filter(|gauge| !gauge.series.is_empty()) {
+            let help = format!("{}.", gauge.help); // as the registry writes it
+            let mut metric = encoder.encode_descriptor(gauge.name, &help, gauge.unit.as_ref(), MetricType::Gauge)?;
+            for (labels, value) in &gauge.series {
+                match labels.is_empty() {
+                    true => metric.encode_gauge(value)?,
+                    false => metric.encode_family(labels)?.encode_gauge(value)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Gauges {
+    fn add(&mut self, name: &'static str, help: &'static str, unit: Option<Unit>, series: Vec<(Labels, f64)>) {
+        self.0.push(Gauge { name, help, unit, series });
+    }
+
+    /// One value without labels; nothing where it is not known.
+    fn one(&mut self, name: &'static str, help: &'static str, unit: Option<Unit>, value: Option<f64>) {
+        self.add(name, help, unit, value.map(|value| (Vec::new(), value)).into_iter().collect());
+    }
+}
+
+/// Large integers lose their last digits in a metric, as in every Prometheus.
+#[allow(clippy::cast_precision_loss)]
+const fn float(value: i64) -> f64 {
+    value as f64
+}
+
+fn label(name: &'static str, value: impl Into<String>) -> Labels {
+    vec![(name, value.into())]
+}
+
+const fn flag(set: bool) -> f64 {
+    if set { 1.0 } else { 0.0 }
+}
+
+fn gauges(seen: &Seen<'_>) -> Gauges {
+    let mut all = Gauges::default();
+    agent(seen, &mut all);
+    machine(seen.status, &mut all);
+    pools(seen.status, &mut all);
+    gate(seen.status, &mut all);
+    if let Some(ledger) = &seen.status.ledger {
+        self::ledger(ledger, &mut all);
+    }
+    repositories(seen, &mut all);
+    all
+}
+
+fn agent(seen: &Seen<'_>, all: &mut Gauges) {
+    let started = seen.status.started_at.map(|at| float(at.seconds));
+    all.one("start_time", "When the agent started, since the Unix epoch", Some(Unit::Seconds), started);
+    let resident = seen.own.resident_bytes.map(|bytes| float(i64::try_from(bytes).unwrap_or(i64::MAX)));
+    all.one("process_resident_memory", "Resident memory of the agent itself", Some(Unit::Bytes), resident);
+    let fds = seen.own.open_fds.map(|count| float(i64::try_from(count).unwrap_or(i64::MAX)));
+    all.one("process_open_fds", "Open file descriptors of the agent itself", None, fds);
+    let counts = seen.status.counts.unwrap_or_default();
+    all.one("leases", "Leases that hold room now", None, Some(counts.leases.into()));
+    all.one("tickets", "Builds that wait in the queue", None, Some(counts.tickets.into()));
+    all.one("workspaces", "Workspaces on the pool", None, Some(counts.workspaces.into()));
+}
+
+fn machine(status: &v1::Status, all: &mut Gauges) {
+    let memory = status.memory.as_ref();
+    let total = memory.map(|memory| float(memory.total_bytes));
+    all.one("memory_total", "Memory of the machine", Some(Unit::Bytes), total);
+    let available = memory.map(|memory| float(memory.available_bytes));
+    all.one("memory_available", "Memory that can be had without swapping", Some(Unit::Bytes), available);
+    let cpu = status.cpu.as_ref();
+    let cores_of = |millis: i64| float(millis) / 1000.0;
+    all.one("cpu_total_cores", "CPUs of the machine", None, cpu.map(|cpu| cores_of(cpu.total_millis)));
+    let used = cpu.map(|cpu| cores_of(cpu.used_millis));
+    all.one("cpu_used_cores", "CPUs in use, smoothed over about 10 seconds", None, used);
+    let stalls = [
+        ("memory", memory.and_then(|memory| memory.stall)),
+        ("cpu", cpu.and_then(|cpu| cpu.stall)),
+        ("io", status.io.as_ref().and_then(|io| io.stall)),
+    ];
+    let mut series = Vec::new();
+    for (resource, stall) in stalls {
+        if let Some(stall) = stall.filter(|stall| stall.known) {
+            let shares = [
+                ("some", "10s", stall.some_avg10),
+                ("some", "60s", stall.some_avg60),
+                ("full", "10s", stall.full_avg10),
+                ("full", "60s", stall.full_avg60),
+            ];
+            series.extend(shares.map(|(kind, window, hundredths)| {
+                let labels = vec![("resource", resource.into()), ("kind", kind.into()), ("window", window.into())];
+                (labels, f64::from(hundredths) / 10_000.0)
+            }));
+        }
+    }
+    let help = "Share of time in which some or all work waited for a resource (pressure stall information)";
+    all.add("pressure", help, Some(Unit::Other("ratio".to_owned())), series);
+}
+
+/// A metric of a filesystem: its name for pools and for the root, its help text, its unit, the value.
+type FilesystemMetric = (&'static str, &'static str, &'static str, Option<Unit>, fn(&v1::Filesystem) -> i64);
+
+fn pools(status: &v1::Status, all: &mut Gauges) {
+    let pools: Vec<&v1::Pool> = status.pools.iter().take(SERIES_MAX).collect();
+    let states = pools.iter().flat_map(|pool| {
+        POOL_STATES.map(|state| {
+            let labels = vec![("pool", pool.name.clone()), ("state", state.word().into())];
+            (labels, flag(pool.state == state.word()))
+        })
+    });
+    all.add("pool_state", "1 for the state that the pool is in", None, states.collect());
+    let directories = pools.iter().flat_map(|pool| {
+        pool.directories.iter().map(|directory| {
+            let labels = vec![("pool", pool.name.clone()), ("path", directory.path.clone())];
+            (labels, flag(directory.state == State::Prepared.word()))
+        })
+    });
+    let help = "1 where a declared directory is there as declared";
+    all.add("directory_prepared", help, None, directories.take(SERIES_MAX).collect());
+    let metrics: [FilesystemMetric; 6] = [
+        ("pool_size", "root_size", "Size of the filesystem", Some(Unit::Bytes), |disk| disk.total_bytes),
+        ("pool_free", "root_free", "Free bytes of the filesystem", Some(Unit::Bytes), |disk| disk.free_bytes),
+        ("pool_floor", "root_floor", "Bytes that must stay free", Some(Unit::Bytes), |disk| disk.floor_bytes),
+        ("pool_inodes", "root_inodes", "Inodes of the filesystem; 0: made as needed", None, |disk| disk.total_inodes),
+        ("pool_inodes_free", "root_inodes_free", "Free inodes", None, |disk| disk.free_inodes),
+        ("pool_inodes_floor", "root_inodes_floor", "Inodes that must stay free", None, |disk| disk.floor_inodes),
+    ];
+    for (of_pool, of_root, help, unit, value) in metrics {
+        let series = pools.iter().filter_map(|pool| {
+            let disk = pool.filesystem.as_ref()?;
+            Some((label("pool", pool.name.clone()), float(value(disk))))
+        });
+        all.add(of_pool, help, unit.clone(), series.collect());
+        all.one(of_root, help, unit, status.root.as_ref().map(|disk| float(value(disk))));
+    }
+}
+
+fn gate(status: &v1::Status, all: &mut Gauges) {
+    let gate = status.gate.clone().unwrap_or_default();
+    let states = [(v1::GateState::Open, "open"), (v1::GateState::Narrow, "narrow"), (v1::GateState::Shut, "shut")];
+    let states = states.map(|(state, word)| (label("state", word), flag(gate.state() == state)));
+    all.add("gate_state", "1 for the state of the gate: what may start", None, states.into());
+    let modes =
+        [(v1::Mode::Accepting, "accepting"), (v1::Mode::Maintenance, "maintenance"), (v1::Mode::Drain, "drain")];
+    let modes = modes.map(|(mode, word)| (label("mode", word), flag(status.mode() == mode)));
+    all.add("mode", "1 for the mode that the operator wants", None, modes.into());
+    let mut held = BTreeMap::<&str, f64>::new();
+    for reason in gate.reasons.iter().chain(&status.alarms) {
+        *held.entry(reason.code().as_str_name()).or_default() += 1.0;
+    }
+    let held = held.into_iter().map(|(code, count)| (label("reason", code), count));
+    all.add(
+        "reasons",
+        "How often each reason holds now, of the gate and of what is to be mended",
+        None,
+        held.collect(),
+    );
+    let alarms = float(i64::try_from(status.alarms.len()).unwrap_or(i64::MAX));
+    all.one("alarms", "Things that an operator should mend", None, Some(alarms));
+}
+
+/// A resource of the ledger: the metric's name, its help text, its unit, the value in it.
+type LedgerMetric = (&'static str, &'static str, Option<Unit>, fn(&v1::Size) -> f64);
+
+fn ledger(ledger: &v1::Ledger, all: &mut Gauges) {
+    let parts = [
+        ("capacity", &ledger.capacity),
+        ("reserve", &ledger.reserve),
+        ("budget", &ledger.budget),
+        ("others", &ledger.others),
+        ("leased", &ledger.leased),
+        ("free", &ledger.free),
+    ];
+    let metrics: [LedgerMetric; 4] = [
+        ("ledger_cpu_cores", "CPUs in the ledger, by part", None, |size| float(size.cpu_millis()) / 1000.0),
+        ("ledger_memory", "Memory in the ledger, by part", Some(Unit::Bytes), |size| float(size.memory_bytes())),
+        ("ledger_disk", "Disk in the ledger, by part", Some(Unit::Bytes), |size| float(size.disk_bytes())),
+        ("ledger_disk_inodes", "Inodes in the ledger, by part", None, |size| float(size.disk_inodes())),
+    ];
+    for (name, help, unit, value) in metrics {
+        let series = parts.iter().filter_map(|(part, size)| Some((label("part", *part), value(size.as_ref()?))));
+        all.add(name, help, unit, series.collect());
+    }
+}
+
+fn repositories(seen: &Seen<'_>, all: &mut Gauges) {
+    let number = |count: usize| float(i64::try_from(count).unwrap_or(i64::MAX));
+    let states = REPOSITORY_STATES.map(|(state, word)| {
+        let count = seen.repositories.iter().filter(|repository| repository.state == state).count();
+        (label("state", word), number(count))
+    });
+    all.add("repositories", "Repositories in the cache, by state", None, states.into());
+    let declared = || seen.repositories.iter().filter(|repository| repository.declared);
+    let empty = declared().filter(|repository| repository.snapshot.is_empty()).count();
+    let help = "Declared mirrors that never filled: builds find nothing there";
+    all.one("mirrors_empty", help, None, Some(number(empty)));
+    let ages = declared().take(SERIES_MAX).filter_map(|repository| {
+        let age = seen.now.since(repository.confirmed_at?);
+        Some((label("repository", repository.url.key()), float(age.0) / 1000.0))
+    });
+    let help = "How long ago upstream last confirmed a declared mirror";
+    all.add("mirror_age", help, Some(Unit::Seconds), ages.collect());
+    let disk = seen.repositories.iter().map(|repository| repository.disk_bytes).fold(0, u64::saturating_add);
+    let disk = float(i64::try_from(disk).unwrap_or(i64::MAX));
+    all.one("repositories_disk", "Disk that all repositories take", Some(Unit::Bytes), Some(disk));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! What is on a disk: whole trees to compare, and an agent's journal as SQLite has it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Larger files are compared by their size.
+const HASHED_BYTES_MAX: u64 = 1 << 20;
+
+/// Everything below `root`: kind, mode, size, and what is in it. Empty where there is nothing.
+pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(folder) = pending.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let kind = meta.file_type();
+            let content = if kind.is_symlink() {
+                format!("link to {}", std::fs::read_link(&path).unwrap().display())
+            } else if kind.is_dir() {
+                pending.push(path.clone());
+                "folder".to_owned()
+            } else if kind.is_file() && meta.size() <= HASHED_BYTES_MAX {
+                let hash = Sha256::digest(std::fs::read(&path).unwrap());
+                format!("{} bytes {}", meta.size(), hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+            } else {
+                format!("{} bytes", meta.size())
+            };
+            let mode = meta.permissions().mode();
+            found.insert(path.strip_prefix(root).unwrap().to_owned(), format!("{mode:o} {content}"));
+        }
+    }
+    found
+}
+
+/// The names in a folder; none where it is not there.
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// A lease as the journal has it.
+#[derive(Debug)]
+pub(crate) struct LeaseRow {
+    pub(crate) id: String,
+    pub(crate) state: String,
+    /// The whole record.
+    pub(crate) record: Value,
+}
+
+impl LeaseRow {
+    /// The most memory that the build was seen to use, in bytes.
+    pub(crate) fn memory_peak(&self) -> Option<u64> {
+        self.record["peak"]["memory_bytes_peak"].as_u64()
+    }
+}
+
+/// The leases in the journal of a state directory, the oldest first. An agent may be using it.
+pub(crate) fn leases(state: &Path) -> Vec<LeaseRow> {
+    let connection = journal(state);
+    let mut select = connection.prepare("SELECT id, state, record FROM lease ORDER BY created_ms, id").unwrap();
+    let rows = select.query_map([], |row| {
+        Ok(LeaseRow { id: row.get(0)?, state: row.get(1)?, record: row.get::<_, String>(2)?.parse().unwrap() })
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// How many rows a table of the journal has.
+pub(crate) fn rows(state: &Path, table: &str) -> i64 {
+    journal(state).query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+fn journal(state: &Path) -> Connection {
+    let path = state.join("journal.sqlite");
+    assert!(path.is_file(), "no journal in {}: {:?}", state.display(), names(state));
+    let connection = Connection::open(path).unwrap();
+    connection.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
+    connection
+}
+
+/// That no workspace and nothing thrown away is left in a pool.
+#[track_caller]
+pub(crate) fn assert_no_workspace(pool: &Path) {
+    assert!(pool.join("stoker").is_dir(), "no pool in {}", pool.display());
+    for folder in ["workspaces", "trash"] {
+        assert_eq!(names(&pool.join("stoker").join(folder)), Vec::<String>::new(), "left in {folder}");
+    }
+    let left: Vec<_> = listing(pool)
+        .into_keys()
+        .filter(|path| path.iter().any(|part| ["src", "tmp", "out"].iter().any(|name| part == *name)))
+        .collect();
+    assert_eq!(left, Vec::<PathBuf>::new(), "left in {}", pool.display());
+}
