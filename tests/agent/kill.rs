@@ -87,6 +87,7 @@ async fn a_mirror_gets_whole_after_kills_at_any_moment() {
     eprintln!("STOKER_KILL_ROUNDS={rounds} STOKER_KILL_SEED={seed}");
     let mut chance = Chance(seed | 1);
     let repo = TestRepo::generated(400, 12_000_000, 2);
+    let base = repo.commit("main");
     let upstream = Upstream::start();
     upstream.delay(Duration::from_millis(30));
     let mut agent = start(&configuration(PLAIN, &[]));
@@ -104,7 +105,8 @@ async fn a_mirror_gets_whole_after_kills_at_any_moment() {
             agent.repository().await.add_repository(add).await.unwrap();
         } else {
             let content: Vec<u8> = (0..6_000_000).map(|_| b' ' + (chance.below(90) as u8)).collect();
-            repo.commit_file("main", &format!("round{round}"), &content);
+            // Always on the same parent: so the last round is not larger than the first.
+            repo.force_push("main", &base, &format!("round{round}"), &content);
             let request = v1::RefreshRepositoryRequest { url: url.clone(), only_if_empty: false };
             drop(agent.repository().await.refresh_repository(request).await.unwrap());
         }

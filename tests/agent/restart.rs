@@ -1,5 +1,7 @@
 //! What is still so after a SIGKILL and a restart.
 
+use std::path::Path;
+
 use stoker_proto::v1;
 use stoker_proto::v1::reason::Code as Why;
 use tonic::Code;
@@ -137,11 +139,11 @@ async fn a_holder_that_died_while_the_agent_was_down_is_noticed() {
     let over = |lease: &v1::Lease| lease.state() == v1::LeaseState::Orphaned;
     let ended = lease_until(&agent, &held[0].0, "the dead holder's lease is orphaned", over).await;
     assert_eq!((ended.outcome(), codes(&ended.reasons)), (v1::Outcome::Lost, vec![Why::HolderGone]));
-    wait::until(LIMIT, "its workspace goes", || !std::path::Path::new(&held[0].1.src).exists());
+    wait::until(LIMIT, "its workspace goes", || !Path::new(&held[0].1.src).exists());
     let expired = |lease: &v1::Lease| lease.state() == v1::LeaseState::Expired;
     lease_until(&agent, &late.id, "the late reservation is expired", expired).await;
     assert_eq!(lease(&agent, &held[1].0).await.state(), v1::LeaseState::Bound);
-    assert!(std::path::Path::new(&held[1].1.src).join("README.md").is_file());
+    assert!(Path::new(&held[1].1.src).join("README.md").is_file());
 }
 
 #[tokio::test(flavor = "multi_thread")]

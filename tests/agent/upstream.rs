@@ -1,9 +1,11 @@
 //! Upstream is away.
 
+use std::path::Path;
 use std::time::Instant;
 
 use stoker_proto::v1;
 use stoker_proto::v1::reason::Code as Why;
+use tonic::Code;
 
 use super::*;
 use crate::support::repository::TestRepo;
@@ -28,7 +30,7 @@ async fn without_upstream(silence: impl Fn(&Upstream), refusals: &[&str]) {
     assert_eq!(upstream.requests().total(), 0);
     let granted = admit(&agent, order("cached", commit(&url, &known), small())).await.unwrap().granted();
     let workspace = prepare(&agent, &granted.id).await.unwrap();
-    assert!(std::path::Path::new(&workspace.src).join("README.md").is_file());
+    assert!(Path::new(&workspace.src).join("README.md").is_file());
 
     // A branch: where its caller takes it old, within the deadline, with its age.
     let stale = v1::Source { allow_stale: true, ..branch(&url, "main") };
@@ -44,7 +46,7 @@ async fn without_upstream(silence: impl Fn(&Upstream), refusals: &[&str]) {
     request.set_timeout(PATIENCE);
     let answer = agent.admission().await.admit(request).await.unwrap().into_inner().decision.unwrap();
     let granted = Answer::from(answer).granted();
-    assert!(std::path::Path::new(&prepare(&agent, &granted.id).await.unwrap().src).join("README.md").is_file());
+    assert!(Path::new(&prepare(&agent, &granted.id).await.unwrap().src).join("README.md").is_file());
 
     // Not where it wants to know, and not what we never had: an error in time that says what was tried.
     let unknown = v1::Source { allow_stale: true, ..branch(&url, "never-seen") };
@@ -53,7 +55,7 @@ async fn without_upstream(silence: impl Fn(&Upstream), refusals: &[&str]) {
         let status = resolve(&agent, source.clone(), PATIENCE).await.unwrap_err();
         assert!(begin.elapsed() < PATIENCE + Duration::from_secs(1), "{:?}", begin.elapsed());
         assert!(refusals.contains(&word(&status).as_str()), "{source:?}: {status:?}");
-        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         let named = url.trim_start_matches("http://");
         assert!(status.message().contains(named), "what was tried is named: {}", status.message());
         assert!(status.get_details_retry_info().is_some());
@@ -93,7 +95,8 @@ async fn a_declared_mirror_that_never_filled_is_an_alarm() {
     let (upstream, url) = Upstream::of(&repo);
     let other = upstream.host("team/other.git", &TestRepo::standard());
     upstream.stop();
-    let agent = start(&configuration(PLAIN, &[&url, &other]));
+    let http = "listen: {socket: $ROOT/run/stoker.sock, http: {address: \"127.0.0.1:$PORT\"}}";
+    let agent = start(&format!("{http}\n{}", configuration(PLAIN, &[&url, &other])));
     let tried = |now: &v1::Status| {
         let empty = now.alarms.iter().filter(|alarm| alarm.code() == Why::RepositoryEmpty);
         empty.filter(|alarm| !alarm.message.contains("filled")).count() == 2
@@ -102,6 +105,10 @@ async fn a_declared_mirror_that_never_filled_is_an_alarm() {
     let now = status_until(&agent, "both are alarms, with why", tried).await;
     let about = |alarm: &v1::Reason| url.contains(&alarm.subject) || alarm.message.contains(&url);
     assert!(now.alarms.iter().any(about), "{:?}", now.alarms);
+    // Readiness does not depend on upstreams; what is wrong is told there all the same.
+    let (code, body) = agent.http_get("/readyz").unwrap();
+    assert_eq!(code, 200);
+    assert!(body.lines().any(|line| line.starts_with("REPOSITORY_EMPTY ") && line.contains(&url)), "{body}");
     let mirror = repository(&agent, &url).await;
     assert_eq!(mirror.state(), v1::RepositoryState::Empty);
     assert!(codes(&mirror.reasons).contains(&Why::UpstreamUnreachable), "{:?}", mirror.reasons);
