@@ -28,6 +28,7 @@ use crate::node::facts::{Facts, FactsError};
 use crate::pressure::{Configured, Pressure};
 use crate::repository::Repositories;
 use crate::repository::git::{Git, GitError};
+use crate::repository::orphans::end_orphans;
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
@@ -92,7 +93,13 @@ impl Agent {
     /// When the state is in use, or something cannot be built or bound; see [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let lock = lock(&config.state)?;
-        let git = Git::find().await?;
+        // Before any room looks at what its predecessor left: the dead agent's git may still write to it.
+        let state = config.state.clone();
+        match tokio::task::spawn_blocking(move || end_orphans(&state)).await {
+            Ok(0) | Err(_) => {}
+            Ok(ended) => tracing::warn!(ended, "git children of a killed agent were ended"),
+        }
+        let git = Git::find().await?.of_state(&config.state);
         let machine = Facts::read(&config.node.host_root)?;
         let closing = CancellationToken::new();
         let serving = TaskTracker::new();

@@ -11,6 +11,7 @@
 )]
 
 mod admission;
+mod agent;
 mod commands;
 mod faces;
 mod harness;

@@ -268,7 +268,22 @@ impl Admission {
     /// What keeps the commit of a live lease or ticket.
     #[must_use]
     pub fn pin_of(&self, request: &RequestId) -> Option<SnapshotPin> {
-        self.writer.read(|published| published.pins.get(request.as_str()).cloned())
+        let pin = || self.writer.read(|published| published.pins.get(request.as_str()).cloned());
+        pin().or_else(|| {
+            self.take_pins();
+            pin()
+        })
+    }
+
+    /// Takes the pins of leases and tickets that have none: those that were read back while the pool was not there.
+    fn take_pins(&self) {
+        let missing = self.writer.read(|published| {
+            let held = published.ledger.live_count().saturating_add(published.ledger.queued());
+            (held > published.pins.len()).then(|| published.ledger.clone())
+        });
+        let Some(ledger) = missing else { return };
+        let found = self.survey.pins(&ledger);
+        self.writer.keep(found);
     }
 
     /// What keeps a commit that was resolved before, by its snapshot's name.

@@ -195,13 +195,8 @@ impl Survey {
     pub(super) fn pins(&self, ledger: &Ledger) -> BTreeMap<String, SnapshotPin> {
         let leases = ledger.live().map(|lease| (&lease.request_id, &lease.source));
         let tickets = ledger.tickets().map(|ticket| (&ticket.request.id, &ticket.request.source));
-        let held = leases.chain(tickets).filter_map(|(request, source)| {
-            let pin = self.pin_named(source);
-            if pin.is_none() {
-                tracing::warn!(%request, snapshot = source.snapshot, "the snapshot of a lease is gone");
-            }
-            Some((request.to_string(), pin?))
-        });
+        let held =
+            leases.chain(tickets).filter_map(|(request, source)| Some((request.to_string(), self.pin_named(source)?)));
         held.collect()
     }
 }

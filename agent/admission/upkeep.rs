@@ -39,10 +39,13 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, config: Config
             () = cancel.cancelled() => return,
             _ = tick.tick() => {}
         }
+        admission.take_pins();
         let (bound, idle) = admission.read(|ledger, _| {
             let bound: Vec<Arc<Lease>> = ledger.live().filter(|lease| lease.holder.is_some()).cloned().collect();
             (bound, ledger.live_count() + ledger.queued() + ledger.ended_count() == 0)
         });
+        // A journal that had no room is tried again, whether anybody asks for something or not.
+        let idle = idle && admission.journal_error().is_none();
         let end_overdue_now = config.borrow().admission.time_budget == TimeBudget::End;
         let (root, mut waiting) = (host_root.clone(), std::mem::take(&mut orphaned));
         let looked = tokio::task::spawn_blocking(move || {

@@ -22,6 +22,8 @@ const QUEUE_MAX: usize = 4096;
 const BATCH_MAX: usize = 512;
 /// Free room on the state's filesystem at which the ballast is made again: twice its size.
 const ROOM_BYTES: u64 = 32 << 20;
+/// What people are told meanwhile.
+const STARVED: &str = "the state's filesystem is full";
 
 /// Tells the facts of the moment. Called by the writer before each batch; must not block.
 pub type FactsSource = Arc<dyn Fn() -> Facts + Send + Sync>;
@@ -94,6 +96,18 @@ impl WriterHandle {
         }
     }
 
+    /// Adds pins of what is live or waits, where there are none.
+    pub(super) fn keep(&self, pins: std::collections::BTreeMap<String, SnapshotPin>) {
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        let Published { ledger, pins: kept, .. } = &mut *published;
+        for (request, pin) in pins {
+            let Ok(id) = request.clone().try_into() else { continue };
+            if ledger.lease_of(&id).is_some_and(|lease| lease.live()) || ledger.place_of(&id).is_some() {
+                kept.entry(request).or_insert(pin);
+            }
+        }
+    }
+
     /// Ends the writer after what was asked before.
     pub(super) async fn stop(&self) {
         let _ = self.messages.send(Message::Stop).await;
@@ -126,6 +140,9 @@ pub(super) fn start(
     let (messages, queue) = mpsc::channel(QUEUE_MAX);
     let (version, seen) = watch::channel(0);
     let working = published.ledger.clone();
+    // Without its ballast the end of a lease could not be recorded once the disk is full: that comes first.
+    let starved = !journal.has_ballast();
+    let published = Published { journal_error: starved.then(|| STARVED.to_owned()), ..published };
     let published = Arc::new(RwLock::new(published));
     let writer = Writer {
         journal,
@@ -134,7 +151,7 @@ pub(super) fn start(
         published: Arc::clone(&published),
         version,
         state: state.to_owned(),
-        starved: false,
+        starved,
     };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(queue))?;
     Ok((WriterHandle { messages, published, version: seen }, thread))
@@ -163,8 +180,11 @@ impl Writer {
         let mut entries = Vec::new();
         let mut decided = Vec::with_capacity(asks.len());
         for mut ask in asks {
-            // Without room in the journal only what ends or keeps a lease may still be written.
-            if self.starved && matches!(ask.command, Command::Admit { .. }) {
+            // Without room in the journal only what ends or keeps a lease may still be written. Who has a lease gets it.
+            if self.starved
+                && let Command::Admit { request, .. } = &ask.command
+                && self.working.lease_of(&request.id).is_none()
+            {
                 decided.push((Ok(starved_reply(&ask.command)), ask, false));
                 continue;
             }
@@ -175,7 +195,8 @@ impl Writer {
             entries.extend(ask.sample.take().map(|(key, sample)| Entry::Sample(key, sample)));
             decided.push((Ok(reply), ask, changes));
         }
-        if self.working.queued() > 0 {
+        // Nor does anyone come out of the queue: what the ballast left is for ends.
+        if self.working.queued() > 0 && !self.starved {
             let leases = std::iter::repeat_with(new_id::<LeaseId>).take(self.working.queued().min(64)).collect();
             let (_, events) = self.working.decide(&Command::Advance { leases }, &facts, now);
             entries.extend(events.iter().cloned().map(Entry::Ledger));
@@ -186,14 +207,18 @@ impl Writer {
         if let Err(error) = self.commit(&entries) {
             tracing::error!(%error, reason = Code::JournalUnavailable.word(), "nothing of this batch was recorded");
             self.rebuild();
-            for (outcome, _, changes) in &mut decided {
+            for (outcome, ask, changes) in &mut decided {
                 if *changes {
-                    *outcome = Err(WriterError::Journal(error.to_string()));
+                    *outcome = match ask.command {
+                        // The first to find the disk full is told what all later ones are.
+                        Command::Admit { .. } if self.starved => Ok(starved_reply(&ask.command)),
+                        _ => Err(WriterError::Journal(error.to_string())),
+                    };
                 }
             }
             self.publish(Vec::new(), &mut decided, Some(error.to_string()));
         } else {
-            let error = self.starved.then(|| "the state's filesystem is full".to_owned());
+            let error = self.starved.then(|| STARVED.to_owned());
             self.publish(entries, &mut decided, error);
         }
         for (outcome, ask, _) in decided {

@@ -19,6 +19,13 @@ impl Paths {
         Self { folder: repositories(root).join(folder) }
     }
 
+    /// Makes the folder, and nothing above `<pool>/stoker`: where the pool has gone since it was looked at, that is missing,
+    /// and nothing is made on the disk below.
+    pub(super) fn make_folder(&self) -> io::Result<()> {
+        self.folder.parent().map_or(Ok(()), make_directory)?;
+        make_directory(&self.folder)
+    }
+
     /// The bare repository that fetches write to.
     pub(super) fn store(&self) -> PathBuf {
         self.folder.join("store.git")
@@ -88,6 +95,14 @@ pub(super) fn replace(file: &Path, content: &[u8], durable: bool) -> io::Result<
 pub(super) fn remove_unfinished(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a directory, but not its parents. One that is there is good.
+pub(super) fn make_directory(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }

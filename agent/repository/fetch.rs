@@ -119,7 +119,7 @@ impl Visit {
     /// The first fill: a clone beside the store's place, its refs rewritten into the namespace, moved into place.
     pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
         let (paths, dir) = (self.paths.clone(), self.paths.fill());
-        let clear = move || remove_unfinished(&paths.fill()).and_then(|()| fs::create_dir_all(&paths.folder));
+        let clear = move || remove_unfinished(&paths.fill()).and_then(|()| paths.make_folder());
         on_disk(clear).await?;
         let path = dir.to_string_lossy().into_owned();
         let args = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress", "--"];
@@ -181,7 +181,7 @@ impl Visit {
     ) -> Result<(), GitError> {
         // Never `--atomic`: git then gives up where a branch became a directory of branches.
         let fixed = ["fetch", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules"];
-        let command = self.remote(fixed, safe).git_dir(self.paths.store()).args(options);
+        let command = self.inside(self.remote(fixed, safe)).args(options);
         let command = command.args(["--no-show-forced-updates", "--progress", "--", self.url.fetch_url()]);
         command.args(refspecs).progress(self.progress.clone()).run().await.map(drop)
     }
@@ -193,7 +193,13 @@ impl Visit {
     }
 
     fn local<const N: usize>(&self, args: [&str; N]) -> Command {
-        self.git.command(args).git_dir(self.paths.store()).cancel(self.cancel.clone()).time_limit(self.remaining())
+        self.inside(self.git.command(args)).cancel(self.cancel.clone()).time_limit(self.remaining())
+    }
+
+    /// In the store, and by no path: where the pool is unmounted under way, git goes on writing to the filesystem that it
+    /// began on, and never to the disk below the mount point (it makes directories that its paths miss).
+    fn inside(&self, command: Command) -> Command {
+        command.git_dir(".").work_dir(self.paths.store())
     }
 
     /// Publishes a snapshot of what the store holds now, unless `previous` has the same refs and no new objects came.

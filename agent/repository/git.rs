@@ -112,6 +112,8 @@ pub struct Git {
 struct Inner {
     program: PathBuf,
     version: Version,
+    /// Whose children they are; see [`super::orphans`].
+    owner: Option<PathBuf>,
     /// Children whose callers were dropped, until they have ended.
     abandoned: TaskTracker,
 }
@@ -130,17 +132,27 @@ impl Git {
     /// # Errors
     /// When it does not start, or is older than 2.39.
     pub async fn at(program: PathBuf) -> Result<Self, GitError> {
-        let inner = Inner { program, version: VERSION_MIN, abandoned: TaskTracker::new() };
+        let inner = Inner { program, version: VERSION_MIN, owner: None, abandoned: TaskTracker::new() };
         let unknown = Self { inner: Arc::new(inner) };
         let output = unknown.command(["version"]).time_limit(Duration::from_secs(10)).run().await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         match Version::parse(&text) {
             Some(version) if version >= VERSION_MIN => {
                 let program = unknown.inner.program.clone();
-                Ok(Self { inner: Arc::new(Inner { program, version, abandoned: TaskTracker::new() }) })
+                Ok(Self { inner: Arc::new(Inner { program, version, owner: None, abandoned: TaskTracker::new() }) })
             }
             _ => Err(GitError::Version(text.trim().to_owned())),
         }
+    }
+
+    /// The same, for the agent that has the exclusive lock of this state. Where that agent is killed, the next one of this
+    /// state finds by it what its children still do, and ends them.
+    #[must_use]
+    pub fn of_state(&self, state: &Path) -> Self {
+        let Inner { program, version, .. } = &*self.inner;
+        let owner = Some(state.to_owned());
+        let inner = Inner { program: program.clone(), version: *version, owner, abandoned: TaskTracker::new() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Which git it is.
@@ -342,6 +354,9 @@ impl Command {
             if let Some(value) = std::env::var_os(key) {
                 command.env(key, value);
             }
+        }
+        if let Some(owner) = &self.git.inner.owner {
+            command.env(super::orphans::OWNER, owner);
         }
         let global = self.global_config.as_deref().unwrap_or(Path::new("/dev/null"));
         command

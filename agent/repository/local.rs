@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
 
-use super::disk::io_reason;
+use super::disk::{io_reason, make_directory};
 use super::git::Version;
 
 /// From here on `upload-pack` in a repository of another user runs nothing that the repository names
@@ -73,7 +73,7 @@ pub(super) fn inspect(url: &RepositoryUrl, git: Version, dir: &Path) -> Result<O
         return Err(Reason::new(Code::RepositoryForeignOwner, subject, message));
     }
     let file = dir.join(format!(".tmp-safe-{}", url.folder()));
-    let written = fs::create_dir_all(dir).and_then(|()| fs::write(&file, found.as_config()));
+    let written = make_directory(dir).and_then(|()| fs::write(&file, found.as_config()));
     written.map_err(|error| io_reason(subject, "writing git's configuration", &error))?;
     Ok(Some(SafeDirectory(file)))
 }

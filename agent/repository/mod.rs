@@ -16,6 +16,8 @@ mod keep;
 mod listing;
 mod local;
 mod meta;
+pub mod orphans;
+mod presence;
 mod progress;
 mod read;
 mod recover;
@@ -45,6 +47,7 @@ use fetch::blocking;
 use git::Git;
 use listing::Wanted;
 use meta::Meta;
+use presence::Presence;
 use store::{Entry, work};
 
 pub use listing::Head;
@@ -88,6 +91,7 @@ struct Shared {
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Done once the pool was there.
     recovery: OnceCell<()>,
+    presence: Presence,
     ticks: watch::Sender<u64>,
     /// How many fetches ended how: `fetched`, or the word of the reason why not.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
@@ -134,6 +138,7 @@ impl Repositories {
             reader: Reader::default(),
             entries: Mutex::new(BTreeMap::new()),
             recovery: OnceCell::new(),
+            presence: Presence::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -148,22 +153,24 @@ impl Repositories {
             tracing::warn!(reason = reason.code.word(), "repositories wait for their pool: {}", reason.message);
         }
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
+        shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
-    /// Fills the declared mirrors that are empty at once, as many as may run in parallel, and refreshes the others soon;
-    /// from then on all are kept fresh.
+    /// Fills the mirrors that are empty at once, declared or added, as many as may run in parallel, and refreshes the other
+    /// declared ones soon; from then on those are kept fresh.
     pub fn start_prefill(&self) {
         for entry in self.shared.all() {
-            let (declared, filled) = {
+            let (removed, declared, filled) = {
                 let state = entry.state();
-                (state.meta.declared, state.current.is_some())
+                (state.meta.removed, state.meta.declared, state.current.is_some())
             };
             match (declared, filled) {
-                (true, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
+                _ if removed => {}
+                (_, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
                 (true, true) => entry.refresh_in(self.shared.config().refresh / 10, self.shared.now()),
-                (false, _) => {}
+                (false, true) => {}
             }
         }
     }
@@ -380,7 +387,7 @@ impl Shared {
         let paths = Paths::new(&(self.root)()?, &entry.folder);
         let meta = entry.state().meta.clone();
         let written = blocking(entry.url.key(), move || {
-            std::fs::create_dir_all(&paths.folder)?;
+            paths.make_folder()?;
             meta.write(&paths.meta(), true)
         });
         written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))

@@ -276,6 +276,12 @@ impl Reader {
         lock(&self.inner.memo).retain(|(of, _), _| of != path);
     }
 
+    /// Closes everything that is open. What is in use stays open until it is put back.
+    pub(super) fn forget_all(&self) {
+        lock(&self.inner.handles).clear();
+        lock(&self.inner.tables).clear();
+    }
+
     fn with<T>(
         &self,
         pin: &SnapshotPin,

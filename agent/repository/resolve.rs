@@ -31,6 +31,8 @@ impl Repositories {
         let deadline = Instant::now() + patience;
         let shared = &self.shared;
         shared.recovered().await?;
+        // Asked on every use: what is not there now cannot be handed to a build.
+        (shared.root)()?;
         let entry = match shared.get(&request.url) {
             Some(entry) => entry,
             None => {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use stoker_core::identity::CommitId;
 use stoker_core::source::RepositoryUrl;
 
-use super::disk::{Paths, is_leftover, names, remove_unfinished, replace, snapshot_number, sync_directory};
+use super::disk::{
+    Paths, is_leftover, make_directory, names, remove_unfinished, replace, snapshot_number, sync_directory,
+};
 use super::listing::Head;
 use super::refs::RefTable;
 
@@ -104,7 +106,7 @@ impl Publication<'_> {
     /// Makes the snapshot. Blocks on the disk.
     pub(super) fn publish(&self) -> io::Result<SnapshotPin> {
         let snapshots = self.paths.snapshots();
-        fs::create_dir_all(&snapshots)?;
+        make_directory(&snapshots)?;
         let last = names(&snapshots)?.iter().filter_map(|name| snapshot_number(name)).max();
         let number = last.unwrap_or(0) + 1;
         let temporary = snapshots.join(format!(".tmp-{number}"));
@@ -130,7 +132,8 @@ impl Publication<'_> {
         link_objects(&store, &temporary.join("objects"), previous.as_deref())?;
         // A branch of a name that cannot be keeps HEAD valid where upstream's names nothing.
         let head = self.head.map_or_else(|| "ref: refs/heads/.invalid".to_owned(), Head::to_file);
-        fs::create_dir_all(temporary.join("refs/heads"))?;
+        fs::create_dir(temporary.join("refs"))?;
+        fs::create_dir(temporary.join("refs/heads"))?;
         replace(&temporary.join("packed-refs"), &self.refs.to_file(), true)?;
         replace(&temporary.join("config"), CONFIG.as_bytes(), true)?;
         replace(&temporary.join("HEAD"), format!("{head}\n").as_bytes(), true)?;

@@ -8,6 +8,7 @@ use stoker_core::quantity::Timestamp;
 use stoker_core::reason::Reason;
 use stoker_core::source::Fetched;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::disk::{Paths, io_reason};
@@ -22,7 +23,25 @@ use super::store::{Entry, Outcome};
 /// Serves one batch.
 pub(super) async fn visit(shared: &Arc<Shared>, entry: &Arc<Entry>, wanted: &Wanted) -> Outcome {
     let mut commits = BTreeMap::new();
-    let result = Box::pin(run(shared, entry, wanted, &mut commits)).await;
+    let cancel = entry.stop.child_token();
+    let result = {
+        let mut work = Box::pin(run(shared, entry, wanted, &cancel, &mut commits));
+        match shared.recovered().await.and_then(|()| (shared.root)()) {
+            Err(reason) => Err(reason),
+            Ok(_) => {
+                let lost = shared.presence.token();
+                tokio::select! {
+                    result = &mut work => result,
+                    () = lost.cancelled() => {
+                        cancel.cancel();
+                        work.await
+                    }
+                }
+            }
+        }
+    };
+    // Whatever broke because the pool went is told as that, and not as upstream's fault.
+    let result = result.map_err(|reason| (shared.root)().err().unwrap_or(reason));
     Outcome { result, commits }
 }
 
@@ -30,9 +49,9 @@ async fn run(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
     wanted: &Wanted,
+    cancel: &CancellationToken,
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
-    shared.recovered().await?;
     let root = (shared.root)()?;
     let paths = Paths::new(&root, &entry.folder);
     let visit = Visit {
@@ -43,7 +62,7 @@ async fn run(
         protocols: shared.config().protocols.clone(),
         redirects: entry.state().meta.declared,
         deadline: std::time::Instant::now() + shared.config().fetch_within,
-        cancel: entry.stop.clone(),
+        cancel: cancel.clone(),
         progress: entry.progress.clone(),
         root,
     };

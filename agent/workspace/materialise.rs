@@ -67,8 +67,13 @@ pub(super) async fn checkout(
     .map_err(|error| unwritable(&home, &error))
 }
 
+/// Makes a directory, but never what it lies in: where the pool has gone since it was looked at, its own directory is
+/// missing, and nothing is made on the disk below.
 fn directory(path: &Path, mode: u32) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn directories(workspace: &Workspace, cache_keys: &[String]) -> io::Result<()> {
@@ -79,6 +84,7 @@ fn directories(workspace: &Workspace, cache_keys: &[String]) -> io::Result<()> {
     for path in [&workspace.src, &workspace.tmp, &workspace.out] {
         directory(path, 0o755)?;
     }
+    directory(workspace.cache.parent().unwrap_or(home), 0o755)?;
     directory(&workspace.cache, 0o755)?;
     for key in cache_keys {
         let path = workspace.cache.join(key);
@@ -118,7 +124,18 @@ fn packed_refs(snapshot: &Path) -> io::Result<BTreeMap<Vec<u8>, Packed>> {
 /// Writes `src/.git` as a clone of `origin` would have it.
 fn repository(workspace: &Workspace, snapshot: &Path) -> io::Result<()> {
     let git_dir = workspace.src.join(".git");
-    for path in ["objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/remotes/origin", "info"] {
+    directory(&git_dir, 0o755)?;
+    for path in [
+        "objects",
+        "objects/info",
+        "objects/pack",
+        "refs",
+        "refs/heads",
+        "refs/tags",
+        "refs/remotes",
+        "refs/remotes/origin",
+        "info",
+    ] {
         directory(&git_dir.join(path), 0o755)?;
     }
     let mut alternates = snapshot.join("objects").as_os_str().as_bytes().to_vec();

@@ -146,7 +146,10 @@ struct Inner {
     pool: String,
     pools: Pools,
     git: Git,
+    admission: Admission,
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
+    taken_up: Mutex<bool>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -164,15 +167,16 @@ impl Workspaces {
             pool: pool.to_owned(),
             pools,
             git,
+            admission: admission.clone(),
             entries: Mutex::default(),
+            taken_up: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: cancel.clone(),
         };
         let room = Self { inner: Arc::new(inner) };
         let taking_up = room.clone();
-        let ledger = admission.clone();
-        // A pool that is not there now holds nothing that could be taken up; it is looked at again when it comes.
-        let _ = tokio::task::spawn_blocking(move || taking_up.take_up(&ledger)).await;
+        // A pool that is not there now is looked at again when it comes.
+        let _ = tokio::task::spawn_blocking(move || taking_up.take_up_once()).await;
         room.inner.tasks.spawn(room.clone().watch_leases(admission, cancel));
         room
     }
@@ -188,6 +192,7 @@ impl Workspaces {
     /// # Errors
     /// When the pool is not ready or there are too many.
     pub fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
+        self.take_up_once()?;
         let mut entries = self.entries();
         if let Some(entry) = entries.get(&order.id)
             && !matches!(*entry.stage.borrow(), Preparing::Failed(_))
@@ -198,7 +203,6 @@ impl Workspaces {
             let message = format!("{} workspaces are there, at most {WORKSPACES_MAX} may be", entries.len());
             return Err(Reason::new(Code::LeasesFull, "workspaces", message));
         }
-        self.inner.pools.usable(&self.inner.pool)?;
         let (stage, stages) = watch::channel(Preparing::Under(Progress::phase("preparing")));
         let cancel = self.inner.cancel.child_token();
         let entry = Entry {
@@ -328,6 +332,12 @@ impl Workspaces {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
+            // While the pool is away nothing can be moved on it; afterwards it is.
+            let room = self.clone();
+            let there = tokio::task::spawn_blocking(move || room.take_up_once()).await;
+            if !matches!(there, Ok(Ok(()))) {
+                continue;
+            }
             for id in self.over(&admission) {
                 if let Err(reason) = self.delete(&id).await {
                     tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
@@ -355,11 +365,25 @@ impl Workspaces {
         over.map(|(id, ..)| id).collect()
     }
 
+    /// Takes up what is on the pool, where that was not done yet.
+    ///
+    /// # Errors
+    /// When the pool is not there now.
+    fn take_up_once(&self) -> Result<(), Reason> {
+        let mut taken_up = self.inner.taken_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = self.inner.pools.usable(&self.inner.pool)?;
+        if !*taken_up {
+            self.take_up(&root);
+            *taken_up = true;
+        }
+        Ok(())
+    }
+
     /// What is on the disk: whole workspaces of live leases are known again, everything else goes.
-    fn take_up(&self, admission: &Admission) {
-        let Ok(root) = self.inner.pools.usable(&self.inner.pool) else { return };
+    fn take_up(&self, root: &Path) {
+        let admission = &self.inner.admission;
         let mut known = BTreeMap::new();
-        for workspace in record::read_all(&root) {
+        for workspace in record::read_all(root) {
             let lease = workspace.lease.as_ref();
             let lease = lease.and_then(|id| admission.read(|ledger, _| ledger.lease(id).cloned()));
             let live = match &workspace.lease {
@@ -375,7 +399,7 @@ impl Workspaces {
                 known.insert(id, Entry { lease, expires_at, stage, cancel: self.inner.cancel.child_token(), pin });
             }
         }
-        for id in record::names(&root) {
+        for id in record::names(root) {
             if !known.contains_key(&id) {
                 match self.discard(&id) {
                     Ok(()) => tracing::info!(workspace = id, "removed: no live lease has it"),

@@ -117,6 +117,28 @@ impl LoopFs {
         }
     }
 
+    /// Unmounts it, also where something holds it: then the path is bare at once, and the filesystem goes with its last
+    /// holder; see [`LoopFs::is_free`].
+    #[track_caller]
+    pub(crate) fn unmount_anyhow(&mut self) {
+        if self.mounted {
+            let plain = Command::new("umount").arg(&self.path).output().unwrap();
+            if !plain.status.success() {
+                tool("umount", [OsStr::new("--lazy"), self.path.as_os_str()]);
+            }
+            self.mounted = false;
+        }
+    }
+
+    /// Whether no loop device has its image any more: nothing holds the filesystem.
+    pub(crate) fn is_free(&self) -> bool {
+        let image = self.image();
+        let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
+        !devices
+            .map(|device| device.path().join("loop/backing_file"))
+            .any(|file| std::fs::read_to_string(file).is_ok_and(|backing| Path::new(backing.trim_end()) == image))
+    }
+
     fn image(&self) -> PathBuf {
         self.place.path().join("image")
     }
