@@ -107,6 +107,7 @@ fn order(id: &str, source: v1::Source, declared: v1::Size) -> v1::AdmitRequest {
 
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them, in tests")]
 enum Answer {
     Granted(Box<v1::Lease>),
     Waiting(v1::Waiting),
@@ -277,9 +278,9 @@ async fn prepare(agent: &Agent, lease: &str) -> Result<v1::Workspace, Status> {
     };
     let mut events = agent.workspace().await.prepare_workspace(within(request, LIMIT)).await?.into_inner();
     loop {
-        match events.message().await?.expect("a workspace comes").event {
-            Some(v1::prepare_workspace_response::Event::Workspace(workspace)) => return Ok(workspace),
-            _ => {}
+        let event = events.message().await?.expect("a workspace comes").event;
+        if let Some(v1::prepare_workspace_response::Event::Workspace(workspace)) = event {
+            return Ok(workspace);
         }
     }
 }
