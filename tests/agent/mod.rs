@@ -109,7 +109,7 @@ fn order(id: &str, source: v1::Source, declared: v1::Size) -> v1::AdmitRequest {
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
     Granted(Box<v1::Lease>),
-    Waiting(v1::Waiting),
+    Waiting(Box<v1::Waiting>),
     Rejected(v1::Rejection),
 }
 
@@ -125,7 +125,7 @@ impl Answer {
     #[track_caller]
     fn waiting(self) -> v1::Waiting {
         match self {
-            Self::Waiting(waiting) => waiting,
+            Self::Waiting(waiting) => *waiting,
             other => panic!("does not wait: {other:?}"),
         }
     }
@@ -144,7 +144,7 @@ impl From<v1::admit_response::Decision> for Answer {
         use v1::admit_response::Decision;
         match decision {
             Decision::Granted(lease) => Self::Granted(Box::new(lease)),
-            Decision::Waiting(waiting) => Self::Waiting(waiting),
+            Decision::Waiting(waiting) => Self::Waiting(Box::new(waiting)),
             Decision::Rejected(rejection) => Self::Rejected(rejection),
         }
     }
@@ -155,7 +155,7 @@ impl From<v1::await_admission_response::Decision> for Answer {
         use v1::await_admission_response::Decision;
         match decision {
             Decision::Granted(lease) => Self::Granted(Box::new(lease)),
-            Decision::Waiting(waiting) => Self::Waiting(waiting),
+            Decision::Waiting(waiting) => Self::Waiting(Box::new(waiting)),
             Decision::Rejected(rejection) => Self::Rejected(rejection),
         }
     }
@@ -277,9 +277,9 @@ async fn prepare(agent: &Agent, lease: &str) -> Result<v1::Workspace, Status> {
     };
     let mut events = agent.workspace().await.prepare_workspace(within(request, LIMIT)).await?.into_inner();
     loop {
-        match events.message().await?.expect("a workspace comes").event {
-            Some(v1::prepare_workspace_response::Event::Workspace(workspace)) => return Ok(workspace),
-            _ => {}
+        let event = events.message().await?.expect("a workspace comes").event;
+        if let Some(v1::prepare_workspace_response::Event::Workspace(workspace)) = event {
+            return Ok(workspace);
         }
     }
 }
