@@ -18,6 +18,7 @@ pub mod admission;
 pub mod cli;
 pub mod config;
 pub mod http;
+pub mod kubernetes;
 pub mod metrics;
 pub mod node;
 pub mod pressure;

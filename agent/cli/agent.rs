@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{DONE, ERROR, USAGE, screen};
-use crate::config::{self, NodeIdentity};
+use crate::config::{self, Config, ConfigErrors, NodeIdentity};
+use crate::kubernetes;
 use crate::supervise::Agent;
 use crate::telemetry::{self, Format};
 
@@ -50,11 +51,48 @@ impl Signals {
     }
 }
 
+/// The node that the configuration is read for.
+struct Here {
+    node: NodeIdentity,
+    waits_for_labels: bool,
+}
+
+impl Here {
+    fn new() -> Self {
+        Self { node: NodeIdentity::of_this_node(), waits_for_labels: false }
+    }
+
+    /// Reads the configuration, with the node's labels where it asks for them. Without an answer those that were known
+    /// before still hold.
+    async fn read(&mut self, path: &Path) -> Result<Config, ConfigErrors> {
+        let (file, config) = config::load(path, &self.node)?;
+        if !file.asks_for_labels() {
+            self.waits_for_labels = false;
+            return Ok(config);
+        }
+        match kubernetes::labels(&config.node.name).await {
+            Ok(labels) => {
+                self.waits_for_labels = false;
+                self.node.labels = labels;
+            }
+            Err(error) => {
+                if !self.waits_for_labels {
+                    let node = &config.node.name;
+                    tracing::warn!(%error, %node, "the node's labels are not known: asked again every few seconds");
+                }
+                self.waits_for_labels = true;
+            }
+        }
+        config::load(path, &self.node).map(|(_, config)| config)
+    }
+}
+
 pub(super) async fn run(args: Args) -> u8 {
     telemetry::start(args.log, "info");
     let seen = std::fs::read(&args.config).ok();
-    let config = match config::load(&args.config, &NodeIdentity::of_this_node()) {
-        Ok((_, config)) => config,
+    let mut node = Here::new();
+    let config = match node.read(&args.config).await {
+        Ok(config) => config,
         Err(errors) => {
             let colour = screen::Paint::of(&std::io::stderr()).is_on();
             screen::say(super::config::render_errors(&errors, colour).trim_end());
@@ -79,7 +117,7 @@ pub(super) async fn run(args: Args) -> u8 {
         },
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = ?agent.socket(), "ready");
-    serve(&agent, &args.config, seen, &mut signals).await;
+    serve(&agent, &args.config, seen, &mut node, &mut signals).await;
     tracing::info!("stopping: calls under way end first; a second signal ends at once");
     tokio::select! {
         () = agent.stop(DRAIN) => DONE,
@@ -88,7 +126,7 @@ pub(super) async fn run(args: Args) -> u8 {
 }
 
 /// Until a signal. Takes over what the configuration file says meanwhile.
-async fn serve(agent: &Agent, path: &Path, mut seen: Option<Vec<u8>>, signals: &mut Signals) {
+async fn serve(agent: &Agent, path: &Path, mut seen: Option<Vec<u8>>, node: &mut Here, signals: &mut Signals) {
     loop {
         let asked = tokio::select! {
             _ = signals.terminate.recv() => return,
@@ -97,18 +135,21 @@ async fn serve(agent: &Agent, path: &Path, mut seen: Option<Vec<u8>>, signals: &
             () = tokio::time::sleep(LOOK_EVERY) => false,
         };
         let now = tokio::fs::read(path).await.ok();
-        if asked || now != seen {
+        // Labels that nobody told yet are asked for until somebody does.
+        if asked || now != seen || node.waits_for_labels {
             seen = now;
-            reload(agent, path).await;
+            reload(agent, path, node).await;
         }
     }
 }
 
-async fn reload(agent: &Agent, path: &Path) {
-    match config::load(path, &NodeIdentity::of_this_node()) {
-        Ok((_, config)) => {
+async fn reload(agent: &Agent, path: &Path, node: &mut Here) {
+    match node.read(path).await {
+        Ok(config) => {
             let changes = agent.reconfigure(&config).await;
-            tracing::info!(applied = ?changes.applied, "the configuration was read again");
+            if !changes.applied.is_empty() {
+                tracing::info!(applied = ?changes.applied, "the configuration was read again");
+            }
             if !changes.needs_restart.is_empty() {
                 tracing::warn!(fields = ?changes.needs_restart, "changed, but hold only after a restart");
             }

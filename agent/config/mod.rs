@@ -60,6 +60,14 @@ impl NodeIdentity {
     }
 }
 
+impl File {
+    /// Whether where a pool is depends on labels of the node.
+    #[must_use]
+    pub fn asks_for_labels(&self) -> bool {
+        self.pools.iter().any(|pool| pool.nodes.as_ref().is_some_and(|nodes| !nodes.labels.is_empty()))
+    }
+}
+
 /// Reads the file at `path` and validates it for this node. Reads nothing else, touches nothing.
 ///
 /// # Errors

@@ -84,7 +84,7 @@ fn what_is_not_plainly_an_address_is_refused() {
         ("host:-x", E::Option("-x".into())),
         ("ssh://-oProxyCommand=x/a", E::Host("-oProxyCommand=x".into())),
         ("-oX@host:a", E::Option("-oX@host:a".into())),
-        ("ext::sh -c x", E::Character(' ')),
+        ("ext::sh -c x", E::Helper("ext".into())),
         ("ext::sh", E::Helper("ext".into())),
         ("fd::3", E::Helper("fd".into())),
         ("http::https://host/a", E::Helper("http".into())),
