@@ -117,6 +117,9 @@ impl Visit {
     }
 
     /// The first fill: a clone beside the store's place, its refs rewritten into the namespace, moved into place.
+    ///
+    /// A clone works by its absolute path, whatever it is given, and so cannot be bound to its filesystem as a fetch is;
+    /// it is ended as soon as the pool is seen to have gone.
     pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
         let (paths, dir) = (self.paths.clone(), self.paths.fill());
         let clear = move || remove_unfinished(&paths.fill()).and_then(|()| paths.make_folder());

@@ -43,8 +43,10 @@ pub(super) async fn guard(shared: Arc<Shared>) {
     let mut there = shared.recovery.initialized();
     while shared.cancel.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
         let root = Arc::clone(&shared.root);
-        // A filesystem that hangs holds this task, and nothing else.
-        let now = blocking("pool", move || root().is_ok()).await.unwrap_or(false);
+        // A filesystem that hangs holds one thread, and does not keep the agent from ending.
+        let look = shared.cancel.run_until_cancelled(blocking("pool", move || root().is_ok()));
+        let Some(now) = look.await else { return };
+        let now = now.unwrap_or(false);
         match (there, now) {
             // Again and again: a reader may have had a snapshot in its hands the last time.
             (_, false) => {

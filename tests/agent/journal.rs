@@ -115,7 +115,7 @@ async fn a_full_disk(kind: Kind, size: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_the_journal_stops_new_builds_only_on_ext4() {
     needs_root!();
-    a_full_disk(Kind::Ext4, 96 << 20).await;
+    a_full_disk(Kind::Ext4, 64 << 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,7 +110,7 @@ fn order(id: &str, source: v1::Source, declared: v1::Size) -> v1::AdmitRequest {
 #[allow(clippy::large_enum_variant, reason = "a handful of them, in tests")]
 enum Answer {
     Granted(Box<v1::Lease>),
-    Waiting(v1::Waiting),
+    Waiting(Box<v1::Waiting>),
     Rejected(v1::Rejection),
 }
 
@@ -126,7 +126,7 @@ impl Answer {
     #[track_caller]
     fn waiting(self) -> v1::Waiting {
         match self {
-            Self::Waiting(waiting) => waiting,
+            Self::Waiting(waiting) => *waiting,
             other => panic!("does not wait: {other:?}"),
         }
     }
@@ -145,7 +145,7 @@ impl From<v1::admit_response::Decision> for Answer {
         use v1::admit_response::Decision;
         match decision {
             Decision::Granted(lease) => Self::Granted(Box::new(lease)),
-            Decision::Waiting(waiting) => Self::Waiting(waiting),
+            Decision::Waiting(waiting) => Self::Waiting(Box::new(waiting)),
             Decision::Rejected(rejection) => Self::Rejected(rejection),
         }
     }
@@ -156,7 +156,7 @@ impl From<v1::await_admission_response::Decision> for Answer {
         use v1::await_admission_response::Decision;
         match decision {
             Decision::Granted(lease) => Self::Granted(Box::new(lease)),
-            Decision::Waiting(waiting) => Self::Waiting(waiting),
+            Decision::Waiting(waiting) => Self::Waiting(Box::new(waiting)),
             Decision::Rejected(rejection) => Self::Rejected(rejection),
         }
     }
