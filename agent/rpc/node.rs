@@ -43,6 +43,7 @@ impl NodeService for Node {
         self.0.tasks.spawn(async move {
             let mut ledger = rooms.admission.watch();
             let mut pressure = rooms.pressure.subscribe();
+            let mut gate = rooms.pressure.subscribe();
             let mut pools = rooms.pools.subscribe();
             let mut repositories = rooms.repositories.watch();
             loop {
@@ -50,10 +51,13 @@ impl NodeService for Node {
                 if statuses.send(Ok(status)).await.is_err() {
                     return;
                 }
+                let told = rooms.pressure.view().gate.state;
                 tokio::select! {
                     () = rooms.cancel.cancelled() => return,
                     () = statuses.closed() => return,
                     () = tokio::time::sleep(EVERY) => {}
+                    // Whether builds may start is worth a message of its own at once.
+                    _ = gate.wait_for(|view| view.gate.state != told) => {}
                 }
                 let changed = tokio::select! {
                     () = rooms.cancel.cancelled() => return,

@@ -76,9 +76,22 @@ fn directory(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
+/// Asks ext4 to give each workspace a part of the disk of its own. Otherwise the next one is made where the last one was
+/// removed, and ext4 makes files some ten times slower next to recently deleted ones. Others do not have the flag.
+fn spread(workspaces: &Path) {
+    let Ok(directory) = fs::File::open(workspaces) else { return };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&directory)
+        && !flags.contains(rustix::fs::IFlags::TOPDIR)
+    {
+        let _ = rustix::fs::ioctl_setflags(&directory, flags | rustix::fs::IFlags::TOPDIR);
+    }
+}
+
 fn directories(workspace: &Workspace, cache_keys: &[String]) -> io::Result<()> {
     let home = workspace.src.parent().unwrap_or(&workspace.src);
-    directory(home.parent().unwrap_or(home), 0o755)?;
+    let all = home.parent().unwrap_or(home);
+    directory(all, 0o755)?;
+    spread(all);
     // A directory that is there already is not ours to fill: a workspace begins empty.
     fs::DirBuilder::new().mode(0o755).create(home)?;
     for path in [&workspace.src, &workspace.tmp, &workspace.out] {

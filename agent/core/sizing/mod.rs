@@ -254,17 +254,28 @@ pub struct Basis {
     /// In the unit of the resource, before it was clamped.
     pub value: u64,
     /// How many runs it rests on; 0 where it does not come from the history.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub runs: u32,
     /// Whether so few runs say little.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub confidence: Confidence,
     /// The build spec that declares it; empty elsewhere.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub file: String,
     /// The line in that file, from 1; 0 where it is not known.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub line: u32,
     /// The language, where it is its default.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub language: Option<Language>,
     /// The size has less than `value`, because the node has no more.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub clamped: bool,
+}
+
+/// A record in the journal is a page of the disk at best: what says nothing is left out of it.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Basis {
