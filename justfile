@@ -16,6 +16,10 @@ clippy:
 test:
     .ci/run test
 
+# The numbers of docs/numbers.md, by a release build: `just bench --quick`, `just bench --check evaluate admit`.
+bench *args:
+    cargo bench --bench numbers -- {{args}}
+
 # The documentation, its warnings errors.
 doc:
     .ci/run doc

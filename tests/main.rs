@@ -16,6 +16,7 @@ mod commands;
 mod faces;
 mod harness;
 mod isolation;
+mod kubernetes;
 mod manifests;
 mod readme;
 mod refused;

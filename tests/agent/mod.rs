@@ -107,6 +107,7 @@ fn order(id: &str, source: v1::Source, declared: v1::Size) -> v1::AdmitRequest {
 
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them, in tests")]
 enum Answer {
     Granted(Box<v1::Lease>),
     Waiting(Box<v1::Waiting>),
