@@ -109,6 +109,8 @@ async fn a_declared_mirror_that_never_filled_is_an_alarm() {
     let (code, body) = agent.http_get("/readyz").unwrap();
     assert_eq!(code, 200);
     assert!(body.lines().any(|line| line.starts_with("REPOSITORY_EMPTY ") && line.contains(&url)), "{body}");
+    let (_, metrics) = agent.http_get("/metrics").unwrap();
+    assert!(metrics.lines().any(|line| line.contains("REPOSITORY_EMPTY") && !line.ends_with(" 0")), "{metrics}");
     let mirror = repository(&agent, &url).await;
     assert_eq!(mirror.state(), v1::RepositoryState::Empty);
     assert!(codes(&mirror.reasons).contains(&Why::UpstreamUnreachable), "{:?}", mirror.reasons);
