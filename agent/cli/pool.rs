@@ -11,6 +11,16 @@ use super::{Common, DONE, json, screen};
 pub(super) enum Command {
     /// All pools of this node, with their directories
     List,
+    /// Let go of a pool, so that its disk can be unmounted; new builds wait meanwhile
+    Detach(Named),
+    /// Take a detached pool into use again
+    Attach(Named),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Named {
+    /// The pool's name
+    name: String,
 }
 
 pub(super) async fn run(common: &Common, command: &Command) -> u8 {
@@ -26,8 +36,19 @@ async fn obey(common: &Common, command: &Command) -> Ended {
             let pools = json::value(&status)?.get("pools").cloned().unwrap_or_default();
             ask::value(common.output, &serde_json::json!({ "pools": pools }), |view| render(&status.pools, view))?;
         }
+        Command::Detach(pool) => set(common, &client, &pool.name, true).await?,
+        Command::Attach(pool) => set(common, &client, &pool.name, false).await?,
     }
     Ok::<u8, Failure>(DONE)
+}
+
+async fn set(common: &Common, client: &Client, name: &str, detached: bool) -> Result<(), Failure> {
+    let request = v1::SetPoolRequest { name: name.to_owned(), detached };
+    let answer = client.node().set_pool(within(ask::SOON, request)).await?.into_inner();
+    let pool = ask::part(answer.pool, "pool")?;
+    ask::value(common.output, &serde_json::json!({ "pool": json::value(&pool)? }), |view| {
+        render(std::slice::from_ref(&pool), view)
+    })
 }
 
 fn render(pools: &[v1::Pool], view: &View) -> String {

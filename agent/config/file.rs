@@ -225,7 +225,7 @@ pub struct RepositoriesSection {
     /// The most bytes that they may hold, with a unit (200GiB). Unset: what the pool's floor leaves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
-    /// How often mirrors ask upstream: a time from 1s to 7d.
+    /// How often mirrors ask upstream: a time from 1s to 168h.
     pub refresh: Time,
     /// How many fetches run at once: 1 to 64.
     pub parallel: u64,

@@ -94,6 +94,19 @@ impl NodeService for Node {
         self.0.admission.set_mode(ModeState { mode: wanted, until, note: request.note }).await?;
         Ok(Response::new(v1::SetModeResponse { status: Some(self.0.status()) }))
     }
+
+    async fn set_pool(&self, request: Request<v1::SetPoolRequest>) -> Result<Response<v1::SetPoolResponse>, Status> {
+        let request = request.into_inner();
+        let known = match request.detached {
+            true => self.0.pools.detach(&request.name).await,
+            false => self.0.pools.attach(&request.name).await,
+        };
+        let pools = self.0.pools.view();
+        let found = pools.iter().find(|pool| known && pool.name == request.name);
+        let found =
+            found.ok_or_else(|| Status::not_found(format!("no pool {:?} is declared for this node", request.name)))?;
+        Ok(Response::new(v1::SetPoolResponse { pool: Some(pool(found)) }))
+    }
 }
 
 impl Rooms {

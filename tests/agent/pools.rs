@@ -151,6 +151,34 @@ async fn unmounted_pool_creates_nothing_and_comes_back_on_xfs() {
     a_pool_comes_and_goes(Kind::Xfs, 512 << 20).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detached_pool_can_be_unmounted_and_is_taken_back() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let mut filesystem = LoopFs::new(Kind::Ext4, 128 << 20);
+    let pool = format!("path: {}, mount: required", filesystem.path().display());
+    let agent = start(&configuration(&pool, &[&url]));
+    mirror_ready(&agent, &url).await;
+    // Readers keep the snapshot open from here on.
+    resolve(&agent, commit(&url, &repo.commit("main")), LIMIT).await.unwrap();
+    let name = agent.node().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    let name = name.status.unwrap().pools[0].name.clone();
+
+    let told = agent.stoker().run(["pool", "detach", &name, "-o", "json"]).expect_code(0).json();
+    assert_eq!(told["pool"]["state"], "Detached");
+    wait::until(LIMIT, "nothing holds the disk", || filesystem.try_unmount());
+    refused(refresh(&agent, &url).await, Code::Unavailable, "POOL_NOT_READY");
+    assert_eq!(listing(filesystem.path()), BTreeMap::new());
+
+    filesystem.mount();
+    let told = agent.stoker().run(["pool", "attach", &name, "-o", "json"]).expect_code(0).json();
+    assert_eq!(told["pool"]["state"], "Ready");
+    status_until(&agent, "the gate is open again", |now| gate_is(now, v1::GateState::Open)).await;
+    resolve(&agent, branch(&url, "main"), LIMIT).await.unwrap();
+    agent.stoker().run(["pool", "detach", "nothing"]).expect_code(2);
+}
+
 /// A pool whose disk is absent when the agent starts has the workspaces of live leases, and rubbish.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_comes_after_the_start_is_taken_over_with_its_workspaces() {

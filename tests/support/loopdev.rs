@@ -130,6 +130,14 @@ impl LoopFs {
         }
     }
 
+    /// Unmounts it plainly, where nothing holds it. True when it is unmounted.
+    pub(crate) fn try_unmount(&mut self) -> bool {
+        if self.mounted {
+            self.mounted = !Command::new("umount").arg(&self.path).output().unwrap().status.success();
+        }
+        !self.mounted
+    }
+
     /// Whether no loop device has its image any more: nothing holds the filesystem.
     pub(crate) fn is_free(&self) -> bool {
         let image = self.image();

@@ -221,7 +221,7 @@ fn the_schema_tells_defaults_and_units() {
     let schema = file::schema();
     let refresh = &schema["properties"]["repositories"]["properties"]["refresh"];
     assert_eq!(refresh["default"], "5m");
-    assert!(refresh["description"].as_str().unwrap().contains("1s to 7d"), "{refresh}");
+    assert!(refresh["description"].as_str().unwrap().contains("1s to 168h"), "{refresh}");
     assert_eq!(schema["additionalProperties"], false);
     assert_eq!(schema["required"], serde_json::json!(["apiVersion", "kind", "pools"]));
     every_field_is_described(&schema, "");

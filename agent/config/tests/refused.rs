@@ -168,7 +168,7 @@ fn amounts_that_are_none() {
             Row("repositories: {limit: 0}", "repositories.limit", 4, "is 0", "more than 0"),
             Row("repositories: {refresh: fast}", "repositories.refresh", 4, "not a length of time", "`1h30m`"),
             Row("repositories: {refresh: -5m}", "repositories.refresh", 4, "is negative", "`1h30m`"),
-            Row("repositories: {refresh: 0s}", "repositories.refresh", 4, "is 0s", "1s to 7d"),
+            Row("repositories: {refresh: 0s}", "repositories.refresh", 4, "is 0s", "1s to 168h"),
             Row(
                 "repositories: {fetchWithin: 99999999999999999h}",
                 "repositories.fetchWithin",

@@ -20,7 +20,7 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
     let section = &file.repositories;
     let second = Duration::from_secs(1);
     let day = Duration::from_secs(24 * 3600);
-    let refresh = within(&section.refresh, second, 7 * day, "1s to 7d");
+    let refresh = within(&section.refresh, second, 7 * day, "1s to 168h");
     let fetch_within = within(&section.fetch_within, second, day, "1s to 24h");
     let mut protocols = section.protocols.clone();
     protocols.sort_unstable();

@@ -291,11 +291,13 @@ impl Ledger {
         let ids: BTreeSet<&LeaseId> = ids.iter().collect();
         let lost = self.live().filter(|lease| ids.contains(&lease.id));
         lost.map(|lease| {
-            let words = match code {
-                Code::NodeRebooted => "the node booted since it was granted",
-                _ => "its holder ended without a release",
+            let (outcome, code, words) = match code {
+                Code::NodeRebooted => (Outcome::Lost, code, "the node booted since it was granted"),
+                _ if past_budget(lease, now) => {
+                    (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded, "it was ended at its time budget")
+                }
+                _ => (Outcome::Lost, code, "its holder ended without a release"),
             };
-            let outcome = if past_budget(lease, now) { Outcome::TimeBudgetExceeded } else { Outcome::Lost };
             ended(lease, LeaseState::Orphaned, outcome, code, words, now)
         })
         .collect()
