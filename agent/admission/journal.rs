@@ -19,6 +19,8 @@ const SCHEMA: i64 = 1;
 const PAGES_MAX: u32 = 12 * 1024;
 const LOG_BYTES_MAX: u32 = 8 << 20;
 const BALLAST_BYTES: u64 = 16 << 20;
+/// From three quarters of its bound on, the journal forgets ended leases before their time.
+const PAGES_PLENTY: u32 = PAGES_MAX / 4 * 3;
 /// Keys of the history beyond which the oldest go.
 const HISTORY_ROWS_MAX: i64 = 40_000;
 
@@ -119,9 +121,9 @@ impl Journal {
                 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
                 CREATE TABLE IF NOT EXISTS lease (id TEXT PRIMARY KEY, request_id TEXT NOT NULL UNIQUE,
                     state TEXT NOT NULL, repository TEXT NOT NULL, commit_id TEXT NOT NULL,
-                    created_ms INTEGER NOT NULL, ended_ms INTEGER, record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+                    created_ms INTEGER NOT NULL, ended_ms INTEGER, record TEXT NOT NULL) STRICT;
                 CREATE TABLE IF NOT EXISTS ticket (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
-                    record TEXT NOT NULL) STRICT, WITHOUT ROWID;
+                    record TEXT NOT NULL) STRICT;
                 CREATE TABLE IF NOT EXISTS history (number INTEGER PRIMARY KEY, key TEXT NOT NULL,
                     record TEXT NOT NULL) STRICT;
                 CREATE INDEX IF NOT EXISTS history_key ON history (key, number);
@@ -200,6 +202,19 @@ impl Journal {
     pub(super) fn set_meta(&self, key: &str, value: &str) -> Result<(), JournalError> {
         let upsert = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
         self.connection.execute(upsert, [key, value]).map(|_| ()).map_err(|source| self.sqlite(source))
+    }
+
+    /// Whether the journal comes near its bound: then the oldest of what has ended must go.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn is_long(&self) -> Result<bool, JournalError> {
+        let used = (|| {
+            let pages: u32 = self.connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            let free: u32 = self.connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+            Ok(pages.saturating_sub(free))
+        })();
+        used.map(|used| used > PAGES_PLENTY).map_err(|source| self.sqlite(source))
     }
 
     /// Gives the ballast's room to whatever must be written now. True where there was one.
@@ -321,3 +336,7 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
 fn json<T: serde::Serialize>(record: &T) -> rusqlite::Result<String> {
     serde_json::to_string(record).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Waiting};
 use stoker_core::identity::LeaseId;
 use stoker_core::invariants;
-use stoker_core::quantity::Span;
+use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::sizing::history::Sample;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +20,8 @@ use crate::repository::SnapshotPin;
 const QUEUE_MAX: usize = 4096;
 /// Commands that share one commit.
 const BATCH_MAX: usize = 512;
+/// Ended leases that are forgotten with one batch, where the journal is near its bound.
+const FORGET_AT_ONCE: usize = 512;
 /// Free room on the state's filesystem at which the ballast is made again: twice its size.
 const ROOM_BYTES: u64 = 32 << 20;
 /// What people are told meanwhile.
@@ -202,6 +204,7 @@ impl Writer {
             entries.extend(events.iter().cloned().map(Entry::Ledger));
             events.into_iter().for_each(|event| self.working.apply(event));
         }
+        self.shorten(&facts, now, &mut entries);
         debug_assert!(invariants::one_place_a_request(&self.working));
         debug_assert!(invariants::lives_are_whole(&self.working));
         if let Err(error) = self.commit(&entries) {
@@ -224,6 +227,17 @@ impl Writer {
         for (outcome, ask, _) in decided {
             let _ = ask.reply.send(outcome); // a caller who went away learns it by asking again
         }
+    }
+
+    /// Keeps the journal within its bound: a node that ends more leases a day than it can hold forgets the oldest early.
+    fn shorten(&mut self, facts: &Facts, now: Timestamp, entries: &mut Vec<Entry>) {
+        if self.working.ended_count() == 0 || !self.journal.is_long().unwrap_or(false) {
+            return;
+        }
+        let (_, events) = self.working.decide(&Command::Forget(FORGET_AT_ONCE), facts, now);
+        tracing::debug!(leases = events.len(), "ended leases are forgotten early: the journal is near its bound");
+        entries.extend(events.iter().cloned().map(Entry::Ledger));
+        events.into_iter().for_each(|event| self.working.apply(event));
     }
 
     fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {

@@ -82,6 +82,8 @@ pub enum Command {
     Gone(Vec<LeaseId>, Code),
     /// A place in the queue is given up.
     Cancel(TicketId),
+    /// The journal comes near its bound: so many of the oldest ended leases are forgotten before their time.
+    Forget(usize),
     /// The operator's wish.
     SetMode(ModeState),
     /// Time passed, or facts changed: what ran out ends, and whoever waits first and fits is granted.
@@ -169,6 +171,10 @@ impl Ledger {
                 None => refuse(Refused::NoTicket(id.clone())),
                 Some(_) => (Reply::Done, vec![Event::TicketGone(id.clone())]),
             },
+            Command::Forget(count) => {
+                let oldest = self.ended().take(*count);
+                (Reply::Done, oldest.map(|lease| Event::Forgotten(lease.id.clone())).collect())
+            }
             Command::SetMode(mode) => (Reply::Done, vec![Event::Mode(mode.clone())]),
             Command::Advance { leases } => (Reply::Done, self.advance(leases, facts, now)),
         }
