@@ -2,8 +2,8 @@
 //!
 //! Comes in: requests with their build, binds, renewals, releases; the views of pools and pressure. Goes out: leases,
 //! places in the queue, reasons; a version that ticks with each change, for all who watch. Before the writer stands the
-//! [`survey`], where the effects are: it resolves the source and sizes the build, and the writer then reads nothing but
-//! its facts. [`upkeep`] tells the writer what time and the machine did to leases.
+//! `survey`, where the effects are: it resolves the source and sizes the build, and the writer then reads nothing but
+//! its facts. `upkeep` tells the writer what time and the machine did to leases.
 
 mod journal;
 pub(crate) mod survey;

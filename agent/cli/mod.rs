@@ -53,8 +53,8 @@ pub(crate) struct Common {
     /// The agent's unix socket
     #[arg(long, global = true, env = "STOKER_SOCKET", value_name = "PATH", help_heading = "Which agent")]
     socket: Option<PathBuf>,
-    /// The agent's gRPC address, as 127.0.0.1:9417
-    #[arg(long, global = true, value_name = "HOST:PORT", conflicts_with = "socket", help_heading = "Which agent")]
+    /// The agent's gRPC address, as 127.0.0.1:9417; comes before any socket
+    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Which agent")]
     address: Option<String>,
     /// How answers are written
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]

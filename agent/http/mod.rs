@@ -3,7 +3,7 @@
 //! Everything here reads what the rooms publish; nothing changes anything, and nothing waits for a pool or an upstream.
 //! `/livez` answers for as long as the process does. `/readyz` says that the rooms are built; what is wrong with pools
 //! or mirrors stands in its body, and does not make it fail: the Service through which builds reach their own node's
-//! cache would drop their packets. Answers are made in full before they are sent, at most [`CALLS_MAX`] at a time.
+//! cache would drop their packets. Answers are made in full before they are sent, at most 32 at a time.
 
 mod html;
 mod page;

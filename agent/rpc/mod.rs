@@ -1,6 +1,6 @@
 //! The gRPC face: messages in, the rooms' words, messages out. The only place where both are known.
 //!
-//! [`request`] checks each field once and refuses it by name; [`convert`] writes answers; [`error`] gives refusals their
+//! `request` checks each field once and refuses it by name; `convert` writes answers; `error` gives refusals their
 //! status and details. Methods that nothing fills yet answer `UNIMPLEMENTED`, which is what the generated traits do.
 
 mod admission;

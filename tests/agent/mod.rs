@@ -5,6 +5,7 @@ mod journal;
 mod kill;
 mod lifecycle;
 mod pools;
+mod reload;
 mod restart;
 mod upstream;
 

@@ -1,7 +1,7 @@
 //! The gate: whether new builds may start, decided from what the samplers read.
 //!
 //! In come [`Readings`] (memory, stalls, disks; each may have failed), [`Limits`] and the time. Out goes a
-//! [`GateMemory`]: the [`Gate`] that everyone sees, and what the next decision needs to know of this one. [`poll`] says
+//! [`GateMemory`]: the [`Gate`] that everyone sees, and what the next decision needs to know of this one. [`interval`] says
 //! how soon memory must be looked at again.
 
 mod gate;
