@@ -147,6 +147,32 @@ async fn a_holder_that_died_while_the_agent_was_down_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_the_leases_of_the_earlier_boot_are_gone_before_the_agent_is_ready() {
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let mut agent = start(&configuration(PLAIN, &[&url]));
+    mirror_ready(&agent, &url).await;
+    let granted = admit(&agent, order("built", branch(&url, "main"), small())).await.unwrap().granted();
+    let workspace = prepare(&agent, &granted.id).await.unwrap();
+    // Even where a process of the same number and start lives on: it is another boot's.
+    let holder = Holder::start(&agent, "exec sleep 1000");
+    bind(&agent, &granted.id, holder.process()).await.unwrap();
+    agent.kill9();
+    let boot_id = agent.root().join("host/proc/sys/kernel/random/boot_id");
+    std::fs::write(boot_id, "00000000-1111-4222-8333-444444444444\n").unwrap();
+    agent.launch();
+    agent.wait_ready();
+    assert!(!Path::new(&workspace.src).exists(), "ready, and the workspace of the earlier boot is there");
+    let ended = lease(&agent, &granted.id).await;
+    let found = (ended.state(), ended.outcome(), codes(&ended.reasons));
+    assert_eq!(found, (v1::LeaseState::Orphaned, v1::Outcome::Lost, vec![Why::NodeRebooted]));
+    // The same boot again loses nothing more.
+    let kept = admit(&agent, order("kept", branch(&url, "main"), small())).await.unwrap().granted();
+    agent.restart();
+    assert_eq!(lease(&agent, &kept.id).await.state(), v1::LeaseState::Reserved);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_mode_outlives_a_kill() {
     let repo = TestRepo::standard();
     let (_upstream, url) = Upstream::of(&repo);
