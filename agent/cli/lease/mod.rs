@@ -10,7 +10,7 @@ use super::ask::{self, Ended, Failure, PAGE, within};
 use super::client::Client;
 use super::{Common, DONE, NO, amount};
 
-pub(crate) use show::state_word;
+pub(crate) use show::{resource_word, state_word};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

@@ -158,7 +158,7 @@ fn origin(basis: &v1::Basis) -> String {
     }
 }
 
-const fn resource_word(resource: v1::Resource) -> &'static str {
+pub(crate) const fn resource_word(resource: v1::Resource) -> &'static str {
     match resource {
         v1::Resource::Cpu => "CPU",
         v1::Resource::Memory => "memory",

@@ -15,6 +15,7 @@ use stoker_proto::v1;
 use tonic::{Code, Status};
 
 use super::client::{self, Client};
+use super::lease::resource_word;
 use super::screen::{self, Steps, bytes, counted};
 use super::{Common, USAGE, amount};
 use agent::Host;
@@ -335,7 +336,7 @@ impl Build<'_> {
         let paint = self.steps.paint();
         self.steps.done("size", &format!("{what}  {}", paint.dim(origin_of(sizing))), None);
         let clamped: Vec<&str> =
-            sizing.basis.iter().filter(|basis| basis.clamped).map(|b| word(b.resource())).collect();
+            sizing.basis.iter().filter(|basis| basis.clamped).map(|b| resource_word(b.resource())).collect();
         if !clamped.is_empty() {
             self.steps.note(&format!("{} lowered to what this machine has", clamped.join(" and ")));
         }
@@ -466,15 +467,4 @@ fn origin_of(sizing: &v1::Sizing) -> String {
         }
     }
     parts.join(", ")
-}
-
-const fn word(resource: v1::Resource) -> &'static str {
-    match resource {
-        v1::Resource::Cpu => "CPU",
-        v1::Resource::Memory => "memory",
-        v1::Resource::DiskBytes => "disk",
-        v1::Resource::DiskInodes => "inodes",
-        v1::Resource::Time => "time",
-        v1::Resource::Unspecified => "?",
-    }
 }
