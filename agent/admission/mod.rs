@@ -226,6 +226,8 @@ impl Admission {
     ) -> Result<Lease, WriterError> {
         let sample = self.writer.read(|published| {
             let lease = published.ledger.lease(&id).filter(|lease| lease.peak.is_none())?;
+            // What nobody saw says nothing of the next build.
+            let usage = usage.filter(|usage| usage.memory_bytes_peak > 0);
             Some((survey::history_key_of(lease), survey::sample(usage?, lease.sizing.size.amounts, outcome)))
         });
         self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }, sample).await

@@ -387,7 +387,9 @@ impl Build<'_> {
         let memory = Resource::Memory.show(peaks.memory_bytes_peak);
         let cpu = Resource::Cpu.show(peaks.cpu_millis_peak);
         let rest = if released { "all removed" } else { "not all removed" };
-        let used = if ended.not_started { String::new() } else { format!(" · peak {memory}, {cpu}") };
+        // A command of a few milliseconds ends before anyone could look.
+        let seen = peaks.memory_bytes_peak > 0;
+        let used = if seen { format!(" · peak {memory}, {cpu}") } else { String::new() };
         let what = format!("{how}{used} · {rest}");
         if ended.code == 0 {
             self.steps.done("done", &what, Some(ended.elapsed));
