@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -158,36 +159,35 @@ impl Agent {
         &self.rooms
     }
 
+    /// Binds every listener before any of them answers: who reaches one reaches all.
     async fn serve(&self, config: &Config) -> Result<(), StartError> {
-        if let Some(path) = &config.listen.socket {
-            let listener = bind_socket(path)?;
-            let routes = self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))?;
-            let server = server().add_routes(routes);
-            let closing = self.closing.clone();
-            let serve =
-                server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing.cancelled_owned());
+        let socket = config.listen.socket.as_deref().map(bind_socket).transpose()?;
+        let grpc = bind_tcp("listen.grpc", config.listen.grpc).await?;
+        let http = bind_tcp("listen.http", config.listen.http).await?;
+        if let Some(listener) = socket {
+            let closing = self.closing.clone().cancelled_owned();
+            let incoming = UnixListenerStream::new(listener);
+            let serve = server().add_routes(self.routes()?).serve_with_incoming_shutdown(incoming, closing);
             self.serving.spawn(log_end("socket", serve));
         }
-        if let Some(address) = config.listen.grpc {
-            let listener =
-                TcpListener::bind(address).await.map_err(StartError::io(format!("listen.grpc {address}")))?;
-            let routes = self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))?;
-            let server = server().add_routes(routes);
-            let closing = self.closing.clone();
-            let serve =
-                server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing.cancelled_owned());
+        if let Some(listener) = grpc {
+            let closing = self.closing.clone().cancelled_owned();
+            let incoming = TcpListenerStream::new(listener);
+            let serve = server().add_routes(self.routes()?).serve_with_incoming_shutdown(incoming, closing);
             self.serving.spawn(log_end("grpc", serve));
         }
-        if let Some(address) = config.listen.http {
-            let listener =
-                TcpListener::bind(address).await.map_err(StartError::io(format!("listen.http {address}")))?;
+        if let Some(listener) = http {
             let routes = crate::http::routes(self.rooms.clone());
-            let closing = self.closing.clone();
-            let serve = axum::serve(listener, routes).with_graceful_shutdown(closing.cancelled_owned());
+            let closing = self.closing.clone().cancelled_owned();
+            let serve = axum::serve(listener, routes).with_graceful_shutdown(closing);
             self.serving.spawn(log_end("http", async move { serve.await }));
         }
         self.rooms.repositories.start_prefill();
         Ok(())
+    }
+
+    fn routes(&self) -> Result<tonic::service::Routes, StartError> {
+        self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))
     }
 
     /// Waits until leases without a holder have ended, and what they had is really gone; at most for `limit`.
@@ -228,6 +228,11 @@ impl Agent {
             let _ = std::fs::remove_file(socket);
         }
     }
+}
+
+async fn bind_tcp(what: &str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    TcpListener::bind(address).await.map(Some).map_err(StartError::io(format!("{what} {address}")))
 }
 
 async fn log_end<E: std::fmt::Display>(what: &str, serve: impl Future<Output = Result<(), E>>) {

@@ -1,6 +1,6 @@
 //! The way to an agent.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use stoker_proto::v1::admission_service_client::AdmissionServiceClient;
@@ -40,7 +40,7 @@ impl Client {
                 channel.map_err(|error| anyhow::anyhow!("no agent answers at {address}: {}", cause(&error)))?;
             return Ok(Self { channel });
         }
-        let path = common.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET));
+        let path = common.socket();
         Self::at_socket(&path).await.map_err(|error| {
             let path = path.display();
             anyhow::anyhow!(

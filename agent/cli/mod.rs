@@ -27,6 +27,7 @@ mod workspace;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::OsStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Done, or yes.
@@ -51,14 +52,23 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Common {
     /// The agent's unix socket
-    #[arg(long, global = true, env = "STOKER_SOCKET", value_name = "PATH", help_heading = "Which agent")]
-    socket: Option<PathBuf>,
+    #[arg(long, global = true, env = "STOKER_SOCKET", value_name = "PATH", help_heading = "Which agent",
+          value_parser = OsStringValueParser::new())]
+    socket: Option<OsString>,
     /// The agent's gRPC address, as 127.0.0.1:9417; comes before any socket
     #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Which agent")]
     address: Option<String>,
     /// How answers are written
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+impl Common {
+    /// The socket that was named, else where a node's agent listens. An empty `STOKER_SOCKET` names none.
+    fn socket(&self) -> PathBuf {
+        let named = self.socket.as_ref().filter(|path| !path.is_empty());
+        named.map_or_else(|| PathBuf::from(client::SOCKET), PathBuf::from)
+    }
 }
 
 /// How answers are written.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cli::Common;
-use crate::cli::client::{Client, SOCKET};
+use crate::cli::client::Client;
 use crate::config::run::default_state_dir;
 use crate::config::{Config, SOCKET_BYTES_MAX};
 use crate::supervise::{Agent, StartError};
@@ -35,7 +35,7 @@ impl Host {
             if common.address.is_some() {
                 return Ok(Self { client: Client::of(common).await?, own: None, state: None });
             }
-            let socket = common.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET));
+            let socket = common.socket();
             return match Client::at_socket(&socket).await {
                 Ok(client) => Ok(Self { client, own: None, state: None }),
                 Err(_) => Self::bring(&default_state_dir()?).await,
