@@ -20,7 +20,7 @@ use stoker_core::admission::{
     Answer, Command, Event, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Ticket, Totals, Usage,
 };
 use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
-use stoker_core::quantity::{Amounts, Span, Timestamp};
+use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::sizing::Outcome;
 use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
@@ -31,6 +31,7 @@ pub use journal::JournalError;
 pub use survey::{Build, Evaluated, SourceState, Survey};
 pub use writer::{FactsSource, WriterError};
 
+pub(crate) use crate::node::now;
 use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
 use journal::Journal;
@@ -357,11 +358,6 @@ pub(crate) fn new_id<T: TryFrom<String, Error = NameError>>() -> T {
             return id; // always: 16 visible characters
         }
     }
-}
-
-/// The clock of the node.
-pub(crate) fn now() -> Timestamp {
-    Timestamp(jiff::Timestamp::now().as_millisecond())
 }
 
 fn remember(history: &mut BTreeMap<String, VecDeque<Sample>>, key: String, sample: Sample) {

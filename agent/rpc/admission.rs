@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::Stream;
-use stoker_core::admission::{Answer, Holder};
+use stoker_core::admission::{Answer, BIND_WITHIN_MAX, Holder};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Span;
 use stoker_proto::v1::{self, admission_service_server::AdmissionService};
@@ -20,7 +20,6 @@ use crate::admission::{self, Evaluated, Order, SourceState};
 
 const BUILDS_MAX: usize = 64;
 const BIND_WITHIN: Span = Span::minutes(5);
-const BIND_WITHIN_MAX: Span = Span::minutes(30);
 
 pub(super) struct Admission(pub(super) Rooms);
 

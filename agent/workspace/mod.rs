@@ -139,6 +139,7 @@ struct Entry {
     stage: watch::Receiver<Preparing>,
     cancel: CancellationToken,
     /// Keeps the objects that `src/.git` reads.
+    #[expect(dead_code, reason = "held, not read: dropping it lets the snapshot go")]
     pin: Option<SnapshotPin>,
 }
 
@@ -408,12 +409,6 @@ impl Workspaces {
             }
         }
         *self.entries() = known;
-    }
-
-    /// The snapshots that workspaces read.
-    #[must_use]
-    pub fn pins(&self) -> Vec<SnapshotPin> {
-        self.entries().values().filter_map(|entry| entry.pin.clone()).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
