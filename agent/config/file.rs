@@ -229,6 +229,8 @@ pub struct RepositoriesSection {
     pub refresh: Time,
     /// How many fetches run at once: 1 to 64.
     pub parallel: u64,
+    /// How many of them from one host: 1 to 64.
+    pub parallel_per_host: u64,
     /// How long one fetch may take: a time from 1s to 24h.
     pub fetch_within: Time,
     /// Who may add a repository.
@@ -249,7 +251,8 @@ impl Default for RepositoriesSection {
             pool: None,
             limit: None,
             refresh: "5m".into(),
-            parallel: 4,
+            parallel: 8,
+            parallel_per_host: 4,
             fetch_within: "1h".into(),
             add: AddWord::default(),
             allow: Vec::new(),
@@ -311,6 +314,10 @@ pub struct MirrorSection {
     /// The trust class that may read it: at most 63 of a-z, 0-9 and the hyphen.
     #[serde(default = "default_trust")]
     pub trust: String,
+    /// The URL of a repository that it is a fork of: those of one trust class share their objects on disk. Unset: found
+    /// out when it is filled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork_of: Option<String>,
 }
 
 fn default_trust() -> String {

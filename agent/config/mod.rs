@@ -253,6 +253,8 @@ pub struct Repositories {
     pub refresh: Duration,
     /// How many fetches run at once.
     pub parallel: usize,
+    /// How many of them from one host.
+    pub parallel_per_host: usize,
     /// How long one fetch may take.
     pub fetch_within: Duration,
     /// Who may add a repository.
@@ -283,6 +285,8 @@ pub struct Mirror {
     pub pin: bool,
     /// Who may read it.
     pub trust: String,
+    /// A repository of the same network: they share a store.
+    pub fork_of: Option<RepositoryUrl>,
 }
 
 /// Where workspaces are made.

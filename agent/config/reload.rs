@@ -107,12 +107,24 @@ fn diff_pools(old: &[Pool], new: &[Pool], changes: &mut Changes) {
 }
 
 fn diff_repositories(old: &super::Repositories, new: &super::Repositories, changes: &mut Changes) {
-    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors } = old;
+    let super::Repositories {
+        pool,
+        limit,
+        refresh,
+        parallel,
+        parallel_per_host,
+        fetch_within,
+        add,
+        allow,
+        protocols,
+        mirrors,
+    } = old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
     changes.live(*limit != new.limit, "repositories.limit");
     changes.live(*refresh != new.refresh, "repositories.refresh");
     changes.live(*parallel != new.parallel, "repositories.parallel");
+    changes.live(*parallel_per_host != new.parallel_per_host, "repositories.parallelPerHost");
     changes.live(*fetch_within != new.fetch_within, "repositories.fetchWithin");
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");

@@ -73,6 +73,7 @@ impl Config {
                 limit: None,
                 refresh: time(&defaults.refresh),
                 parallel: count(defaults.parallel),
+                parallel_per_host: count(defaults.parallel_per_host),
                 fetch_within: time(&defaults.fetch_within),
                 add: Add::OnDemand,
                 // The caller is this user: what the user names may be fetched. Local hosts count only where listed.

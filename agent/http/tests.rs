@@ -135,6 +135,8 @@ pub(crate) fn repository() -> View {
         misses: 1,
         folder: String::new(),
         failures: 2,
+        store: String::new(),
+        stale: 0,
     }
 }
 

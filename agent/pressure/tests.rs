@@ -55,6 +55,7 @@ fn config(host_root: &Path) -> Config {
             limit: None,
             refresh: SLOW_EVERY,
             parallel: 1,
+            parallel_per_host: 1,
             fetch_within: SLOW_EVERY,
             add: Add::Declared,
             allow: Vec::new(),

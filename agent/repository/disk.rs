@@ -26,16 +26,6 @@ impl Paths {
         make_directory(&self.folder)
     }
 
-    /// The bare repository that fetches write to.
-    pub(super) fn store(&self) -> PathBuf {
-        self.folder.join("store.git")
-    }
-
-    /// Where a first fill works; it becomes the store when it is whole.
-    pub(super) fn fill(&self) -> PathBuf {
-        self.folder.join(".tmp-fill")
-    }
-
     pub(super) fn snapshots(&self) -> PathBuf {
         self.folder.join("snapshots")
     }
@@ -49,6 +39,47 @@ impl Paths {
 pub(super) fn repositories(root: &Path) -> PathBuf {
     root.join("repositories")
 }
+
+/// The directory of all stores.
+pub(super) fn stores(root: &Path) -> PathBuf {
+    root.join("stores")
+}
+
+/// The paths of one store, below `<pool>/stoker/stores/<name>`.
+#[derive(Debug, Clone)]
+pub(super) struct StorePaths {
+    pub(super) folder: PathBuf,
+}
+
+impl StorePaths {
+    pub(super) fn new(root: &Path, name: &str) -> Self {
+        Self { folder: stores(root).join(name) }
+    }
+
+    /// Makes the folder, and nothing above `<pool>/stoker`; see [`Paths::make_folder`].
+    pub(super) fn make_folder(&self) -> io::Result<()> {
+        self.folder.parent().map_or(Ok(()), make_directory)?;
+        make_directory(&self.folder)
+    }
+
+    /// The bare repository that fetches write to.
+    pub(super) fn git(&self) -> PathBuf {
+        self.folder.join("store.git")
+    }
+
+    /// Where a first fill works; it becomes the store when it is whole.
+    pub(super) fn fill(&self) -> PathBuf {
+        self.folder.join(".tmp-fill")
+    }
+
+    /// Which store this is: another one in its place, after damage, has another word.
+    pub(super) fn generation(&self) -> Option<String> {
+        fs::read_to_string(self.git().join(GENERATION)).ok().map(|text| text.trim_end().to_owned())
+    }
+}
+
+/// The file in a store that tells it from others that stood in its place.
+pub(super) const GENERATION: &str = "stoker-generation";
 
 /// Names of what a killed git leaves in an object store.
 pub(super) fn is_leftover(name: &str) -> bool {

@@ -11,7 +11,7 @@ use stoker_core::source::{Fetched, Protocol, RepositoryUrl};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::disk::{Paths, io_reason, remove_unfinished, repositories};
+use super::disk::{GENERATION, Paths, StorePaths, io_reason, remove_unfinished, repositories};
 use super::git::{Command, Git, GitError};
 use super::listing::{Head, Listing, Wanted};
 use super::local::{SafeDirectory, inspect};
@@ -32,6 +32,7 @@ pub(super) struct Visit {
     /// `<pool>/stoker`, checked just now.
     pub(super) root: PathBuf,
     pub(super) paths: Paths,
+    pub(super) store: StorePaths,
     /// What the configuration allows.
     pub(super) protocols: Vec<String>,
     /// Follow redirects: only where the operator named the upstream, for one can lead anywhere.
@@ -113,7 +114,7 @@ impl Visit {
 
     /// Whether there is a store to fetch into.
     pub(super) fn has_store(&self) -> bool {
-        self.paths.store().join("HEAD").is_file()
+        self.store.git().join("HEAD").is_file()
     }
 
     /// The first fill: a clone beside the store's place, its refs rewritten into the namespace, moved into place.
@@ -121,21 +122,21 @@ impl Visit {
     /// A clone works by its absolute path, whatever it is given, and so cannot be bound to its filesystem as a fetch is;
     /// it is ended as soon as the pool is seen to have gone.
     pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
-        let (paths, dir) = (self.paths.clone(), self.paths.fill());
-        let clear = move || remove_unfinished(&paths.fill()).and_then(|()| paths.make_folder());
+        let (store, dir) = (self.store.clone(), self.store.fill());
+        let clear = move || remove_unfinished(&store.fill()).and_then(|()| store.make_folder());
         on_disk(clear).await?;
         let path = dir.to_string_lossy().into_owned();
         let args = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress", "--"];
         let command = self.remote(args, safe).args([self.url.fetch_url(), &path]).progress(self.progress.clone());
         let done = command.run().await;
         let rewrite = {
-            let (paths, heads, tags, pins) =
-                (self.paths.clone(), self.followed("heads"), self.followed("tags"), self.pins());
+            let (store, heads, tags, pins) =
+                (self.store.clone(), self.followed("heads"), self.followed("tags"), self.pins());
             let detached = match head {
                 Some(Head::Detached(commit)) => Some(*commit),
                 _ => None,
             };
-            move || adopt_clone(&paths, &heads, &tags, &pins, detached)
+            move || adopt_clone(&store, &heads, &tags, &pins, detached)
         };
         match done {
             Ok(_) => on_disk(rewrite).await,
@@ -202,7 +203,7 @@ impl Visit {
     /// In the store, and by no path: where the pool is unmounted under way, git goes on writing to the filesystem that it
     /// began on, and never to the disk below the mount point (it makes directories that its paths miss).
     fn inside(&self, command: Command) -> Command {
-        command.git_dir(".").work_dir(self.paths.store())
+        command.git_dir(".").work_dir(self.store.git())
     }
 
     /// Publishes a snapshot of what the store holds now, unless `previous` has the same refs and no new objects came.
@@ -211,15 +212,16 @@ impl Visit {
         head: Option<Head>,
         previous: Option<SnapshotPin>,
         objects_came: bool,
+        first: u64,
     ) -> Result<Option<(SnapshotPin, usize)>, Reason> {
         self.progress.send_replace(Progress::phase("publishing"));
         let packed = self.local(["pack-refs", "--all", "--prune"]).run().await;
         packed.map_err(|error| self.reason("packing the refs of", &error))?;
         let namespace = format!("refs/namespaces/{}/", self.folder).into_bytes();
         let pins = self.pins().into_bytes();
-        let (url, paths) = (self.url.clone(), self.paths.clone());
+        let (url, paths, store) = (self.url.clone(), self.paths.clone(), self.store.git());
         let published = blocking(self.subject(), move || {
-            let refs = RefTable::read(&paths.store().join("packed-refs"))?.rename(|name| {
+            let refs = RefTable::read(&store.join("packed-refs"))?.rename(|name| {
                 let name = name.strip_prefix(&*namespace).or_else(|| name.strip_prefix(&*pins))?;
                 name.starts_with(b"refs/").then(|| name.to_vec())
             });
@@ -231,7 +233,15 @@ impl Visit {
                 return Ok(None);
             }
             let previous = previous.as_ref().map(SnapshotPin::path);
-            let publication = Publication { url: &url, paths: &paths, head: head.as_ref(), refs: &refs, previous };
+            let publication = Publication {
+                url: &url,
+                paths: &paths,
+                store: &store,
+                head: head.as_ref(),
+                refs: &refs,
+                previous,
+                first,
+            };
             publication.publish().map(|pin| Some((pin, refs.len())))
         });
         published.await?.map_err(|error| io_reason(self.subject(), "publishing a snapshot", &error))
@@ -239,8 +249,14 @@ impl Visit {
 }
 
 /// Makes a fresh clone the store. Branches and tags go into the namespace; nothing of upstream's address stays.
-fn adopt_clone(paths: &Paths, heads: &str, tags: &str, pins: &str, detached: Option<CommitId>) -> std::io::Result<()> {
-    let clone = paths.fill();
+fn adopt_clone(
+    store: &StorePaths,
+    heads: &str,
+    tags: &str,
+    pins: &str,
+    detached: Option<CommitId>,
+) -> std::io::Result<()> {
+    let clone = store.fill();
     let renamed = |name: &[u8]| {
         let (prefix, rest) = match name.strip_prefix(b"refs/heads/") {
             Some(rest) => (heads, rest),
@@ -255,7 +271,8 @@ fn adopt_clone(paths: &Paths, heads: &str, tags: &str, pins: &str, detached: Opt
     fs::write(clone.join("packed-refs"), refs.to_file())?;
     fs::write(clone.join("config"), CONFIG)?;
     fs::write(clone.join("HEAD"), "ref: refs/heads/.invalid\n")?;
-    fs::rename(clone, paths.store())
+    fs::write(clone.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
+    fs::rename(clone, store.git())
 }
 
 /// File work off the async threads, within a git step.

@@ -1,5 +1,7 @@
 //! What outlives a fetch: taking over at start, superseded snapshots, removal.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,11 +9,12 @@ use stoker_core::reason::Reason;
 use stoker_core::source::RepositoryUrl;
 use tokio::time::{Instant, sleep};
 
-use super::disk::{Paths, io_reason, repositories};
+use super::disk::{Paths, StorePaths, io_reason, remove_unfinished, replace, repositories};
+use super::entry::Entry;
 use super::fetch::blocking;
 use super::recover::{Found, recover};
+use super::refs::RefTable;
 use super::snapshot::SnapshotPin;
-use super::store::Entry;
 use super::{Repositories, Shared, lock, unknown};
 
 impl Repositories {
@@ -30,7 +33,7 @@ impl Repositories {
         }
         entry.stop.cancel();
         entry.ended.cancelled().await;
-        let discarded = self.shared.discard(paths.store()).await;
+        let left = self.shared.leave_store(&entry).await;
         if paths.folder.is_dir() {
             self.shared.save(&entry).await?;
         }
@@ -41,7 +44,7 @@ impl Repositories {
             }
             state.removing = false;
         }
-        discarded?;
+        left?;
         self.shared.sweep(&entry, Duration::ZERO).await;
         self.shared.tick();
         Ok(())
@@ -57,16 +60,17 @@ impl Shared {
             let (dir, subject) = (root.clone(), repositories(&root).display().to_string());
             let found = blocking(&subject, move || recover(&dir, &reader, &*discard)).await?;
             for found in found.map_err(|error| io_reason(&subject, "looking for repositories", &error))? {
-                self.take_over(found).await?;
+                self.take_over(&root, found).await?;
             }
             Ok(())
         });
         once.await.copied()
     }
 
-    async fn take_over(self: &Arc<Self>, mut found: Found) -> Result<(), Reason> {
+    async fn take_over(self: &Arc<Self>, root: &Path, mut found: Found) -> Result<(), Reason> {
         found.meta.declared = false;
         let removed = found.meta.removed;
+        let mut trust = None;
         let known = lock(&self.entries).get(found.meta.url.key()).cloned();
         let entry = match known {
             // A declared mirror: the configuration says more than what was written.
@@ -74,10 +78,11 @@ impl Shared {
                 let mut state = entry.state();
                 let declared = std::mem::replace(&mut state.meta, found.meta);
                 let meta = &mut state.meta;
-                (meta.url, meta.trust, meta.declared) = (declared.url, declared.trust, true);
+                (meta.url, meta.fork_of, meta.declared) = (declared.url, declared.fork_of, true);
                 meta.pinned |= declared.pinned;
                 meta.removed = false;
                 drop(state);
+                trust = Some(declared.trust);
                 entry
             }
             None => self.insert(found.meta, false)?,
@@ -93,9 +98,11 @@ impl Shared {
         if entry.state().meta.removed {
             entry.stop.cancel();
         }
-        let paths = found.paths;
-        let measured = Arc::clone(&entry);
-        blocking(entry.url.key(), move || measured.measure(&paths)).await
+        if let Some(trust) = trust {
+            self.change_trust(&entry, &trust).await;
+        }
+        let (measured, root) = (Arc::clone(&entry), root.to_owned());
+        blocking(entry.url.key(), move || measured.measure(&root)).await
     }
 
     /// Removes what was superseded for longer than `grace` and nobody pins; with the last, a removed repository.
@@ -128,9 +135,63 @@ impl Shared {
             }
         } else if swept {
             let measured = Arc::clone(entry);
-            let _ = blocking(entry.url.key(), move || measured.measure(&paths)).await;
+            let _ = blocking(entry.url.key(), move || measured.measure(&root)).await;
             self.tick();
         }
+    }
+
+    /// The repository's refs leave its store; with the last one's, the store goes.
+    pub(super) async fn leave_store(&self, entry: &Arc<Entry>) -> Result<(), Reason> {
+        let Some(name) = entry.state().meta.store.clone() else { return Ok(()) };
+        let _turn = self.stores.get(&name).turn().await;
+        self.leave(entry, &name).await
+    }
+
+    /// The caller has the store's turn.
+    async fn leave(&self, entry: &Arc<Entry>, name: &str) -> Result<(), Reason> {
+        {
+            let mut state = entry.state();
+            (state.meta.store, state.meta.generation) = (None, None);
+        }
+        let paths = StorePaths::new(&(self.root)()?, name);
+        let shares = |other: &Arc<Entry>| other.state().meta.store.as_deref() == Some(name);
+        if !self.all().iter().any(shares) {
+            return self.discard(paths.folder).await;
+        }
+        let (folder, subject) = (entry.folder.clone(), entry.url.key());
+        let forgotten = blocking(subject, move || forget_refs(&paths.git(), &folder)).await?;
+        forgotten.map_err(|error| io_reason(subject, "removing its refs from the store", &error))
+    }
+
+    /// Another class may read it from now on: what came under the one before is not handed out any more, and it is filled
+    /// anew, for its store and its snapshots hold objects of others of that class.
+    pub(super) async fn change_trust(&self, entry: &Arc<Entry>, trust: &str) {
+        if entry.state().meta.trust == trust {
+            return;
+        }
+        let store = entry.state().meta.store.clone();
+        let turn = match &store {
+            Some(name) => Some(self.stores.get(name).turn().await),
+            None => None,
+        };
+        tracing::info!(repository = entry.url.key(), trust, "another trust class: it is filled anew");
+        {
+            let mut state = entry.state();
+            trust.clone_into(&mut state.meta.trust);
+            if let Some(pin) = state.current.take() {
+                state.meta.first_snapshot = pin.number().saturating_add(1);
+                state.superseded.push((pin, Instant::now()));
+            }
+        }
+        let left = match &store {
+            Some(name) => self.leave(entry, name).await,
+            None => Ok(()),
+        };
+        drop(turn);
+        if let Err(reason) = left.and(self.save(entry).await) {
+            tracing::warn!(repository = entry.url.key(), "{}", reason.message);
+        }
+        self.sweep(entry, Duration::ZERO).await;
     }
 
     /// Whether nothing is left of a removed repository but its folder. From then on nobody begins it anew until that is
@@ -144,6 +205,18 @@ impl Shared {
         state.removing |= over;
         over
     }
+}
+
+/// Forgets one repository's refs in a store. The caller is the one writer.
+fn forget_refs(store: &Path, folder: &str) -> io::Result<()> {
+    let spaces = ["namespaces", "pins"].map(|space| format!("refs/{space}/{folder}"));
+    let packed = store.join("packed-refs");
+    let kept = RefTable::read(&packed)?.rename(|name| {
+        let own = |space: &String| name.strip_prefix(space.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
+        (!spaces.iter().any(own)).then(|| name.to_vec())
+    });
+    replace(&packed, &kept.to_file(), true)?;
+    spaces.iter().try_for_each(|space| remove_unfinished(&store.join(space)))
 }
 
 /// Sweeps all repositories from time to time, until the agent stops.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
 use stoker_core::reason::{Code, Reason};
 
+use super::network::TIPS_MAX;
 use super::refs::{digest, is_followed, parse_id};
 
 /// What HEAD names.
@@ -78,6 +79,8 @@ pub(super) struct Listing {
     pub(super) digest: String,
     /// Branches and tags.
     pub(super) followed: usize,
+    /// What some of them name, spread over all of them.
+    pub(super) tips: Vec<CommitId>,
     /// Of the wanted refs and tips those that are there, by full name.
     pub(super) extra: BTreeMap<String, CommitId>,
 }
@@ -127,7 +130,11 @@ impl Listing {
         };
         let shown = head.as_ref().map(Head::to_file).unwrap_or_default();
         let digest = digest(&shown, followed.iter().copied());
-        Ok(Self { head, digest, followed: followed.len(), extra })
+        let step = followed.len().div_ceil(TIPS_MAX).max(1);
+        let mut tips: Vec<CommitId> = followed.iter().step_by(step).map(|(_, id)| *id).chain(head_id).collect();
+        tips.sort_unstable();
+        tips.dedup();
+        Ok(Self { head, digest, followed: followed.len(), tips, extra })
     }
 
     /// Nothing was ever pushed there.

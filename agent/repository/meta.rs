@@ -11,6 +11,7 @@ use stoker_core::source::RepositoryUrl;
 
 use super::disk::replace;
 use super::listing::Head;
+use crate::config::{Mirror, TRUST_DEFAULT};
 
 /// How many pinned pull requests one repository keeps; the ones asked for longest ago go first.
 pub(super) const PINS_MAX: usize = 1000;
@@ -35,6 +36,18 @@ pub(super) struct Meta {
     pub(super) trust: String,
     pub(super) pinned: bool,
     pub(super) declared: bool,
+    /// What it was declared a fork of.
+    #[serde(default)]
+    pub(super) fork_of: Option<RepositoryUrl>,
+    /// The store that it fetches into, where it did.
+    #[serde(default)]
+    pub(super) store: Option<String>,
+    /// Which store of that name has its refs; see [`super::disk::StorePaths::generation`].
+    #[serde(default)]
+    pub(super) generation: Option<String>,
+    /// Snapshots of lower numbers are of another trust class.
+    #[serde(default)]
+    pub(super) first_snapshot: u64,
     /// It was removed, and stands here only for snapshots that something still pins.
     #[serde(default)]
     pub(super) removed: bool,
@@ -60,15 +73,23 @@ pub(super) struct Meta {
     /// Requests that asked upstream.
     #[serde(default)]
     pub(super) misses: u64,
+    /// Requests that were answered with something older than they asked for.
+    #[serde(default)]
+    pub(super) stale: u64,
 }
 
 impl Meta {
     pub(super) fn new(url: RepositoryUrl, trust: String, pinned: bool, declared: bool) -> Self {
+        let trust = if trust.is_empty() { TRUST_DEFAULT.to_owned() } else { trust };
         Self {
             url,
             trust,
             pinned,
             declared,
+            fork_of: None,
+            store: None,
+            generation: None,
+            first_snapshot: 0,
             removed: false,
             head: None,
             last_fetch_at: None,
@@ -78,7 +99,14 @@ impl Meta {
             pins: Vec::new(),
             hits: 0,
             misses: 0,
+            stale: 0,
         }
+    }
+
+    /// As an entry of the configuration has it.
+    pub(super) fn declared(mirror: &Mirror) -> Self {
+        let meta = Self::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true);
+        Self { fork_of: mirror.fork_of.clone(), ..meta }
     }
 
     pub(super) fn read(file: &Path) -> io::Result<Self> {
@@ -86,7 +114,11 @@ impl Meta {
         if bytes > FILE_BYTES_MAX {
             return Err(io::Error::other(format!("{} has {bytes} bytes", file.display())));
         }
-        serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::other)
+        let mut meta: Self = serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::other)?;
+        if meta.trust.is_empty() {
+            TRUST_DEFAULT.clone_into(&mut meta.trust);
+        }
+        Ok(meta)
     }
 
     /// `durable`: it survives a loss of power; not worth it for a mere confirmation.

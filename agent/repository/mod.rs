@@ -2,13 +2,14 @@
 //!
 //! In come sources (a URL and a ref) and what the configuration declares and allows; out go commits, each with a
 //! [`SnapshotPin`] that keeps its snapshot on disk, and [`View`]s for people. The room owns
-//! `<pool>/stoker/repositories`: for each repository a private store that one serial task fetches into, the immutable
-//! snapshots published from it, and a small file with what is known. It starts `git` (in [`git`] alone) to move objects,
-//! and reads snapshots with git2 ([`Reader`]).
+//! `<pool>/stoker/stores`, which only fetches write to, one at a time in each, and which forks share; and
+//! `<pool>/stoker/repositories`: for each repository the immutable snapshots published from its store, and a small file
+//! with what is known. It starts `git` (in [`git`] alone) to move objects, and reads snapshots with git2 ([`Reader`]).
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
 mod disk;
+mod entry;
 mod fetch;
 pub mod git;
 mod git_error;
@@ -16,7 +17,9 @@ mod keep;
 mod listing;
 mod local;
 mod meta;
+mod network;
 pub mod orphans;
+mod places;
 mod presence;
 mod progress;
 mod read;
@@ -37,18 +40,21 @@ use std::time::Duration;
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::{RepositoryUrl, allowed};
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
 use disk::{Paths, io_reason};
+use entry::{Entry, work};
 use fetch::blocking;
 use git::Git;
 use listing::Wanted;
 use meta::Meta;
+use network::Claims;
+use places::Places;
 use presence::Presence;
-use store::{Entry, work};
+use store::Stores;
 
 pub use listing::Head;
 pub use progress::Progress;
@@ -87,7 +93,9 @@ struct Shared {
     discard: Discard,
     reader: Reader,
     /// Of parallel visits to upstreams.
-    places: Semaphore,
+    places: Places,
+    stores: Stores,
+    claims: Claims,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Done once the pool was there.
     recovery: OnceCell<()>,
@@ -130,7 +138,9 @@ impl Repositories {
             return Err(Reason::new(Code::RepositoryNotDeclared, twice.url.key(), message));
         }
         let shared = Arc::new(Shared {
-            places: Semaphore::new(config.parallel.clamp(1, 64)),
+            places: Places::new(config.parallel, config.parallel_per_host),
+            stores: Stores::default(),
+            claims: Claims::default(),
             config: RwLock::new(Arc::new(config.clone())),
             git,
             root,
@@ -146,8 +156,7 @@ impl Repositories {
             superseded_for,
         });
         for mirror in &config.mirrors {
-            let meta = Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true);
-            shared.insert(meta, false)?;
+            shared.insert(Meta::declared(mirror), false)?;
         }
         if let Err(reason) = shared.recovered().await {
             tracing::warn!(reason = reason.code.word(), "repositories wait for their pool: {}", reason.message);
@@ -182,27 +191,23 @@ impl Repositories {
     /// When more are declared than one node keeps; those before are taken over.
     pub async fn reconfigure(&self, config: &config::Repositories) -> Result<(), Reason> {
         let shared = &self.shared;
-        let before = {
-            let mut held = shared.config.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *held, Arc::new(config.clone()))
-        };
-        let (was, is) = (before.parallel.clamp(1, 64), config.parallel.clamp(1, 64));
-        shared.places.add_permits(is.saturating_sub(was));
-        shared.places.forget_permits(was.saturating_sub(is));
+        *shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
+        shared.places.resize(config.parallel, config.parallel_per_host);
         for entry in shared.all() {
             entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
         }
         for mirror in &config.mirrors {
             let entry = match shared.get(&mirror.url) {
                 Some(entry) => entry,
-                None => shared.insert(Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true), false)?,
+                None => shared.insert(Meta::declared(mirror), false)?,
             };
+            shared.change_trust(&entry, &mirror.trust).await;
             {
                 let mut state = entry.state();
                 state.ephemeral = false;
                 state.meta.declared = true;
                 state.meta.pinned |= mirror.pin;
-                state.meta.trust.clone_from(&mirror.trust);
+                state.meta.fork_of.clone_from(&mirror.fork_of);
             }
             let filled = entry.current().is_some();
             let pause = if filled { config.refresh / 10 } else { Duration::ZERO };

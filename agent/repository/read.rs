@@ -176,6 +176,17 @@ impl Reader {
         Ok(table)
     }
 
+    /// How many of these objects the snapshot has.
+    ///
+    /// # Errors
+    /// When the objects cannot be read.
+    pub(super) fn count(&self, pin: &SnapshotPin, objects: &[CommitId]) -> Result<usize, ReadError> {
+        self.with(pin, |repository| {
+            let odb = repository.odb()?;
+            Ok(objects.iter().filter(|object| odb.exists(oid(**object))).count())
+        })
+    }
+
     /// The first line of the commit's message, shortened.
     ///
     /// # Errors

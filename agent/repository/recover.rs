@@ -1,18 +1,19 @@
 //! What a killed predecessor left: removed, or taken over. The caller holds the agent's exclusive lock.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::{Paths, is_leftover, names, repositories, snapshot_number};
+use super::disk::{Paths, StorePaths, is_leftover, names, repositories, snapshot_number, stores};
 use super::meta::Meta;
 use super::read::Reader;
 use super::snapshot::SnapshotPin;
+use super::store::name_of;
 
 /// A repository that was found on disk.
 pub(super) struct Found {
     pub(super) meta: Meta,
-    pub(super) paths: Paths,
     /// Good ones, the newest last.
     pub(super) snapshots: Vec<SnapshotPin>,
     /// Refs in the newest.
@@ -34,7 +35,9 @@ pub(super) fn recover(
             continue;
         }
         match Meta::read(&paths.meta()) {
-            Ok(meta) if meta.url.folder().as_str() == name => found.push(recover_one(meta, paths, reader, discard)),
+            Ok(meta) if meta.url.folder().as_str() == name => {
+                found.push(recover_one(root, meta, paths, reader, discard))
+            }
             Ok(meta) => {
                 tracing::warn!(folder = name, url = %meta.url, "a repository in a folder of another: removed");
                 remove(&paths.folder, discard);
@@ -45,11 +48,48 @@ pub(super) fn recover(
             }
         }
     }
+    recover_stores(root, &found, discard)?;
     Ok(found)
 }
 
-fn recover_one(meta: Meta, paths: Paths, reader: &Reader, discard: &dyn Fn(PathBuf) -> io::Result<()>) -> Found {
-    clean(&paths.store(), discard);
+/// Cleans the stores, and removes those that no repository fetches into.
+fn recover_stores(root: &Path, found: &[Found], discard: &dyn Fn(PathBuf) -> io::Result<()>) -> io::Result<()> {
+    let used: BTreeSet<&str> = found.iter().filter_map(|found| found.meta.store.as_deref()).collect();
+    for name in names(&stores(root))? {
+        let folder = StorePaths::new(root, &name).folder;
+        if used.contains(name.as_str()) {
+            clean(&folder, discard);
+        } else {
+            remove(&folder, discard);
+        }
+    }
+    Ok(())
+}
+
+/// Until stores were shared, each lay in its repository's folder.
+fn move_store(root: &Path, meta: &mut Meta, paths: &Paths) -> io::Result<()> {
+    let own = paths.folder.join("store.git");
+    if meta.store.is_some() || !own.is_dir() {
+        return Ok(());
+    }
+    let name = name_of(&meta.trust, &meta.url);
+    let store = StorePaths::new(root, &name);
+    store.make_folder()?;
+    fs::rename(own, store.git())?;
+    meta.store = Some(name);
+    meta.write(&paths.meta(), true)
+}
+
+fn recover_one(
+    root: &Path,
+    mut meta: Meta,
+    paths: Paths,
+    reader: &Reader,
+    discard: &dyn Fn(PathBuf) -> io::Result<()>,
+) -> Found {
+    if let Err(error) = move_store(root, &mut meta, &paths) {
+        tracing::warn!(repository = meta.url.key(), %error, "its store cannot be moved to the others: it is cloned anew");
+    }
     for name in names(&paths.folder).unwrap_or_default() {
         if is_leftover(&name) {
             remove(&paths.folder.join(name), discard);
@@ -70,7 +110,7 @@ fn recover_one(meta: Meta, paths: Paths, reader: &Reader, discard: &dyn Fn(PathB
     }
     snapshots.sort_by_key(SnapshotPin::number);
     let refs = snapshots.last().and_then(|pin| reader.refs(pin).ok()).map_or(0, |refs| refs.len());
-    Found { meta, paths, snapshots, refs: u64::try_from(refs).unwrap_or(u64::MAX) }
+    Found { meta, snapshots, refs: u64::try_from(refs).unwrap_or(u64::MAX) }
 }
 
 /// Whether the snapshot opens and has what its first refs name.

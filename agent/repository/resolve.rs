@@ -10,12 +10,12 @@ use stoker_core::source::{Asked, Fetched, Found, Origin, Probed, Request, Source
 use tokio::time::Instant;
 
 use super::disk::io_reason;
+use super::entry::Entry;
 use super::fetch::blocking;
 use super::listing::{Head, Wanted};
 use super::meta::Meta;
 use super::read::{ReadError, Reader};
 use super::snapshot::SnapshotPin;
-use super::store::Entry;
 use super::{Cached, Repositories, Resolved, Shared};
 
 /// More than any resolution has; see [`decide`].

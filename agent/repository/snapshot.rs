@@ -96,19 +96,24 @@ impl SnapshotPin {
 pub(super) struct Publication<'a> {
     pub(super) url: &'a RepositoryUrl,
     pub(super) paths: &'a Paths,
+    /// The bare repository that the objects are in.
+    pub(super) store: &'a Path,
     pub(super) head: Option<&'a Head>,
     pub(super) refs: &'a RefTable,
     /// Files that it has are synced already.
     pub(super) previous: Option<&'a Path>,
+    /// The least number that it may have.
+    pub(super) first: u64,
 }
 
 impl Publication<'_> {
     /// Makes the snapshot. Blocks on the disk.
     pub(super) fn publish(&self) -> io::Result<SnapshotPin> {
         let snapshots = self.paths.snapshots();
+        self.paths.make_folder()?;
         make_directory(&snapshots)?;
         let last = names(&snapshots)?.iter().filter_map(|name| snapshot_number(name)).max();
-        let number = last.unwrap_or(0) + 1;
+        let number = last.map_or(1, |last| last.saturating_add(1)).max(self.first);
         let temporary = snapshots.join(format!(".tmp-{number}"));
         remove_unfinished(&temporary)?;
         let made = self.fill(&temporary);
@@ -121,13 +126,14 @@ impl Publication<'_> {
         sync_directory(&snapshots)?;
         if last.is_none() {
             sync_directory(&self.paths.folder)?;
+            self.paths.folder.parent().map_or(Ok(()), sync_directory)?;
         }
         Ok(pin)
     }
 
     fn fill(&self, temporary: &Path) -> io::Result<()> {
         fs::create_dir(temporary)?;
-        let store = self.paths.store().join("objects");
+        let store = self.store.join("objects");
         let previous = self.previous.map(|path| path.join("objects"));
         link_objects(&store, &temporary.join("objects"), previous.as_deref())?;
         // A branch of a name that cannot be keeps HEAD valid where upstream's names nothing.

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod forks;
 mod resolve;
 mod survive;
 pub(super) mod world;

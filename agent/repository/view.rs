@@ -9,9 +9,9 @@ use stoker_core::source::{Origin, RepositoryUrl};
 use tokio::sync::watch;
 
 use super::Repositories;
+use super::entry::Ask;
 use super::progress::Progress;
 use super::snapshot::SnapshotPin;
-use super::store::Ask;
 
 /// What a repository is doing, or is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +73,10 @@ pub struct View {
     pub folder: String,
     /// Fetches that failed in a row.
     pub failures: u32,
+    /// Its store, which forks share; empty where it never fetched.
+    pub store: String,
+    /// Requests that were answered with something older than they asked for.
+    pub stale: u64,
 }
 
 /// One commit, and the snapshot that holds it for as long as this value lives.

@@ -5,27 +5,30 @@ use std::sync::Arc;
 
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::Timestamp;
-use stoker_core::reason::Reason;
+use stoker_core::reason::{Code, Reason};
 use stoker_core::source::Fetched;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::disk::{Paths, io_reason};
+use super::disk::{Paths, StorePaths, io_reason};
+use super::entry::{Entry, Outcome, stopping};
 use super::fetch::{Visit, blocking};
 use super::git::GitError;
 use super::listing::{Head, Listing, Wanted};
 use super::local::SafeDirectory;
 use super::meta::Pin;
+use super::network::{Claim, choose};
+use super::places::Place;
 use super::snapshot::SnapshotPin;
-use super::store::{Entry, Outcome};
+use super::store::{Turn, name_of};
 
-/// Serves one batch.
-pub(super) async fn visit(shared: &Arc<Shared>, entry: &Arc<Entry>, wanted: &Wanted) -> Outcome {
+/// Serves one batch. `place` is the one among parallel visits that it was given.
+pub(super) async fn visit(shared: &Arc<Shared>, entry: &Arc<Entry>, wanted: &Wanted, place: Place) -> Outcome {
     let mut commits = BTreeMap::new();
     let cancel = entry.stop.child_token();
     let result = {
-        let mut work = Box::pin(run(shared, entry, wanted, &cancel, &mut commits));
+        let mut work = Box::pin(run(shared, entry, wanted, place, &cancel, &mut commits));
         match shared.recovered().await.and_then(|()| (shared.root)()) {
             Err(reason) => Err(reason),
             Ok(_) => {
@@ -49,18 +52,20 @@ async fn run(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
     wanted: &Wanted,
+    place: Place,
     cancel: &CancellationToken,
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
     let root = (shared.root)()?;
-    let paths = Paths::new(&root, &entry.folder);
-    let visit = Visit {
+    let meta = entry.state().meta.clone();
+    let mut visit = Visit {
         git: shared.git.clone(),
         url: entry.url.clone(),
         folder: entry.folder.clone(),
-        paths: paths.clone(),
+        paths: Paths::new(&root, &entry.folder),
+        store: StorePaths::new(&root, &name_of(&meta.trust, &entry.url)),
         protocols: shared.config().protocols.clone(),
-        redirects: entry.state().meta.declared,
+        redirects: meta.declared,
         deadline: std::time::Instant::now() + shared.config().fetch_within,
         cancel: cancel.clone(),
         progress: entry.progress.clone(),
@@ -71,7 +76,13 @@ async fn run(
     let listing = visit.list(wanted, safe.as_deref()).await?;
     // A pool that was exchanged has lost it.
     let current = entry.current().filter(|pin| pin.path().is_dir());
-    let come = bring(shared, entry, &visit, &listing, current.as_ref(), safe.as_deref()).await?;
+    let (unchanged, missing) = compare(shared, entry, &listing, current.as_ref()).await?;
+    if unchanged && missing.extra.is_empty() && wanted.commits.is_empty() && !drops_pins(entry, &listing, wanted) {
+        update_pins(entry, &listing, wanted, asked_at);
+        return record(shared, entry, &visit, listing.head, asked_at, false).await;
+    }
+    let writer = begin(shared, entry, &mut visit, &listing, place).await?;
+    let come = bring(shared, entry, &visit, &missing, unchanged, safe.as_deref()).await?;
     let mut objects_came = come == Come::Whole;
     for commit in &wanted.commits {
         let fetched = visit.fetch_commit(*commit, safe.as_deref()).await;
@@ -84,10 +95,52 @@ async fn run(
     }
     let fetched = come != Come::Nothing || objects_came;
     if fetched || !dropped.is_empty() || current.is_none() {
-        let published = visit.publish(listing.head.clone(), current, objects_came).await?;
+        let first = entry.state().meta.first_snapshot;
+        let published = visit.publish(listing.head.clone(), current, objects_came, first).await?;
         adopt(entry, published);
     }
-    record(shared, entry, &paths, listing.head, asked_at, fetched).await
+    let recorded = record(shared, entry, &visit, listing.head, asked_at, fetched).await;
+    drop(writer);
+    recorded
+}
+
+/// The right to write to the store, and what goes with it.
+struct Writer {
+    _turn: Turn,
+    _place: Place,
+    _claim: Option<Claim>,
+}
+
+/// Finds the repository's store, and waits for its turn there. Who waits gives its place to others.
+async fn begin(
+    shared: &Arc<Shared>,
+    entry: &Arc<Entry>,
+    visit: &mut Visit,
+    listing: &Listing,
+    place: Place,
+) -> Result<Writer, Reason> {
+    drop(place);
+    let trust = entry.state().meta.trust.clone();
+    let (name, claim) = choose(shared, entry, &listing.tips).await?;
+    let store = shared.stores.get(&name);
+    let ready = async { (store.turn().await, shared.places.take(&entry.url).await) };
+    let (turn, place) = match visit.cancel.run_until_cancelled(ready).await {
+        Some((turn, Some(place))) => (turn, place),
+        _ => return Err(stopping(&entry.url)),
+    };
+    {
+        let mut state = entry.state();
+        if state.meta.trust != trust || state.meta.store.as_ref().is_some_and(|store| *store != name) {
+            let message = format!("{} changed its trust class meanwhile; ask again", entry.url);
+            return Err(Reason::new(Code::UpstreamTimeout, entry.url.key(), message));
+        }
+        state.meta.store = Some(name.clone());
+    }
+    let root = (shared.root)()?;
+    visit.store = StorePaths::new(&root, &name);
+    // Others had their time; this one's begins now.
+    visit.deadline = std::time::Instant::now() + shared.config().fetch_within;
+    Ok(Writer { _turn: turn, _place: place, _claim: claim })
 }
 
 /// What a visit brought into the store.
@@ -104,32 +157,41 @@ async fn bring(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
     visit: &Visit,
-    listing: &Listing,
-    current: Option<&SnapshotPin>,
+    missing: &Listing,
+    unchanged: bool,
     safe: Option<&SafeDirectory>,
 ) -> Result<Come, Reason> {
     let reason = |error: GitError| error.reason(entry.url.key(), &format!("fetching {}", entry.url));
     let whole = async || {
-        visit.fill(listing.head.as_ref(), safe).await?;
-        if listing.extra.is_empty() { Ok(()) } else { visit.fetch_extra(listing, safe).await }
+        visit.fill(missing.head.as_ref(), safe).await?;
+        if missing.extra.is_empty() { Ok(()) } else { visit.fetch_extra(missing, safe).await }
     };
+    let generation = visit.store.generation();
     if !visit.has_store() {
-        return whole().await.map(|()| Come::Whole).map_err(reason);
+        whole().await.map_err(reason)?;
+        entry.state().meta.generation = visit.store.generation();
+        return Ok(Come::Whole);
     }
-    let (unchanged, missing) = compare(shared, entry, listing, current).await?;
-    let done = match (unchanged, missing.extra.is_empty()) {
+    // A store that was made anew, or that this repository joins, has not its refs yet.
+    let joined = generation.is_some() && entry.state().meta.generation == generation;
+    let done = match (unchanged && joined, missing.extra.is_empty()) {
         (true, true) => return Ok(Come::Nothing),
-        (true, false) => visit.fetch_extra(&missing, safe).await,
-        (false, _) => visit.fetch(&missing, safe).await,
+        (true, false) => visit.fetch_extra(missing, safe).await,
+        (false, _) => visit.fetch(missing, safe).await,
     };
     match done {
-        Ok(()) => Ok(Come::Refs),
+        Ok(()) => {
+            entry.state().meta.generation = generation;
+            Ok(Come::Refs)
+        }
         Err(error) if error.is_store_damage() => {
             tracing::error!(repository = entry.url.key(), %error, "the store is damaged: it is cloned anew");
             entry.state().quarantined = true;
             shared.tick();
-            shared.discard(visit.paths.store()).await?;
-            whole().await.map(|()| Come::Whole).map_err(reason)
+            shared.discard(visit.store.git()).await?;
+            whole().await.map_err(reason)?;
+            entry.state().meta.generation = visit.store.generation();
+            Ok(Come::Whole)
         }
         Err(error) => Err(reason(error)),
     }
@@ -158,6 +220,12 @@ async fn compare(
     .await
 }
 
+/// Whether upstream no longer has what was pinned of it.
+fn drops_pins(entry: &Entry, listing: &Listing, wanted: &Wanted) -> bool {
+    let state = entry.state();
+    state.meta.pins.iter().any(|pin| wanted.refs.contains(&pin.name) && !listing.extra.contains_key(&pin.name))
+}
+
 /// Records what upstream said of pull requests; gives the names of those that are to be forgotten.
 fn update_pins(entry: &Entry, listing: &Listing, wanted: &Wanted, asked_at: Timestamp) -> Vec<String> {
     let mut state = entry.state();
@@ -184,7 +252,7 @@ fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>) {
 async fn record(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
-    paths: &Paths,
+    visit: &Visit,
     head: Option<Head>,
     asked_at: Timestamp,
     fetched: bool,
@@ -203,9 +271,9 @@ async fn record(
     if !fetched {
         return Ok(());
     }
-    let (measured, paths) = (Arc::clone(entry), paths.clone());
+    let (measured, paths, root) = (Arc::clone(entry), visit.paths.clone(), visit.root.clone());
     let written = blocking(entry.url.key(), move || {
-        measured.measure(&paths);
+        measured.measure(&root);
         meta.write(&paths.meta(), true)
     });
     written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))

@@ -106,7 +106,7 @@ async fn a_pool_comes_and_goes(kind: Kind, size: u64) {
     let add = v1::AddRepositoryRequest { url: scene.large.1.clone(), ..Default::default() };
     scene.agent.repository().await.add_repository(add).await.unwrap();
     let receiving =
-        || listing(&at("stoker/repositories")).keys().any(|name| name.contains(".tmp-fill/objects/pack/tmp_pack"));
+        || listing(&at("stoker/stores")).keys().any(|name| name.contains(".tmp-fill/objects/pack/tmp_pack"));
     wait::until(LIMIT, "the large mirror is being received", receiving);
     scene.filesystem.unmount_anyhow();
     let shut = |now: &v1::Status| pool_state(now) == "NotMounted" && gate_is(now, v1::GateState::Shut);

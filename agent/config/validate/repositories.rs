@@ -34,6 +34,7 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         limit: section.limit.as_ref().map(|bytes| problems.take(&place.field("limit"), limit(bytes.bytes()))),
         refresh: problems.take(&place.field("refresh"), refresh),
         parallel: problems.take(&place.field("parallel"), count(section.parallel, 64)),
+        parallel_per_host: problems.take(&place.field("parallelPerHost"), count(section.parallel_per_host, 64)),
         fetch_within: problems.take(&place.field("fetchWithin"), fetch_within),
         add: match section.add {
             AddWord::Declared => Add::Declared,
@@ -112,9 +113,29 @@ fn mirrors(
             let message = format!("{} is the repository of line {line} too", shown(&section.url));
             problems.add(&at, Fault::new(message, "keep one of them"));
         }
-        mirrors.push(Mirror { url, pin: section.pin, trust });
+        let fork_of = fork_of(section, &url, &here, problems);
+        mirrors.push(Mirror { url, pin: section.pin, trust, fork_of });
     }
     mirrors
+}
+
+fn fork_of(
+    section: &MirrorSection,
+    url: &RepositoryUrl,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Option<RepositoryUrl> {
+    let text = section.fork_of.as_deref()?;
+    let fault = match parse_url(text) {
+        Ok(root) if root != *url => return Some(root),
+        Ok(_) => Fault::new("is the mirror itself", "name the repository that it was forked from, or leave it out"),
+        Err(why) => Fault::new(
+            format!("{} is not a repository: {why}", shown(text)),
+            "write the URL of the repository that it was forked from",
+        ),
+    };
+    problems.add(&place.field("forkOf"), fault);
+    None
 }
 
 /// The one place where a URL of the file is read.

@@ -21,7 +21,7 @@ async fn a_snapshot_survives_whatever_happens_in_the_store() {
     upstream.git(["checkout", "-q", "main"]);
     upstream.git(["branch", "-D", "doomed"]);
     assert!(world.commit(&upstream.request("head")).await.is_ok());
-    let store = world.folder().join(world.repositories.list()[0].folder.clone()).join("store.git");
+    let store = world.store(&upstream.url());
     git_in(&store, ["-c", "gc.pruneExpire=now", "gc", "-q", "--prune=now"]);
     git_in(&store, ["repack", "-adq"]);
     assert_eq!(git_in(old.pin.path(), ["rev-parse", "doomed"]), doomed.to_string());
@@ -72,21 +72,22 @@ async fn an_upstream_that_is_away_is_answered_for_within_bounds() {
 
 /// What a killed git and a killed agent leave.
 fn plant(repositories: &Path) {
-    let folder = std::fs::read_dir(repositories).unwrap().next().unwrap().unwrap().path();
-    for file in [
+    let first = |dir: &Path| std::fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
+    let folder = first(repositories);
+    let store = first(&repositories.with_file_name("stores"));
+    let in_store = [
         "store.git/packed-refs.lock",
         "store.git/refs/namespaces/x.lock",
         "store.git/objects/pack/tmp_pack_abc",
         "store.git/objects/pack/pack-abc.keep",
         "store.git/objects/tmp_objdir-incoming-x/pack/y",
         ".tmp-fill/objects/pack/tmp_pack_z",
-        "snapshots/.tmp-99/HEAD",
-        "snapshots/77/HEAD",
-        ".tmp-meta",
-        "../.tmp-safe-x",
         "../nobody-knows/store.git/HEAD",
-    ] {
-        let path = folder.join(file);
+    ];
+    let in_folder =
+        ["snapshots/.tmp-99/HEAD", "snapshots/77/HEAD", ".tmp-meta", "../.tmp-safe-x", "../nobody-knows/meta"];
+    let in_store = in_store.map(|file| store.join(file));
+    for path in in_store.into_iter().chain(in_folder.map(|file| folder.join(file))) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "x").unwrap();
     }
@@ -112,6 +113,7 @@ async fn a_restart_knows_what_is_there_and_removes_junk() {
     std::fs::rename(&upstream.path, &away).unwrap();
     let world = world.restart(plant).await;
     assert_eq!(leftovers(&world.folder()), Vec::<String>::new());
+    assert_eq!(leftovers(&world.folder().with_file_name("stores")), Vec::<String>::new());
     assert!(world.repositories.pin_named(&url, first.pin.name()).is_some(), "a lease may still need it");
     let asked = world.count("ls-remote");
     let request = Request::new(url.clone(), format!("sha:{}", before.commit).parse().unwrap());
@@ -132,9 +134,9 @@ async fn a_damaged_store_is_cloned_anew() {
     let world = World::new().await;
     let upstream = world.upstream("a");
     let before = world.resolve(&upstream.request("head")).await.unwrap();
-    let folder = world.folder().join(world.repositories.list()[0].folder.clone());
+    let store = world.store(&upstream.url());
     // A snapshot shares the inode, so the pack is exchanged, not written to.
-    for entry in std::fs::read_dir(folder.join("store.git/objects/pack")).unwrap() {
+    for entry in std::fs::read_dir(store.join("objects/pack")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "idx" || extension == "pack") {
             std::fs::remove_file(&path).unwrap();
@@ -184,7 +186,7 @@ async fn declared_mirrors_fill_by_themselves_and_stay_fresh() {
     let world = World::with(|config, dir| {
         for name in ["one", "two", "three"] {
             let upstream = Upstream::new(dir.join("declared").join(name));
-            let mirror = config::Mirror { url: upstream.url(), pin: true, trust: "public".into() };
+            let mirror = config::Mirror { url: upstream.url(), pin: true, trust: "public".into(), fork_of: None };
             config.mirrors.push(mirror);
             upstreams.push(upstream);
         }

@@ -127,6 +127,7 @@ impl World {
             limit: None,
             refresh: Duration::from_secs(300),
             parallel: 2,
+            parallel_per_host: 2,
             fetch_within: Duration::from_secs(60),
             add: config::Add::OnDemand,
             allow: vec!["*".into()],
@@ -178,6 +179,13 @@ impl World {
 
     pub(super) fn folder(&self) -> PathBuf {
         self.dir.path().join("pool/stoker/repositories")
+    }
+
+    /// The bare repository that fetches of `url` write to.
+    pub(super) fn store(&self, url: &RepositoryUrl) -> PathBuf {
+        let view = self.repositories.get(url).unwrap();
+        assert!(!view.store.is_empty(), "{url} has no store yet");
+        self.folder().with_file_name("stores").join(view.store).join("store.git")
     }
 
     pub(super) async fn resolve(&self, request: &Request) -> Result<Resolved, Reason> {

@@ -1,0 +1,353 @@
+//! One repository at work: its state, and the one serial task that changes its store.
+//!
+//! Requests join the batch that waits; the task takes it when a place among the parallel fetches is free, so that all
+//! that came meanwhile is served by one visit to upstream. Callers wait beside the task: one that gives up ends nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use stoker_core::identity::CommitId;
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::{Code, Reason};
+use stoker_core::source::{Fetched, RepositoryUrl};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::disk::{Paths, StorePaths, used_bytes};
+use super::listing::Wanted;
+use super::meta::Meta;
+use super::progress::Progress;
+use super::read::count_objects;
+use super::snapshot::SnapshotPin;
+use super::view::{RepositoryState, View};
+use super::visit::visit;
+
+/// The longest pause between two attempts after failures.
+const BACKOFF_MAX: Duration = Duration::from_secs(30 * 60);
+/// The first pause after a failure; each further one doubles it.
+const BACKOFF_FIRST: Duration = Duration::from_secs(5);
+/// How many batches may wait.
+const BATCHES_MAX: usize = 64;
+
+/// What came of one visit to upstream.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) result: Result<(), Reason>,
+    /// Of the commits that were wanted by their name.
+    pub(super) commits: BTreeMap<CommitId, Fetched>,
+}
+
+/// A place in a batch.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    url: RepositoryUrl,
+    done: watch::Receiver<Option<Arc<Outcome>>>,
+}
+
+impl Ask {
+    /// What came of it.
+    pub(super) async fn wait(mut self, deadline: Instant) -> Result<Arc<Outcome>, Reason> {
+        match timeout_at(deadline, self.done.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => outcome.clone().ok_or_else(|| stopping(&self.url)),
+            Ok(Err(_)) => Err(stopping(&self.url)),
+            Err(_) => {
+                let message = format!("{} is being fetched and was not done in time; it goes on: ask again", self.url);
+                Err(Reason::new(Code::UpstreamTimeout, self.url.key(), message))
+            }
+        }
+    }
+}
+
+pub(super) fn stopping(url: &RepositoryUrl) -> Reason {
+    Reason::new(
+        Code::UpstreamUnreachable,
+        url.key(),
+        format!("{url} is no longer fetched: it was removed or the agent stops"),
+    )
+}
+
+struct Batch {
+    wanted: Wanted,
+    done: watch::Sender<Option<Arc<Outcome>>>,
+}
+
+/// What is known of a repository.
+pub(super) struct State {
+    pub(super) meta: Meta,
+    /// Added for a request that is not answered yet: goes again when that fails.
+    pub(super) ephemeral: bool,
+    pub(super) busy: bool,
+    /// Its files are being moved away: nobody begins it anew yet.
+    pub(super) removing: bool,
+    pub(super) quarantined: bool,
+    pub(super) current: Option<SnapshotPin>,
+    /// With the time since when each is not the newest.
+    pub(super) superseded: Vec<(SnapshotPin, Instant)>,
+    pub(super) next_refresh: Option<(Instant, Timestamp)>,
+    pub(super) disk_bytes: u64,
+    pub(super) objects: u64,
+    pub(super) refs: u64,
+    batches: VecDeque<Batch>,
+}
+
+/// A repository.
+pub(super) struct Entry {
+    pub(super) url: RepositoryUrl,
+    pub(super) folder: String,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) stop: CancellationToken,
+    /// Cancelled when the task is over.
+    pub(super) ended: CancellationToken,
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+impl Entry {
+    pub(super) fn new(meta: Meta, ephemeral: bool, stop: CancellationToken) -> Self {
+        let state = State {
+            meta: meta.clone(),
+            ephemeral,
+            busy: false,
+            removing: false,
+            quarantined: false,
+            current: None,
+            superseded: Vec::new(),
+            next_refresh: None,
+            disk_bytes: 0,
+            objects: 0,
+            refs: 0,
+            batches: VecDeque::new(),
+        };
+        Self {
+            folder: meta.url.folder().to_string(),
+            url: meta.url,
+            progress: watch::Sender::new(Progress::default()),
+            stop,
+            ended: CancellationToken::new(),
+            state: Mutex::new(state),
+            wake: Notify::new(),
+        }
+    }
+
+    /// A poisoned lock guards a state that is still whole: changes are assignments.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn current(&self) -> Option<SnapshotPin> {
+        self.state().current.clone()
+    }
+
+    /// Joins the batch that waits.
+    pub(super) fn ask(&self, wanted: Wanted) -> Result<Ask, Reason> {
+        let mut state = self.state();
+        if self.stop.is_cancelled() {
+            return Err(stopping(&self.url));
+        }
+        if state.batches.back().is_none_or(|batch| batch.wanted.is_full()) {
+            if state.batches.len() >= BATCHES_MAX {
+                let message = format!("too many requests wait for {}; ask again later", self.url);
+                return Err(Reason::new(Code::UpstreamTimeout, self.url.key(), message));
+            }
+            state.batches.push_back(Batch { wanted: Wanted::default(), done: watch::Sender::new(None) });
+        }
+        let Some(batch) = state.batches.back_mut() else { return Err(stopping(&self.url)) };
+        batch.wanted.merge(wanted);
+        let done = batch.done.subscribe();
+        drop(state);
+        self.wake.notify_one();
+        Ok(Ask { url: self.url.clone(), done })
+    }
+
+    /// Asks upstream after `pause`, give or take a fifth, unless something makes it do so sooner.
+    pub(super) fn refresh_in(&self, pause: Duration, now: Timestamp) {
+        let pause = jittered(pause);
+        let millis = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+        self.state().next_refresh = Some((Instant::now() + pause, Timestamp(now.0.saturating_add(millis))));
+        self.wake.notify_one();
+    }
+
+    /// Measures what it holds on disk. Blocks.
+    pub(super) fn measure(&self, root: &Path) {
+        let store = self.state().meta.store.as_deref().map(|name| StorePaths::new(root, name).folder);
+        let snapshots = Paths::new(root, &self.folder).snapshots();
+        let trees: Vec<PathBuf> = store.into_iter().chain([snapshots]).collect();
+        let bytes = used_bytes(&trees);
+        let objects = self.current().map_or(0, |pin| count_objects(pin.path()));
+        let mut state = self.state();
+        (state.disk_bytes, state.objects) = (bytes, objects);
+    }
+
+    pub(super) fn view(&self) -> View {
+        let state = self.state();
+        let meta = &state.meta;
+        let here = match (state.busy, state.current.is_some()) {
+            _ if state.quarantined => RepositoryState::Quarantined,
+            (true, false) => RepositoryState::Filling,
+            (true, true) => RepositoryState::Fetching,
+            (false, false) => RepositoryState::Empty,
+            (false, true) if meta.error.is_some() => RepositoryState::Stale,
+            (false, true) => RepositoryState::Ready,
+        };
+        let mut reasons: Vec<Reason> = meta.error.iter().cloned().collect();
+        if state.current.is_none()
+            && meta.declared
+            && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty)
+        {
+            let message = format!("the mirror of {} never filled", meta.url);
+            reasons.push(Reason::new(Code::RepositoryEmpty, meta.url.key(), message));
+        }
+        View {
+            url: meta.url.clone(),
+            state: here,
+            declared: meta.declared,
+            pinned: meta.pinned,
+            trust: meta.trust.clone(),
+            disk_bytes: state.disk_bytes,
+            objects: state.objects,
+            refs: state.refs,
+            head: meta.head.as_ref().map(ToString::to_string).unwrap_or_default(),
+            last_fetch_at: meta.last_fetch_at,
+            next_refresh_at: state.next_refresh.map(|(_, at)| at),
+            confirmed_at: meta.confirmed_at,
+            snapshot: state.current.as_ref().map(|pin| pin.name().to_owned()).unwrap_or_default(),
+            snapshots: state.superseded.len() + usize::from(state.current.is_some()),
+            reasons,
+            progress: state.busy.then(|| self.progress.borrow().clone()),
+            hits: meta.hits,
+            misses: meta.misses,
+            folder: self.folder.clone(),
+            failures: meta.failures,
+            store: meta.store.clone().unwrap_or_default(),
+            stale: meta.stale,
+        }
+    }
+}
+
+/// The serial task of one repository, until it is told to stop. A visit that runs then is ended in order: its git child
+/// is stopped, and nothing is written after this task is over.
+pub(super) async fn work(shared: Arc<Shared>, entry: Arc<Entry>) {
+    // Cancelled also when this task is dropped or panics, for others wait for it.
+    let _ended = entry.ended.clone().drop_guard();
+    while !entry.stop.is_cancelled() {
+        serve_next(&shared, &entry).await;
+    }
+    // Whoever still waits is told by the closing of the channel.
+    entry.state().batches.clear();
+}
+
+async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
+    let (next, waits) = {
+        let state = entry.state();
+        (state.next_refresh.map(|(at, _)| at), !state.batches.is_empty())
+    };
+    if !waits {
+        tokio::select! {
+            () = entry.stop.cancelled() => {}
+            () = entry.wake.notified() => {}
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                // The answer is for nobody but the state.
+                let _ = entry.ask(Wanted::default());
+            }
+        }
+        return;
+    }
+    let Some(Some(place)) = entry.stop.run_until_cancelled(shared.places.take(&entry.url)).await else { return };
+    let batch = {
+        let mut state = entry.state();
+        state.next_refresh = None;
+        let batch = state.batches.pop_front();
+        state.busy = batch.is_some();
+        batch
+    };
+    let Some(batch) = batch else { return };
+    shared.tick();
+    let outcome = visit(shared, entry, &batch.wanted, place).await;
+    entry.progress.send_replace(Progress::default());
+    settle(shared, entry, &outcome);
+    // Nothing stays of an upstream that is not there, unless somebody else waits for it.
+    let came_to_nothing = outcome.result.is_err() && {
+        let state = entry.state();
+        state.ephemeral && state.current.is_none() && state.batches.is_empty()
+    };
+    if came_to_nothing {
+        if let Err(reason) = shared.leave_store(entry).await {
+            tracing::warn!(repository = entry.url.key(), "{}", reason.message);
+        }
+        shared.forget(entry);
+    }
+    batch.done.send_replace(Some(Arc::new(outcome)));
+    shared.tick();
+}
+
+/// Counts failures, and decides when to ask upstream next.
+fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
+    let now = shared.now();
+    let word = outcome.result.as_ref().map_or_else(|reason| reason.code.word(), |()| "fetched");
+    *super::lock(&shared.outcomes).entry(word).or_default() += 1;
+    let (pause, meta) = {
+        let mut state = entry.state();
+        state.busy = false;
+        let keeps = state.meta.declared || (state.current.is_none() && !state.ephemeral);
+        let pause = match &outcome.result {
+            Ok(()) => {
+                state.quarantined = false;
+                state.ephemeral = false;
+                state.meta.failures = 0;
+                state.meta.error = None;
+                state.meta.declared.then_some(shared.config().refresh)
+            }
+            Err(reason) => {
+                state.meta.failures = state.meta.failures.saturating_add(1);
+                state.meta.error = Some(reason.clone());
+                tracing::warn!(repository = entry.url.key(), reason = reason.code.word(), "{}", reason.message);
+                keeps.then(|| backoff(state.meta.failures))
+            }
+        };
+        (pause, (!state.ephemeral).then(|| state.meta.clone()))
+    };
+    if let Some(pause) = pause {
+        entry.refresh_in(pause, now);
+    }
+    if let (Some(meta), Ok(root)) = (meta, (shared.root)()) {
+        let paths = Paths::new(&root, &entry.folder);
+        // Small and unsynced; a loss costs one question to upstream.
+        if paths.folder.is_dir()
+            && let Err(error) = meta.write(&paths.meta(), false)
+        {
+            tracing::warn!(repository = entry.url.key(), %error, "what is known of the repository was not written");
+        }
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    let doubled = BACKOFF_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    doubled.min(BACKOFF_MAX)
+}
+
+/// Give or take a fifth, so that many agents and mirrors do not ask at the same moment.
+fn jittered(pause: Duration) -> Duration {
+    use std::hash::{BuildHasher as _, RandomState};
+    let random = u32::try_from(RandomState::new().hash_one(()) % 401).unwrap_or(200);
+    pause.saturating_mul(800 + random) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_half_an_hour() {
+        assert_eq!(backoff(1), Duration::from_secs(5));
+        assert_eq!(backoff(4), Duration::from_secs(40));
+        assert_eq!(backoff(u32::MAX), BACKOFF_MAX);
+        for _ in 0..1000 {
+            let pause = jittered(Duration::from_secs(100));
+            assert!((80..=120).contains(&pause.as_secs()), "{pause:?}");
+        }
+    }
+}
