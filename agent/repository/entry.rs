@@ -46,9 +46,25 @@ pub(super) struct Outcome {
 pub(super) struct Ask {
     url: RepositoryUrl,
     done: watch::Receiver<Option<Arc<Outcome>>>,
+    first: watch::Receiver<bool>,
 }
 
 impl Ask {
+    /// Until the refs that it named are here, or it is known that they cannot be; more may still be fetched then.
+    pub(super) async fn wait_for_refs(self, deadline: Instant) -> Result<(), Reason> {
+        let mut first = self.first.clone();
+        let first = async {
+            if first.wait_for(|here| *here).await.is_err() {
+                // The visit is over without: its outcome tells.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = first => Ok(()),
+            outcome = self.wait(deadline) => outcome?.result.clone(),
+        }
+    }
+
     /// What came of it.
     pub(super) async fn wait(mut self, deadline: Instant) -> Result<Arc<Outcome>, Reason> {
         match timeout_at(deadline, self.done.wait_for(Option::is_some)).await {
@@ -73,6 +89,8 @@ pub(super) fn stopping(url: &RepositoryUrl) -> Reason {
 struct Batch {
     wanted: Wanted,
     done: watch::Sender<Option<Arc<Outcome>>>,
+    /// The refs that were named are here.
+    first: watch::Sender<bool>,
 }
 
 /// What is known of a repository.
@@ -92,6 +110,13 @@ pub(super) struct State {
     pub(super) objects: u64,
     pub(super) refs: u64,
     batches: VecDeque<Batch>,
+}
+
+impl State {
+    /// See [`Entry::is_filled`].
+    pub(super) fn is_filled(&self) -> bool {
+        self.current.is_some() && self.meta.partial_at.is_none()
+    }
 }
 
 /// A repository.
@@ -138,6 +163,11 @@ impl Entry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it was filled, and not only with what somebody waited for.
+    pub(super) fn is_filled(&self) -> bool {
+        self.state().is_filled()
+    }
+
     pub(super) fn current(&self) -> Option<SnapshotPin> {
         self.state().current.clone()
     }
@@ -153,14 +183,18 @@ impl Entry {
                 let message = format!("too many requests wait for {}; ask again later", self.url);
                 return Err(Reason::new(Code::UpstreamTimeout, self.url.key(), message));
             }
-            state.batches.push_back(Batch { wanted: Wanted::default(), done: watch::Sender::new(None) });
+            state.batches.push_back(Batch {
+                wanted: Wanted::default(),
+                done: watch::Sender::new(None),
+                first: watch::Sender::new(false),
+            });
         }
         let Some(batch) = state.batches.back_mut() else { return Err(stopping(&self.url)) };
         batch.wanted.merge(wanted);
-        let done = batch.done.subscribe();
+        let (done, first) = (batch.done.subscribe(), batch.first.subscribe());
         drop(state);
         self.wake.notify_one();
-        Ok(Ask { url: self.url.clone(), done })
+        Ok(Ask { url: self.url.clone(), done, first })
     }
 
     /// Asks upstream after `pause`, give or take a fifth, unless something makes it do so sooner.
@@ -185,7 +219,7 @@ impl Entry {
     pub(super) fn view(&self) -> View {
         let state = self.state();
         let meta = &state.meta;
-        let here = match (state.busy, state.current.is_some()) {
+        let here = match (state.busy, state.is_filled()) {
             _ if state.quarantined => RepositoryState::Quarantined,
             (true, false) => RepositoryState::Filling,
             (true, true) => RepositoryState::Fetching,
@@ -194,7 +228,7 @@ impl Entry {
             (false, true) => RepositoryState::Ready,
         };
         let mut reasons: Vec<Reason> = meta.error.iter().cloned().collect();
-        if state.current.is_none()
+        if !state.is_filled()
             && meta.declared
             && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty)
         {
@@ -224,6 +258,7 @@ impl Entry {
             failures: meta.failures,
             store: meta.store.clone().unwrap_or_default(),
             stale: meta.stale,
+            filled: state.is_filled(),
         }
     }
 }
@@ -266,7 +301,7 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     };
     let Some(batch) = batch else { return };
     shared.tick();
-    let outcome = visit(shared, entry, &batch.wanted, place).await;
+    let outcome = visit(shared, entry, &batch.wanted, &batch.first, place).await;
     entry.progress.send_replace(Progress::default());
     settle(shared, entry, &outcome);
     // Nothing stays of an upstream that is not there, unless somebody else waits for it.
@@ -292,7 +327,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
     let (pause, meta) = {
         let mut state = entry.state();
         state.busy = false;
-        let keeps = state.meta.declared || (state.current.is_none() && !state.ephemeral);
+        let keeps = state.meta.declared || (!state.is_filled() && !state.ephemeral);
         let pause = match &outcome.result {
             Ok(()) => {
                 state.quarantined = false;

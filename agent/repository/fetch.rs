@@ -148,6 +148,28 @@ impl Visit {
         }
     }
 
+    /// An empty store, for a fill that begins with what somebody waits for.
+    pub(super) async fn begin_store(&self) -> Result<(), GitError> {
+        let store = self.store.clone();
+        let make = move || {
+            store.make_folder()?;
+            remove_unfinished(&store.fill())?;
+            let new = store.fill();
+            for dir in ["", "objects", "objects/info", "objects/pack", "refs"] {
+                fs::create_dir(new.join(dir))?;
+            }
+            finish_store(&store)
+        };
+        on_disk(make).await
+    }
+
+    /// Fetches what somebody waits for: these refs, and with them what is needed to read them.
+    pub(super) async fn fetch_first(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        let followed = listing.first.iter().map(|name| format!("+{name}:refs/namespaces/{}/{name}", self.folder));
+        let extra = listing.extra.keys().map(|name| format!("+{name}:{}{name}", self.pins()));
+        self.run_fetch(&[], followed.chain(extra).collect(), safe).await
+    }
+
     /// A later fetch: branches and tags follow upstream, and these further refs are pinned.
     pub(super) async fn fetch(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
         let mut refspecs = vec![
@@ -269,10 +291,16 @@ fn adopt_clone(
         refs = refs.with(format!("{pins}detached").as_bytes(), commit);
     }
     fs::write(clone.join("packed-refs"), refs.to_file())?;
-    fs::write(clone.join("config"), CONFIG)?;
-    fs::write(clone.join("HEAD"), "ref: refs/heads/.invalid\n")?;
-    fs::write(clone.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
-    fs::rename(clone, store.git())
+    finish_store(store)
+}
+
+/// Writes what every store has, and moves it into place.
+fn finish_store(store: &StorePaths) -> std::io::Result<()> {
+    let new = store.fill();
+    fs::write(new.join("config"), CONFIG)?;
+    fs::write(new.join("HEAD"), "ref: refs/heads/.invalid\n")?;
+    fs::write(new.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
+    fs::rename(new, store.git())
 }
 
 /// File work off the async threads, within a git step.

@@ -54,6 +54,8 @@ pub(super) struct Wanted {
     pub(super) tips: BTreeSet<CommitId>,
     /// Commits that are fetched by their name.
     pub(super) commits: BTreeSet<CommitId>,
+    /// The branch that HEAD names.
+    pub(super) head: bool,
 }
 
 impl Wanted {
@@ -64,6 +66,7 @@ impl Wanted {
         self.refs.extend(other.refs);
         self.tips.extend(other.tips);
         self.commits.extend(other.commits);
+        self.head |= other.head;
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -81,7 +84,9 @@ pub(super) struct Listing {
     pub(super) followed: usize,
     /// What some of them name, spread over all of them.
     pub(super) tips: Vec<CommitId>,
-    /// Of the wanted refs and tips those that are there, by full name.
+    /// Of the wanted refs the branches and tags that are there, by full name.
+    pub(super) first: BTreeSet<String>,
+    /// Of the wanted refs and tips the others that are there, by full name.
     pub(super) extra: BTreeMap<String, CommitId>,
 }
 
@@ -123,18 +128,24 @@ impl Listing {
             }
         }
         followed.sort_unstable();
+        let has = |name: &str| followed.binary_search_by(|(other, _)| (*other).cmp(name.as_bytes())).is_ok();
         let branch = symref.and_then(|target| target.strip_prefix(b"refs/heads/"));
         let head = match (branch.and_then(|name| std::str::from_utf8(name).ok()), head_id) {
             (Some(name), _) => Some(Head::Branch(name.to_owned())),
             (None, id) => id.map(Head::Detached),
         };
+        let default = match &head {
+            Some(Head::Branch(name)) if wanted.head => Some(format!("refs/heads/{name}")),
+            _ => None,
+        };
+        let first = wanted.refs.iter().cloned().chain(default).filter(|name| has(name)).collect();
         let shown = head.as_ref().map(Head::to_file).unwrap_or_default();
         let digest = digest(&shown, followed.iter().copied());
         let step = followed.len().div_ceil(TIPS_MAX).max(1);
         let mut tips: Vec<CommitId> = followed.iter().step_by(step).map(|(_, id)| *id).chain(head_id).collect();
         tips.sort_unstable();
         tips.dedup();
-        Ok(Self { head, digest, followed: followed.len(), tips, extra })
+        Ok(Self { head, digest, followed: followed.len(), tips, first, extra })
     }
 
     /// Nothing was ever pushed there.

@@ -59,6 +59,9 @@ pub(super) struct Meta {
     /// When upstream last listed its refs and we had them all.
     #[serde(default)]
     pub(super) confirmed_at: Option<Timestamp>,
+    /// When upstream listed the refs of which the newest snapshot has only those that somebody waited for.
+    #[serde(default)]
+    pub(super) partial_at: Option<Timestamp>,
     /// In a row.
     #[serde(default)]
     pub(super) failures: u32,
@@ -94,6 +97,7 @@ impl Meta {
             head: None,
             last_fetch_at: None,
             confirmed_at: None,
+            partial_at: None,
             failures: 0,
             error: None,
             pins: Vec::new(),

@@ -172,7 +172,7 @@ impl Repositories {
         for entry in self.shared.all() {
             let (removed, declared, filled) = {
                 let state = entry.state();
-                (state.meta.removed, state.meta.declared, state.current.is_some())
+                (state.meta.removed, state.meta.declared, state.is_filled())
             };
             match (declared, filled) {
                 _ if removed => {}
@@ -209,7 +209,7 @@ impl Repositories {
                 state.meta.pinned |= mirror.pin;
                 state.meta.fork_of.clone_from(&mirror.fork_of);
             }
-            let filled = entry.current().is_some();
+            let filled = entry.is_filled();
             let pause = if filled { config.refresh / 10 } else { Duration::ZERO };
             entry.refresh_in(pause, shared.now());
         }
@@ -244,7 +244,7 @@ impl Repositories {
             state.meta.pinned |= pinned;
         }
         self.shared.save(&entry).await?;
-        if entry.current().is_none() {
+        if !entry.is_filled() {
             entry.ask(Wanted::default())?;
         }
         self.shared.tick();
@@ -284,7 +284,7 @@ impl Repositories {
     /// When there is no such repository.
     pub fn refresh(&self, url: &RepositoryUrl, only_if_empty: bool) -> Result<RefreshHandle, Reason> {
         let entry = self.shared.get(url).ok_or_else(|| unknown(url))?;
-        let ask = match only_if_empty && entry.current().is_some() {
+        let ask = match only_if_empty && entry.is_filled() {
             true => None,
             false => Some(entry.ask(Wanted::default())?),
         };

@@ -90,7 +90,8 @@ async fn resolve_in(
                     SourceRef::Commit(commit) => [commit].into(),
                     _ => Default::default(),
                 };
-                let wanted = Wanted { refs: refs.into_iter().collect(), tips, ..Wanted::default() };
+                let head = request.reference == SourceRef::Head;
+                let wanted = Wanted { refs: refs.into_iter().collect(), tips, head, ..Wanted::default() };
                 facts.asked = Some(match ask(entry, wanted, deadline).await {
                     Ok(()) => Asked::Answered,
                     Err(reason) => Asked::Failed(reason),
@@ -114,7 +115,10 @@ async fn resolve_in(
 }
 
 async fn ask(entry: &Entry, wanted: Wanted, deadline: Instant) -> Result<(), Reason> {
-    entry.ask(wanted)?.wait(deadline).await?.result.clone()
+    // Whether a history reaches a commit can be said only when all of it is here.
+    let needs_all = !wanted.tips.is_empty();
+    let ask = entry.ask(wanted)?;
+    if needs_all { ask.wait(deadline).await?.result.clone() } else { ask.wait_for_refs(deadline).await }
 }
 
 async fn fetch(entry: &Entry, wanted: Wanted, commit: CommitId, deadline: Instant) -> Fetched {
@@ -171,7 +175,7 @@ fn look_up(
     meta: &Meta,
     reference: &SourceRef,
 ) -> Result<Option<(Found, String)>, ReadError> {
-    let mirror = meta.confirmed_at.unwrap_or_default();
+    let mirror = meta.confirmed_at.or(meta.partial_at).unwrap_or_default();
     let names = match (reference, pin.head()) {
         (SourceRef::Head, Some(Head::Detached(commit))) => {
             return Ok(Some((Found { commit, confirmed_at: mirror }, "HEAD".to_owned())));

@@ -75,6 +75,8 @@ pub struct View {
     pub failures: u32,
     /// Its store, which forks share; empty where it never fetched.
     pub store: String,
+    /// It was filled with all that upstream listed; before that its snapshot may hold what somebody waited for.
+    pub filled: bool,
     /// Requests that were answered with something older than they asked for.
     pub stale: u64,
 }

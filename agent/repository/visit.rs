@@ -7,6 +7,7 @@ use stoker_core::identity::CommitId;
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::Fetched;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,12 +24,24 @@ use super::places::Place;
 use super::snapshot::SnapshotPin;
 use super::store::{Turn, name_of};
 
+/// From so many branches and tags on, the first fill begins with those that somebody waits for: how much all the others
+/// bring is not known before, and asking twice costs one more round trip.
+const FIRST_REFS_MIN: usize = 100;
+
 /// Serves one batch. `place` is the one among parallel visits that it was given.
-pub(super) async fn visit(shared: &Arc<Shared>, entry: &Arc<Entry>, wanted: &Wanted, place: Place) -> Outcome {
+///
+/// `first` is set when the refs that were named are here, and more is still being fetched.
+pub(super) async fn visit(
+    shared: &Arc<Shared>,
+    entry: &Arc<Entry>,
+    wanted: &Wanted,
+    first: &watch::Sender<bool>,
+    place: Place,
+) -> Outcome {
     let mut commits = BTreeMap::new();
     let cancel = entry.stop.child_token();
     let result = {
-        let mut work = Box::pin(run(shared, entry, wanted, place, &cancel, &mut commits));
+        let mut work = Box::pin(run(shared, entry, wanted, first, place, &cancel, &mut commits));
         match shared.recovered().await.and_then(|()| (shared.root)()) {
             Err(reason) => Err(reason),
             Ok(_) => {
@@ -52,6 +65,7 @@ async fn run(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
     wanted: &Wanted,
+    first: &watch::Sender<bool>,
     place: Place,
     cancel: &CancellationToken,
     commits: &mut BTreeMap<CommitId, Fetched>,
@@ -82,6 +96,12 @@ async fn run(
         return record(shared, entry, &visit, listing.head, asked_at, false).await;
     }
     let writer = begin(shared, entry, &mut visit, &listing, place).await?;
+    if current.is_none() && !visit.has_store() && listing.followed >= FIRST_REFS_MIN && names_refs(&listing) {
+        bring_first(shared, entry, &visit, &listing, wanted, asked_at, safe.as_deref()).await?;
+        first.send_replace(true);
+        shared.tick();
+    }
+    let current = entry.current().filter(|pin| pin.path().is_dir());
     let come = bring(shared, entry, &visit, &missing, unchanged, safe.as_deref()).await?;
     let mut objects_came = come == Come::Whole;
     for commit in &wanted.commits {
@@ -102,6 +122,32 @@ async fn run(
     let recorded = record(shared, entry, &visit, listing.head, asked_at, fetched).await;
     drop(writer);
     recorded
+}
+
+fn names_refs(listing: &Listing) -> bool {
+    !listing.first.is_empty() || !listing.extra.is_empty()
+}
+
+/// The first part of a large fill: what somebody waits for, published by itself.
+async fn bring_first(
+    shared: &Arc<Shared>,
+    entry: &Arc<Entry>,
+    visit: &Visit,
+    listing: &Listing,
+    wanted: &Wanted,
+    asked_at: Timestamp,
+    safe: Option<&SafeDirectory>,
+) -> Result<(), Reason> {
+    let reason = |error: GitError| error.reason(entry.url.key(), &format!("fetching {}", entry.url));
+    visit.begin_store().await.map_err(reason)?;
+    visit.fetch_first(listing, safe).await.map_err(reason)?;
+    update_pins(entry, listing, wanted, asked_at);
+    let least = entry.state().meta.first_snapshot;
+    let published = visit.publish(listing.head.clone(), None, true, least).await?;
+    entry.state().meta.partial_at = Some(asked_at);
+    adopt(entry, published);
+    entry.state().ephemeral = false;
+    shared.save(entry).await
 }
 
 /// The right to write to the store, and what goes with it.
@@ -261,6 +307,7 @@ async fn record(
         let mut state = entry.state();
         state.meta.head = head;
         state.meta.confirmed_at = Some(asked_at);
+        state.meta.partial_at = None;
         state.meta.failures = 0;
         state.meta.error = None;
         if fetched {

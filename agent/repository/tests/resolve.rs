@@ -264,3 +264,35 @@ async fn what_is_cached_is_known_at_once() {
     assert!(matches!(world.repositories.resolve_cached(&upstream.request("pr:1")), Cached::Mirror));
     assert_eq!(world.count("ls-remote"), asked);
 }
+
+#[tokio::test]
+async fn a_large_fill_begins_with_what_somebody_waits_for() {
+    let world = World::new().await;
+    let upstream = world.upstream("a");
+    let wanted = upstream.loose_commit("wanted");
+    upstream.git(["branch", "wanted", &wanted.to_string()]);
+    for n in 0..120 {
+        let commit = upstream.loose_commit(&format!("other {n}"));
+        upstream.git(["branch", &format!("other/{n}"), &commit.to_string()]);
+    }
+    let hold = world.dir.path().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    let first = world.resolve(&upstream.request("branch:wanted")).await.unwrap();
+    assert_eq!((first.commit, first.origin), (wanted, Origin::Upstream));
+    assert!(Span::minutes(1) > crate::node::now().since(first.as_of));
+    assert_eq!(git_in(first.pin.path(), ["for-each-ref", "--format=%(refname)"]), "refs/heads/wanted");
+    git_in(first.pin.path(), ["fsck", "--strict"]);
+    let view = world.repositories.get(&upstream.url()).unwrap();
+    assert_eq!((view.filled, view.state), (false, RepositoryState::Filling));
+    // Who wants another ref waits for the rest, and is not told that it does not exist.
+    let request = upstream.request("branch:other/7");
+    let other = world.resolve(&request);
+    tokio::pin!(other);
+    let still = tokio::time::timeout(std::time::Duration::from_millis(300), &mut other).await;
+    assert!(still.is_err(), "the rest is held back: {still:?}");
+    std::fs::remove_file(&hold).unwrap();
+    assert_eq!(other.await.unwrap().commit, upstream.rev("other/7"));
+    until("the rest", || world.repositories.get(&upstream.url()).unwrap().filled).await;
+    assert_eq!(world.repositories.get(&upstream.url()).unwrap().refs, 122);
+    git_in(first.pin.path(), ["fsck", "--strict"]);
+}

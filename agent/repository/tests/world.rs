@@ -101,7 +101,9 @@ pub(in crate::repository) fn write_program(path: &Path, script: &str) {
 /// A git in the real one's place that counts what it is started for.
 pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
-    write_program(&program, &format!("echo \"$1\" >> '{}'\nexec git \"$@\"\n", log.display()));
+    // While a file `hold` is there, no fetch of all branches begins.
+    let hold = format!("case \"$*\" in *'+refs/heads/*'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac", dir.display());
+    write_program(&program, &format!("echo \"$1\" >> '{}'\n{hold}\nexec git \"$@\"\n", log.display()));
     (Git::at(program).await.unwrap(), log)
 }
 
