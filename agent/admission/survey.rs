@@ -213,6 +213,7 @@ pub(crate) fn source(request: &Request, resolved: &Resolved) -> Source {
         origin: origin_word(resolved.origin).to_owned(),
         snapshot: resolved.pin.name().to_owned(),
         subject: resolved.subject.clone(),
+        other_fork: resolved.other_fork,
     }
 }
 

@@ -52,6 +52,9 @@ fn render(answer: &v1::ResolveSourceResponse, view: &View) -> String {
     };
     let stale = resolved.origin() == v1::Origin::Stale;
     fields.put("origin", cell(origin).tone(if stale { Tone::Warn } else { Tone::Plain }));
+    if resolved.other_fork {
+        fields.put("reached by", cell("another fork only, as allowed").tone(Tone::Warn));
+    }
     fields.add("as of", format!("{} ({} old)", view.when(resolved.as_of.as_ref()), span(answer.age.as_ref())));
     fields.render(view)
 }

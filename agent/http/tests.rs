@@ -156,6 +156,7 @@ fn request(name: &str) -> BuildRequest {
             origin: "upstream".into(),
             snapshot: String::new(),
             subject: String::new(),
+            other_fork: false,
         },
         sizing: Sizing {
             size: Size { amounts, time_budget: Span::minutes(90) },

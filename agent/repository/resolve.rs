@@ -79,10 +79,14 @@ async fn resolve_in(
         facts.confirmed_at = meta.confirmed_at;
         facts.found = find(shared, pin.as_ref(), &meta, request).await?;
         match decide(&facts, request, shared.now()) {
-            Step::Answer { commit, origin, as_of } => {
+            Step::Answer { commit, origin, as_of, other_fork } => {
                 let Some(pin) = pin else { break };
-                count(entry, facts.asked.is_some());
-                return answer(shared, pin, meta, request, commit, origin, as_of).await;
+                count(entry, facts.asked.is_some(), origin);
+                if other_fork {
+                    tracing::info!(repository = entry.url.key(), %commit, "a commit that only another fork has, as allowed");
+                }
+                let resolved = answer(shared, pin, meta, request, commit, origin, as_of).await?;
+                return Ok(Resolved { other_fork, ..resolved });
             }
             Step::Probe(commit) => facts.probed = Some(probe(shared, pin.as_ref(), commit, deadline).await?),
             Step::Ask(refs) => {
@@ -105,7 +109,7 @@ async fn resolve_in(
                 facts.fetched = Some(fetch(entry, wanted, commit, deadline).await);
             }
             Step::Refuse(reason) => {
-                count(entry, facts.asked.is_some());
+                count(entry, facts.asked.is_some(), Origin::Upstream);
                 return Err(reason);
             }
         }
@@ -230,11 +234,14 @@ fn describe(
         _ => commit.to_string(),
     };
     let clone_url = meta.url.fetch_url().to_owned();
-    Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject })
+    Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject, other_fork: false })
 }
 
-fn count(entry: &Entry, asked: bool) {
+fn count(entry: &Entry, asked: bool, origin: Origin) {
     let meta = &mut entry.state().meta;
+    if origin == Origin::Stale {
+        meta.stale = meta.stale.saturating_add(1);
+    }
     let counter = if asked { &mut meta.misses } else { &mut meta.hits };
     *counter = counter.saturating_add(1);
 }

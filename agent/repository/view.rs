@@ -98,6 +98,8 @@ pub struct Resolved {
     pub origin: Origin,
     /// First line of the commit's message.
     pub subject: String,
+    /// No ref of the repository reaches it: only another fork of its network has it, and the caller allowed that.
+    pub other_fork: bool,
 }
 
 /// What is there of a source, without asking anybody.

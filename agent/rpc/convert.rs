@@ -97,6 +97,7 @@ pub(super) fn source(source: &Source) -> v1::Resolved {
         origin: origin(&source.origin).into(),
         snapshot: source.snapshot.clone(),
         subject: source.subject.clone(),
+        other_fork: source.other_fork,
     }
 }
 

@@ -47,6 +47,7 @@ impl RepositoryService for Repository {
             .into(),
             snapshot: resolved.pin.name().to_owned(),
             subject: resolved.subject.clone(),
+            other_fork: resolved.other_fork,
         };
         Ok(Response::new(v1::ResolveSourceResponse { resolved: Some(resolved), age: Some(duration(age)) }))
     }

@@ -111,6 +111,9 @@ pub struct Source {
     pub snapshot: String,
     /// First line of the commit's message.
     pub subject: String,
+    /// No ref of the repository reaches the commit: the caller allowed what only another fork of its network has.
+    #[serde(default)]
+    pub other_fork: bool,
 }
 
 /// Who uses a lease.

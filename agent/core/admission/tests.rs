@@ -53,6 +53,7 @@ fn request(id: &str, cpu: u64, gib: u64) -> Request {
             origin: String::from("upstream"),
             snapshot: String::from("s1"),
             subject: String::new(),
+            other_fork: false,
         },
         sizing: Sizing { size, basis: Vec::new(), clamped: false, provisional: false },
         scope: Scope::default(),

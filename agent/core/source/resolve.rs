@@ -126,6 +126,8 @@ pub enum Step {
         origin: Origin,
         /// When upstream last confirmed it.
         as_of: Timestamp,
+        /// No ref of this repository reaches it: the request allowed what only another fork has.
+        other_fork: bool,
     },
     /// Ask upstream for its refs, fetch what changed, and of these refs, which no refresh follows, those that it has.
     /// For a commit: fetch the pull request whose tip it is, too.
@@ -148,7 +150,12 @@ pub fn decide(view: &View, request: &Request, now: Timestamp) -> Step {
 }
 
 fn decide_ref(view: &View, request: &Request, now: Timestamp) -> Step {
-    let answer = |found: Found, origin| Step::Answer { commit: found.commit, origin, as_of: found.confirmed_at };
+    let answer = |found: Found, origin| Step::Answer {
+        commit: found.commit,
+        origin,
+        as_of: found.confirmed_at,
+        other_fork: false,
+    };
     let expected = |found: &Found| request.expected_commit.is_none_or(|expected| expected == found.commit);
     let fresh = |found: &Found| request.max_age.is_some_and(|bound| now.since(found.confirmed_at) <= bound);
     match (view.found, &view.asked) {
@@ -172,15 +179,18 @@ fn decide_commit(view: &View, request: &Request, commit: CommitId, now: Timestam
         return Step::Refuse(unexpected(request, commit));
     }
     let origin = if view.asked == Some(Asked::Answered) { Origin::Upstream } else { Origin::Cache };
-    let answer = || Step::Answer { commit, origin, as_of: view.confirmed_at.unwrap_or(now) };
+    let answer = |other_fork| {
+        let as_of = view.confirmed_at.unwrap_or(now);
+        Step::Answer { commit, origin, as_of, other_fork }
+    };
     let here = match (view.probed, &view.fetched) {
         (None, None) => return Step::Probe(commit),
-        (Some(Probed::Reachable), _) => return answer(),
+        (Some(Probed::Reachable), _) => return answer(false),
         (Some(Probed::Unreachable), _) | (_, Some(Fetched::Here)) => true,
         (Some(Probed::Missing) | None, _) => false,
     };
     if here && request.allow_other_fork {
-        return answer();
+        return answer(true);
     }
     match (&view.asked, &view.fetched) {
         (None, _) => Step::Ask(Vec::new()),

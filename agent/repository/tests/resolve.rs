@@ -79,7 +79,8 @@ async fn a_commit_is_served_only_where_this_repository_reaches_it() {
     assert_eq!(world.commit(&allowing).await, Ok(off));
     let other = upstream.loose_commit("another");
     let allowing = Request { allow_other_fork: true, ..request(other) };
-    assert_eq!(world.resolve(&allowing).await.unwrap().clone_ref, other.to_string());
+    let resolved = world.resolve(&allowing).await.unwrap();
+    assert_eq!((resolved.clone_ref, resolved.other_fork), (other.to_string(), true));
     let nowhere = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
     assert_eq!(world.commit(&request(nowhere)).await, Err("COMMIT_NOT_FOUND"));
     // A commit of a branch that came after the last fetch, and the tip of a pull request.
