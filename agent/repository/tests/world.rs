@@ -131,6 +131,8 @@ impl World {
             add: config::Add::OnDemand,
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
+            git: config::git::GitChild { user: None, memory_bytes: 1 << 31, processes: 4096, personal: false },
+            credentials: Vec::new(),
             mirrors: Vec::new(),
         };
         change(&mut config, dir.path());
