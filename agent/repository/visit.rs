@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::credentials::Credentials;
 use super::disk::{Paths, io_reason};
 use super::fetch::{Visit, blocking};
 use super::git::GitError;
@@ -53,9 +54,11 @@ async fn run(
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
     let root = (shared.root)()?;
+    shared.git.settle(&root).await?;
     let paths = Paths::new(&root, &entry.folder);
     let visit = Visit {
         git: shared.git.clone(),
+        credentials: Credentials::of(&shared.config()),
         url: entry.url.clone(),
         folder: entry.folder.clone(),
         paths: paths.clone(),
