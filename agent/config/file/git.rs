@@ -33,9 +33,9 @@ impl Default for GitSection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CredentialSection {
-    /// For which upstreams: a host (github.com, git.example.org:8443), a host and the beginning of a path
-    /// (github.com/owner), or a URL of these (https://git.example.org/team). Without a scheme it is for https and ssh;
-    /// http:// must be written, for it sends the secret in the clear. The longest that fits is used.
+    /// For which upstreams: a host (github.com, git.example.org:8443), or a host and the beginning of a path
+    /// (github.com/owner). With https://, http:// or ssh:// before it, it is for that alone; without, for https and ssh,
+    /// because http sends the secret in the clear. The longest that fits is used.
     #[serde(rename = "match")]
     pub matches: String,
     /// A token, sent as the password.
