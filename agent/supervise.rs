@@ -27,9 +27,9 @@ use crate::config::{Config, ConfigErrors, TimeBudget};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
 use crate::pressure::{Configured, Pressure};
-use crate::repository::Repositories;
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
+use crate::repository::{Containment, Repositories};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
@@ -57,6 +57,9 @@ pub enum StartError {
     /// No git, or too old a one.
     #[error(transparent)]
     Git(#[from] GitError),
+    /// Git cannot be kept as the configuration wants it.
+    #[error("{0}")]
+    Containment(String),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -100,7 +103,9 @@ impl Agent {
             Ok(0) | Err(_) => {}
             Ok(ended) => tracing::warn!(ended, "git children of a killed agent were ended"),
         }
-        let git = Git::find().await?.of_state(&config.state);
+        let containment = Containment::of(&config.repositories.git);
+        let containment = containment.map_err(|reason| StartError::Containment(reason.message))?;
+        let git = Git::find().await?.of_state(&config.state).contained(containment);
         let machine = Facts::read(&config.node.host_root)?;
         let closing = CancellationToken::new();
         let serving = TaskTracker::new();

@@ -169,6 +169,17 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
             "check name service, routes and proxies from this node to the upstream; it is tried again by itself"
         }
         Code::UpstreamNotFound => "check the URL, and whether this node may read it",
+        Code::UpstreamUnauthorized => {
+            "declare a credential for it in `repositories.credentials`, or renew the one that is there"
+        }
+        Code::UpstreamUntrusted => {
+            "hold the upstream's key against `knownHostsFile`, or its certificate against the node's authorities"
+        }
+        Code::CredentialUnreadable => "mount the secret where `repositories.credentials` says; it is read at each use",
+        Code::ContainmentReduced => {
+            "do what the message says: git parses what strangers send, and should do so as a user of its own"
+        }
+        Code::GitMemoryLimit => "raise `repositories.git.memory` in the agent's configuration",
         Code::RepositoryCorrupt => {
             return format!("`stoker repo remove {url}` and add it again; check the disk below it");
         }

@@ -120,6 +120,11 @@ enum Command {
 
 /// Runs the command line and says with which code to exit.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Before everything that costs time: each git that starts comes through here.
+    if let Some(code) = crate::repository::hidden_command(&args) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

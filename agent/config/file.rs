@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod git;
+
+pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSection};
+
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
@@ -240,6 +244,11 @@ pub struct RepositoriesSection {
     pub allow: Vec<String>,
     /// What may be spoken with upstreams.
     pub protocols: Vec<ProtocolWord>,
+    /// What git children may do.
+    pub git: GitSection,
+    /// Who we are to upstreams: at most 256.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<CredentialSection>,
     /// Repositories that are filled at start and kept fresh: at most 10000.
     pub mirrors: Vec<MirrorSection>,
 }
@@ -257,6 +266,8 @@ impl Default for RepositoriesSection {
             add: AddWord::default(),
             allow: Vec::new(),
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
+            git: GitSection::default(),
+            credentials: Vec::new(),
             mirrors: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@
 
 mod document;
 pub mod file;
+pub mod git;
 mod problem;
 pub mod reload;
 pub mod run;
@@ -263,6 +264,10 @@ pub struct Repositories {
     pub allow: Vec<String>,
     /// URL schemes that may be fetched from: `https`, `http`, `ssh`, `git`, `file`.
     pub protocols: Vec<String>,
+    /// What git children may do.
+    pub git: git::GitChild,
+    /// Who we are to upstreams.
+    pub credentials: Vec<git::Credential>,
     /// Filled at start and kept fresh.
     pub mirrors: Vec<Mirror>,
 }

@@ -72,6 +72,7 @@ pub fn merged(old: &Config, new: &Config) -> Config {
     merged.node.name.clone_from(&old.node.name);
     merged.node.host_root.clone_from(&old.node.host_root);
     merged.repositories.pool.clone_from(&old.repositories.pool);
+    merged.repositories.git.clone_from(&old.repositories.git);
     merged.workspaces.clone_from(&old.workspaces);
     merged.listen.clone_from(&old.listen);
     for kept in old.pools.iter().filter(|pool| is_used(old, pool)) {
@@ -117,6 +118,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         add,
         allow,
         protocols,
+        git,
+        credentials,
         mirrors,
     } = old;
     // Stores, snapshots and what leases pin lie there.
@@ -129,6 +132,9 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
+    // The wrapper's arguments and the stores' owner follow from it.
+    changes.restart(*git != new.git, "repositories.git");
+    changes.live(*credentials != new.credentials, "repositories.credentials");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -188,6 +194,8 @@ repositories:
   add: on-demand
   allow: [example.org]
   protocols: [https]
+  git: {memory: 1GiB}
+  credentials: [{match: example.org, token: {file: /t}}]
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
@@ -199,7 +207,16 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
         // The pool of the workspaces was that of the repositories, so it stays `data`.
         assert_eq!(
             changes.needs_restart,
-            ["state", "node.name", "node.hostRoot", "repositories.pool", "listen.socket", "listen.grpc", "listen.http"]
+            [
+                "state",
+                "node.name",
+                "node.hostRoot",
+                "repositories.pool",
+                "repositories.git",
+                "listen.socket",
+                "listen.grpc",
+                "listen.http"
+            ]
         );
         changes.applied.sort();
         insta::assert_snapshot!(changes.applied.join("\n"), @r"
@@ -221,6 +238,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     pressure.memoryNarrow
     repositories.add
     repositories.allow
+    repositories.credentials
     repositories.fetchWithin
     repositories.limit
     repositories.mirrors[example.org/a]

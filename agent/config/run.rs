@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use stoker_core::quantity::Amounts;
 
 use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
+use super::git::GitChild;
 use super::units::Time;
 use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Workspaces};
 
@@ -79,6 +80,13 @@ impl Config {
                 // The caller is this user: what the user names may be fetched. Local hosts count only where listed.
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
                 protocols: ["https", "http", "ssh", "git", "file"].map(String::from).to_vec(),
+                git: GitChild {
+                    user: None,
+                    memory_bytes: defaults.git.memory.bytes().unwrap_or(u64::MAX),
+                    processes: defaults.git.processes,
+                    personal: true,
+                },
+                credentials: Vec::new(),
                 mirrors: Vec::new(),
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },

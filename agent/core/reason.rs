@@ -107,6 +107,16 @@ codes! {
     RepositoryCorrupt = "REPOSITORY_CORRUPT",
     /// Upstream answers too slowly.
     UpstreamTimeout = "UPSTREAM_TIMEOUT",
+    /// Upstream wants another proof of who asks, or none that we have is good enough.
+    UpstreamUnauthorized = "UPSTREAM_UNAUTHORIZED",
+    /// Upstream's host key or certificate is none that is trusted here.
+    UpstreamUntrusted = "UPSTREAM_UNTRUSTED",
+    /// The file of a declared credential cannot be used.
+    CredentialUnreadable = "CREDENTIAL_UNREADABLE",
+    /// Git runs with more rights than it should, or not at all where the configuration wants none of that.
+    ContainmentReduced = "CONTAINMENT_REDUCED",
+    /// A git child needed more memory than it may have.
+    GitMemoryLimit = "GIT_MEMORY_LIMIT",
     /// The build spec at the commit is not valid.
     SpecInvalid = "SPEC_INVALID",
     /// The reservation was not bound in time.

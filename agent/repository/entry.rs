@@ -228,10 +228,7 @@ impl Entry {
             (false, true) => RepositoryState::Ready,
         };
         let mut reasons: Vec<Reason> = meta.error.iter().cloned().collect();
-        if !state.is_filled()
-            && meta.declared
-            && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty)
-        {
+        if !state.is_filled() && meta.declared && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty) {
             let message = format!("the mirror of {} never filled", meta.url);
             reasons.push(Reason::new(Code::RepositoryEmpty, meta.url.key(), message));
         }

@@ -11,7 +11,8 @@ use stoker_core::source::{Fetched, Protocol, RepositoryUrl};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::disk::{GENERATION, Paths, StorePaths, io_reason, remove_unfinished, repositories};
+use super::credentials::Credentials;
+use super::disk::{GENERATION, Paths, StorePaths, io_reason, make_directory, remove_unfinished, repositories};
 use super::git::{Command, Git, GitError};
 use super::listing::{Head, Listing, Wanted};
 use super::local::{SafeDirectory, inspect};
@@ -27,6 +28,7 @@ const LISTING_WITHIN: Duration = Duration::from_secs(120);
 /// Everything that one visit to upstream needs.
 pub(super) struct Visit {
     pub(super) git: Git,
+    pub(super) credentials: Credentials,
     pub(super) url: RepositoryUrl,
     pub(super) folder: String,
     /// `<pool>/stoker`, checked just now.
@@ -68,8 +70,8 @@ impl Visit {
         if self.url.protocol() != Protocol::File {
             return Ok(None);
         }
-        let (url, version, dir) = (self.url.clone(), self.git.version(), repositories(&self.root));
-        let found = blocking(self.subject(), move || inspect(&url, version, &dir)).await??;
+        let (url, git, dir) = (self.url.clone(), self.git.clone(), repositories(&self.root));
+        let found = blocking(self.subject(), move || inspect(&url, &git, &dir)).await??;
         Ok(found.map(Arc::new))
     }
 
@@ -84,6 +86,7 @@ impl Visit {
             .command(args)
             .protocols(protocols)
             .config("http.followRedirects", if self.redirects { "initial" } else { "false" })
+            .upstream(&self.url, &self.credentials)
             .global_config(safe.map(|safe| safe.path().to_owned()))
             .cancel(self.cancel.clone())
             .time_limit(self.remaining())
@@ -123,12 +126,17 @@ impl Visit {
     /// it is ended as soon as the pool is seen to have gone.
     pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
         let (store, dir) = (self.store.clone(), self.store.fill());
-        let clear = move || remove_unfinished(&store.fill()).and_then(|()| store.make_folder());
+        let clear = move || {
+            remove_unfinished(&store.fill())?;
+            store.make_folder()?;
+            // Git's user may not make it where it lies.
+            make_directory(&store.fill())
+        };
         on_disk(clear).await?;
         let path = dir.to_string_lossy().into_owned();
         let args = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress", "--"];
         let command = self.remote(args, safe).args([self.url.fetch_url(), &path]).progress(self.progress.clone());
-        let done = command.run().await;
+        let done = command.run_in_store(&dir).await;
         let rewrite = {
             let (store, heads, tags, pins) =
                 (self.store.clone(), self.followed("heads"), self.followed("tags"), self.pins());
@@ -209,13 +217,14 @@ impl Visit {
         let fixed = ["fetch", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules"];
         let command = self.inside(self.remote(fixed, safe)).args(options);
         let command = command.args(["--no-show-forced-updates", "--progress", "--", self.url.fetch_url()]);
-        command.args(refspecs).progress(self.progress.clone()).run().await.map(drop)
+        command.args(refspecs).progress(self.progress.clone()).run_in_store(&self.store.git()).await.map(drop)
     }
 
     /// Forgets refs that were pinned.
     pub(super) async fn unpin(&self, names: &[String]) -> Result<(), GitError> {
         let lines: String = names.iter().map(|name| format!("delete {}{name}\n", self.pins())).collect();
-        self.local(["update-ref", "--stdin"]).stdin(lines.into_bytes()).run().await.map(drop)
+        let command = self.local(["update-ref", "--stdin"]).stdin(lines.into_bytes());
+        command.run_in_store(&self.store.git()).await.map(drop)
     }
 
     fn local<const N: usize>(&self, args: [&str; N]) -> Command {
@@ -237,7 +246,7 @@ impl Visit {
         first: u64,
     ) -> Result<Option<(SnapshotPin, usize)>, Reason> {
         self.progress.send_replace(Progress::phase("publishing"));
-        let packed = self.local(["pack-refs", "--all", "--prune"]).run().await;
+        let packed = self.local(["pack-refs", "--all", "--prune"]).run_in_store(&self.store.git()).await;
         packed.map_err(|error| self.reason("packing the refs of", &error))?;
         let namespace = format!("refs/namespaces/{}/", self.folder).into_bytes();
         let pins = self.pins().into_bytes();

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use stoker_core::reason::Reason;
+use stoker_core::source::RepositoryUrl;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 use tokio::sync::watch;
@@ -19,6 +21,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::contain::{Containment, Plan, lend, own_binary};
+use super::credentials::{Credentials, handover};
 pub use super::git_error::GitError;
 use super::progress::{Progress, StderrReader};
 
@@ -47,11 +51,13 @@ const ENVIRONMENT: [&str; 13] = [
 ];
 
 /// Holds for every command. No hook, no prompt, no helper, no upkeep that nobody asked for.
-const CONFIG: [(&str, &str); 15] = [
+const CONFIG: [(&str, &str); 16] = [
     ("core.hooksPath", "/dev/null"),
     ("core.fsmonitor", "false"),
     ("core.askPass", ""),
     ("credential.helper", ""),
+    // So that a credential for a path is not given for others.
+    ("credential.useHttpPath", "true"),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
     ("protocol.version", "2"),
@@ -108,12 +114,14 @@ pub struct Git {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     program: PathBuf,
     version: Version,
     /// Whose children they are; see [`super::orphans`].
     owner: Option<PathBuf>,
+    /// How they are kept; as this process is where unset.
+    containment: Option<Containment>,
     /// Children whose callers were dropped, until they have ended.
     abandoned: TaskTracker,
 }
@@ -132,15 +140,13 @@ impl Git {
     /// # Errors
     /// When it does not start, or is older than 2.39.
     pub async fn at(program: PathBuf) -> Result<Self, GitError> {
-        let inner = Inner { program, version: VERSION_MIN, owner: None, abandoned: TaskTracker::new() };
+        let abandoned = TaskTracker::new();
+        let inner = Inner { program, version: VERSION_MIN, owner: None, containment: None, abandoned };
         let unknown = Self { inner: Arc::new(inner) };
         let output = unknown.command(["version"]).time_limit(Duration::from_secs(10)).run().await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         match Version::parse(&text) {
-            Some(version) if version >= VERSION_MIN => {
-                let program = unknown.inner.program.clone();
-                Ok(Self { inner: Arc::new(Inner { program, version, owner: None, abandoned: TaskTracker::new() }) })
-            }
+            Some(version) if version >= VERSION_MIN => Ok(unknown.with(|inner| inner.version = version)),
             _ => Err(GitError::Version(text.trim().to_owned())),
         }
     }
@@ -149,10 +155,34 @@ impl Git {
     /// state finds by it what its children still do, and ends them.
     #[must_use]
     pub fn of_state(&self, state: &Path) -> Self {
-        let Inner { program, version, .. } = &*self.inner;
-        let owner = Some(state.to_owned());
-        let inner = Inner { program: program.clone(), version: *version, owner, abandoned: TaskTracker::new() };
+        self.with(|inner| inner.owner = Some(state.to_owned()))
+    }
+
+    /// The same, with children that are kept so.
+    #[must_use]
+    pub fn contained(&self, containment: Containment) -> Self {
+        self.with(|inner| inner.containment = Some(containment))
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = Inner { abandoned: TaskTracker::new(), ..Inner::clone(&self.inner) };
+        change(&mut inner);
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Finds out whether children can be kept so below `root`; see [`Containment::settle`].
+    ///
+    /// # Errors
+    /// When they cannot, and the configuration wants no others.
+    pub(super) async fn settle(&self, root: &Path) -> Result<(), Reason> {
+        let Some(containment) = self.inner.containment.clone() else { return Ok(()) };
+        let root = root.to_owned();
+        let subject = root.display().to_string();
+        super::fetch::blocking(&subject, move || containment.settle(&root)).await?
+    }
+
+    pub(super) fn containment(&self) -> Option<&Containment> {
+        self.inner.containment.as_ref()
     }
 
     /// Which git it is.
@@ -167,8 +197,11 @@ impl Git {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
+        let user = self.containment().and_then(Containment::user);
         Command {
             git: self.clone(),
+            plan: Plan { user, ..Plan::default() },
+            upstream: None,
             args: args.into_iter().map(|arg| arg.as_ref().to_owned()).collect(),
             env: Vec::new(),
             config: Vec::new(),
@@ -206,6 +239,10 @@ pub struct Output {
 #[must_use = "a command does nothing until it is run"]
 pub struct Command {
     git: Git,
+    /// What it may do.
+    plan: Plan,
+    /// With whom it speaks, and as whom.
+    upstream: Option<(RepositoryUrl, Credentials)>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     config: Vec<(String, String)>,
@@ -271,6 +308,34 @@ impl Command {
         self
     }
 
+    /// A directory that it changes. What it may not write or read, it does not see, as far as the kernel can.
+    pub fn writes(mut self, dir: impl AsRef<Path>) -> Self {
+        self.plan.writes.push(dir.as_ref().to_owned());
+        self
+    }
+
+    /// A directory or file that it reads, beside the system's programs and what it changes.
+    pub fn reads(mut self, path: impl AsRef<Path>) -> Self {
+        self.plan.reads.push(path.as_ref().to_owned());
+        self
+    }
+
+    /// Runs as the agent's own user and on all of the agent's files, with limits alone: only for what reads and writes
+    /// nothing but what the agent made itself.
+    pub fn as_agent(mut self) -> Self {
+        self.plan.user = None;
+        self.plan.as_agent = true;
+        self
+    }
+
+    /// With whom it speaks: it gets the network, or the path, and the credential that is declared for that.
+    pub fn upstream(mut self, url: &RepositoryUrl, credentials: &Credentials) -> Self {
+        self.plan.network = url.local_path().is_none();
+        self.plan.reads.extend(url.local_path().map(PathBuf::from));
+        self.upstream = Some((url.clone(), credentials.clone()));
+        self
+    }
+
     /// What it reads.
     pub fn stdin(mut self, bytes: Vec<u8>) -> Self {
         self.stdin = bytes;
@@ -309,10 +374,12 @@ impl Command {
         if self.cancel.is_cancelled() {
             return Err(GitError::Cancelled);
         }
+        let secret = self.secret().await?;
+        self.plan.secret = secret.is_some();
         let mut child = self.build().spawn().map_err(GitError::Start)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let mut group = Group { child: Some(child), abandoned: self.git.inner.abandoned.clone() };
-        let input = std::mem::take(&mut self.stdin);
+        let input = [secret.unwrap_or_default(), std::mem::take(&mut self.stdin)].concat();
         let mut lines = StderrReader::new(self.progress.take());
         let write = async {
             if let Some(mut pipe) = stdin {
@@ -344,10 +411,54 @@ impl Command {
         if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr)) }
     }
 
+    /// Runs a command that changes the store at `dir`, which is git's for that time and the agent's before and after.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and where the store cannot be given or taken back.
+    pub async fn run_in_store(self, dir: &Path) -> Result<Output, GitError> {
+        // By no path where it runs in the store: the place stays the same when something else is mounted there.
+        let writes = if self.git_dir.as_deref() == Some(Path::new(".")) { Path::new(".") } else { dir };
+        let command = self.writes(writes);
+        let Some(user) = command.plan.user else {
+            on_disk(dir, lend::keep).await?;
+            return command.run().await;
+        };
+        on_disk(dir, move |dir| lend::lend(dir, user)).await?;
+        let done = command.run().await;
+        // Also after a failure: what is left there is the agent's to remove.
+        let taken = on_disk(dir, lend::take_back).await;
+        let output = done?;
+        taken.map(|()| output)
+    }
+
+    /// The credential for its upstream, as it is written to the child.
+    async fn secret(&self) -> Result<Option<Vec<u8>>, GitError> {
+        let Some((url, credentials)) = self.upstream.clone() else { return Ok(None) };
+        let read = tokio::task::spawn_blocking(move || credentials.secret_for(&url)).await;
+        let secret = read.map_err(|error| GitError::Start(std::io::Error::other(error)))?.map_err(GitError::Refused)?;
+        let frame = secret.map(|secret| handover::frame(&secret)).transpose().map_err(GitError::Start)?;
+        match (&frame, self.git.containment()) {
+            (Some(_), None) => Err(GitError::Start(std::io::Error::other("credentials need a contained git"))),
+            _ => Ok(frame),
+        }
+    }
+
+    /// Git itself, or this program, which becomes git.
+    fn program(&self) -> tokio::process::Command {
+        let program = &self.git.inner.program;
+        let Some(containment) = self.git.containment() else { return tokio::process::Command::new(program) };
+        let mut plan = self.plan.clone();
+        plan.reads.extend(self.global_config.clone());
+        let mut command = own_binary();
+        command.args(containment.arguments(&plan)).arg(program);
+        command
+    }
+
     fn build(&self) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(&self.git.inner.program);
+        let mut command = self.program();
         command.env_clear().kill_on_drop(true).process_group(0);
-        command.stdin(if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
+        let silent = self.stdin.is_empty() && !self.plan.secret;
+        command.stdin(if silent { Stdio::null() } else { Stdio::piped() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.current_dir(self.work_dir.as_deref().unwrap_or(Path::new("/")));
         for key in ENVIRONMENT {
@@ -358,6 +469,8 @@ impl Command {
         if let Some(owner) = &self.git.inner.owner {
             command.env(super::orphans::OWNER, owner);
         }
+        let containment = self.git.containment();
+        let personal = containment.is_some_and(Containment::is_personal);
         let global = self.global_config.as_deref().unwrap_or(Path::new("/dev/null"));
         command
             .env("LC_ALL", "C")
@@ -370,7 +483,7 @@ impl Command {
             .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_OPTIONAL_LOCKS", "0")
             .env("GIT_DEFAULT_REF_FORMAT", "files")
-            .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=15 -oClearAllForwardings=yes")
+            .env("GIT_SSH_COMMAND", if personal { handover::ssh_personal() } else { handover::ssh_without() })
             .env("GIT_ALLOW_PROTOCOL", if self.protocols.is_empty() { "none".into() } else { self.protocols.join(":") })
             // A directory without a repository is no reason to look above it.
             .env("GIT_CEILING_DIRECTORIES", "/");
@@ -379,7 +492,8 @@ impl Command {
         }
         let fsck = HARMLESS_FAULTS.iter().map(|fault| (format!("fetch.fsck.{fault}"), "ignore".to_owned()));
         let fixed = CONFIG.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let config: Vec<(String, String)> = fixed.chain(fsck).chain(self.config.iter().cloned()).collect();
+        let kept = containment.map(Containment::config).unwrap_or_default();
+        let config: Vec<(String, String)> = fixed.chain(fsck).chain(kept).chain(self.config.iter().cloned()).collect();
         command.env("GIT_CONFIG_COUNT", config.len().to_string());
         for (i, (key, value)) in config.iter().enumerate() {
             command.env(format!("GIT_CONFIG_KEY_{i}"), key).env(format!("GIT_CONFIG_VALUE_{i}"), value);
@@ -387,6 +501,13 @@ impl Command {
         command.envs(self.env.iter().map(|(key, value)| (key, value))).args(&self.args);
         command
     }
+}
+
+/// File work on a store, off the async threads.
+async fn on_disk(dir: &Path, work: impl FnOnce(&Path) -> std::io::Result<()> + Send + 'static) -> Result<(), GitError> {
+    let dir = dir.to_owned();
+    let done = tokio::task::spawn_blocking(move || work(&dir)).await;
+    done.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(GitError::Disk)
 }
 
 /// All that the pipe gives, or nothing when it is more than `max` bytes.

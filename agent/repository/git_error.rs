@@ -14,6 +14,9 @@ pub enum GitError {
     /// It is too old, or not git.
     #[error("git must be 2.39 or newer, this is {0:?}")]
     Version(String),
+    /// It was not started, for a reason of its own.
+    #[error("{}", .0.message)]
+    Refused(Reason),
     /// What stands around a command failed on the disk.
     #[error("{0}")]
     Disk(#[source] std::io::Error),
@@ -41,7 +44,11 @@ pub enum GitError {
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 38] = [
+const SIGNS: [(&str, Code); 45] = [
+    ("cannot be contained", Code::ContainmentReduced),
+    ("no user exists for uid", Code::ContainmentReduced),
+    ("out of memory", Code::GitMemoryLimit),
+    ("cannot allocate memory", Code::GitMemoryLimit),
     ("no space left on device", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
@@ -66,17 +73,20 @@ const SIGNS: [(&str, Code); 38] = [
     ("does not appear to be a git repository", Code::UpstreamNotFound),
     ("does not exist", Code::UpstreamNotFound),
     ("no such file or directory", Code::UpstreamNotFound),
-    ("error: 403", Code::UpstreamNotFound),
+    ("error: 401", Code::UpstreamUnauthorized),
+    ("error: 403", Code::UpstreamUnauthorized),
     ("error: 404", Code::UpstreamNotFound),
     ("error: 301", Code::UpstreamNotFound),
     ("error: 302", Code::UpstreamNotFound),
     ("error: 307", Code::UpstreamNotFound),
     ("error: 308", Code::UpstreamNotFound),
-    ("authentication failed", Code::UpstreamNotFound),
-    ("could not read username", Code::UpstreamNotFound),
-    ("terminal prompts disabled", Code::UpstreamNotFound),
-    ("permission denied (", Code::UpstreamNotFound),
-    ("host key verification failed", Code::UpstreamUnreachable),
+    ("authentication failed", Code::UpstreamUnauthorized),
+    ("could not read username", Code::UpstreamUnauthorized),
+    ("terminal prompts disabled", Code::UpstreamUnauthorized),
+    ("permission denied (", Code::UpstreamUnauthorized),
+    ("host key verification failed", Code::UpstreamUntrusted),
+    ("ssl certificate problem", Code::UpstreamUntrusted),
+    ("certificate verification failed", Code::UpstreamUntrusted),
     ("timed out", Code::UpstreamTimeout),
     ("operation too slow", Code::UpstreamTimeout),
     ("timeout", Code::UpstreamTimeout),
@@ -97,6 +107,7 @@ impl GitError {
             Self::Disk(_) => Code::PoolNotReady,
             Self::TimedOut(_) => Code::UpstreamTimeout,
             Self::TooMuch(_) => Code::UpstreamUnreachable,
+            Self::Refused(reason) => reason.code,
             Self::Failed { code, .. } => *code,
         }
     }
@@ -105,6 +116,18 @@ impl GitError {
     #[must_use]
     pub fn reason(&self, subject: &str, doing: &str) -> Reason {
         let hint = match self {
+            Self::Refused(reason) => return reason.clone(),
+            Self::Failed { code: Code::GitMemoryLimit, .. } => {
+                "; it needs more than `repositories.git.memory` allows: raise that"
+            }
+            Self::Failed { code: Code::UpstreamUnauthorized, .. } => {
+                "; declare who we are to it in `repositories.credentials`, or renew the secret that is there"
+            }
+            Self::Failed { code: Code::UpstreamUntrusted, .. } => "; it is not who it should be, or its key is new",
+            Self::Failed { code: Code::ContainmentReduced, stderr, .. } if stderr.contains("No user exists") => {
+                "; ssh wants its user in /etc/passwd: add one with that number, or name another in \
+                 `repositories.git.user`"
+            }
             Self::Failed { line, .. }
                 if ["301", "302", "307", "308"].iter().any(|s| line.contains(&format!("error: {s}"))) =>
             {
@@ -175,8 +198,21 @@ mod tests {
             ("fatal: repository 'http://x/a/' not found", Code::UpstreamNotFound),
             (
                 "fatal: could not read Username for 'https://github.com': terminal prompts disabled",
-                Code::UpstreamNotFound,
+                Code::UpstreamUnauthorized,
             ),
+            ("fatal: Authentication failed for 'https://x/a/'", Code::UpstreamUnauthorized),
+            (
+                "fatal: unable to access 'https://x/a/': The requested URL returned error: 403",
+                Code::UpstreamUnauthorized,
+            ),
+            ("git@x: Permission denied (publickey).", Code::UpstreamUnauthorized),
+            ("Host key verification failed.\nfatal: Could not read from remote repository.", Code::UpstreamUntrusted),
+            ("fatal: unable to access 'https://x/': SSL certificate problem: self-signed", Code::UpstreamUntrusted),
+            (
+                "fatal: Out of memory, malloc failed (tried to allocate 9 bytes)\nfatal: invalid index-pack output",
+                Code::GitMemoryLimit,
+            ),
+            ("No user exists for uid 65532", Code::ContainmentReduced),
             ("fatal: '/x' does not appear to be a git repository", Code::UpstreamNotFound),
             ("error: Server does not allow request for unadvertised object 0", Code::CommitNotFound),
             ("fatal: remote error: upload-pack: not our ref 00", Code::CommitNotFound),

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
 
+use super::contain::Containment;
+use super::contain::lend::open_way;
 use super::disk::{io_reason, make_directory};
-use super::git::Version;
+use super::git::{Git, Version};
 
 /// From here on `upload-pack` in a repository of another user runs nothing that the repository names
 /// (git 2.45.1, CVE-2024-32004 and -32465).
@@ -36,7 +38,7 @@ impl Drop for SafeDirectory {
 ///
 /// # Errors
 /// Not a repository, without its whole history, or of another user where this git is too old to be safe with it.
-pub(super) fn inspect(url: &RepositoryUrl, git: Version, dir: &Path) -> Result<Option<SafeDirectory>, Reason> {
+pub(super) fn inspect(url: &RepositoryUrl, git: &Git, dir: &Path) -> Result<Option<SafeDirectory>, Reason> {
     let Some(path) = url.local_path().map(PathBuf::from) else { return Ok(None) };
     let subject = url.key();
     let unreadable = |error: io::Error| match error.kind() {
@@ -55,25 +57,46 @@ pub(super) fn inspect(url: &RepositoryUrl, git: Version, dir: &Path) -> Result<O
         let message = format!("{} has not its whole history; run `git fetch --unshallow` there", path.display());
         return Err(Reason::new(Code::RepositoryShallow, subject, message));
     }
-    let own = nix::unistd::geteuid().as_raw();
-    let mut foreign = None;
+    let agent = nix::unistd::geteuid().as_raw();
+    let user = git.containment().and_then(Containment::user);
+    if let (Some(user), Some(containment)) = (user, git.containment()) {
+        containment.may_enter(user, &found.common.join("objects")).map_err(|why| {
+            let message = format!(
+                "{} may not be read by git's user, {user}: {why}; run `chmod -R o+rX` there, or set \
+                 `repositories.git.user` to a user who may",
+                path.display()
+            );
+            Reason::new(Code::RepositoryForeignOwner, subject, message)
+        })?;
+    }
+    let own = user.map_or(agent, |user| user.uid);
+    let (mut foreign, mut stranger) = (false, None);
     for part in [&found.top, &found.git, &found.common] {
         let owner = fs::metadata(part).map_err(unreadable)?.uid();
-        if owner != own {
-            foreign = Some(owner);
+        foreign |= owner != own;
+        // What the agent's own user made is as good as the agent.
+        if owner != own && owner != agent {
+            stranger = Some(owner);
         }
     }
-    let Some(owner) = foreign else { return Ok(None) };
-    if git < SAFE_WITH_STRANGERS {
+    if !foreign {
+        return Ok(None);
+    }
+    if let Some(owner) = stranger
+        && git.version() < SAFE_WITH_STRANGERS
+    {
         let message = format!(
-            "{} belongs to user {owner}, not to the agent's ({own}), and git before 2.45.1 is not safe with it; update \
-             git or run `chown -R {own}` on a copy",
+            "{} belongs to user {owner}, not to the agent's ({agent}), and git before 2.45.1 is not safe with it; \
+             update git or run `chown -R {agent}` on a copy",
             path.display()
         );
         return Err(Reason::new(Code::RepositoryForeignOwner, subject, message));
     }
     let file = dir.join(format!(".tmp-safe-{}", url.folder()));
-    let written = make_directory(dir).and_then(|()| fs::write(&file, found.as_config()));
+    let written = make_directory(dir).and_then(|()| open_way(dir)).and_then(|()| {
+        fs::write(&file, found.as_config())?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644))
+    });
     written.map_err(|error| io_reason(subject, "writing git's configuration", &error))?;
     Ok(Some(SafeDirectory(file)))
 }

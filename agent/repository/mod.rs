@@ -8,6 +8,8 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
+mod contain;
+mod credentials;
 mod disk;
 mod entry;
 mod fetch;
@@ -32,6 +34,7 @@ mod view;
 mod visit;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -56,6 +59,8 @@ use places::Places;
 use presence::Presence;
 use store::Stores;
 
+pub use contain::Containment;
+pub use credentials::{Basic, Credentials};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
@@ -291,6 +296,12 @@ impl Repositories {
         Ok(RefreshHandle { repositories: self.clone(), url: url.clone(), progress: entry.progress.subscribe(), ask })
     }
 
+    /// Why git runs with more rights than it should, where it does.
+    #[must_use]
+    pub fn containment_alarm(&self) -> Option<Reason> {
+        self.shared.git.containment().and_then(Containment::alarm)
+    }
+
     /// Ticks whenever a [`View`] may have changed.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
@@ -402,6 +413,17 @@ impl Shared {
         let shown = path.display().to_string();
         let done = blocking(&shown, move || if path.exists() { discard(path) } else { Ok(()) }).await?;
         done.map_err(|error| io_reason(&shown, "removing", &error))
+    }
+}
+
+/// What this program does where the agent or git start it for themselves: it becomes git, or answers git. `args` begin
+/// with the program's name. Nothing for all other arguments.
+pub(crate) fn hidden_command(args: &[OsString]) -> Option<u8> {
+    let rest = || args.iter().skip(2).cloned();
+    match args.get(1)?.to_str()? {
+        contain::CHILD_WORD => Some(contain::child::main(rest())),
+        credentials::helper::WORD => Some(credentials::helper::main(rest())),
+        _ => None,
     }
 }
 

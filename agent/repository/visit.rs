@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::credentials::Credentials;
 use super::disk::{Paths, StorePaths, io_reason};
 use super::entry::{Entry, Outcome, stopping};
 use super::fetch::{Visit, blocking};
@@ -71,9 +72,11 @@ async fn run(
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
     let root = (shared.root)()?;
+    shared.git.settle(&root).await?;
     let meta = entry.state().meta.clone();
     let mut visit = Visit {
         git: shared.git.clone(),
+        credentials: Credentials::of(&shared.config()),
         url: entry.url.clone(),
         folder: entry.folder.clone(),
         paths: Paths::new(&root, &entry.folder),

@@ -45,6 +45,8 @@ pub(super) async fn checkout(
         .git_dir(&git_dir)
         .env("GIT_WORK_TREE", &workspace.src)
         .work_dir(&workspace.src)
+        // It writes the workspace, which is the agent's until it is handed over, from a snapshot of the agent's.
+        .as_agent()
         .config("checkout.workers", "0") // as many as there are cores
         .config("core.protectNTFS", "true")
         .config("core.protectHFS", "true")

@@ -1,6 +1,8 @@
 //! The agent that stays up: killed, unmounted, cut off from upstream, out of room, and well again afterwards.
 
 mod admission;
+mod containment;
+mod credentials;
 mod journal;
 mod kill;
 mod lifecycle;

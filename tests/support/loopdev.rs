@@ -51,7 +51,7 @@ impl LoopFs {
     /// Makes one and its empty mount point, and does not mount it.
     #[track_caller]
     pub(crate) fn unmounted(kind: Kind, size: u64) -> Self {
-        let place = tempfile::Builder::new().prefix("loop-").tempdir().unwrap();
+        let place = super::place("loop-");
         let path = place.path().join("mount");
         std::fs::create_dir(&path).unwrap();
         let image = place.path().join("image");

@@ -21,6 +21,12 @@ pub(crate) mod upstream;
 pub(crate) mod wait;
 pub(crate) mod wire;
 
+/// A folder of a test's own. Others may pass through it: git runs as a user of its own where the agent is root.
+pub(crate) fn place(prefix: &str) -> tempfile::TempDir {
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    tempfile::Builder::new().prefix(prefix).permissions(open).tempdir().unwrap()
+}
+
 /// A TCP port of the loopback address that was free just now. Whoever binds it soon gets it: the kernel hands ephemeral
 /// ports out in another order than it frees them.
 pub(crate) fn free_port() -> u16 {

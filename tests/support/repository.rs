@@ -70,7 +70,7 @@ pub(crate) struct TestRepo {
 impl TestRepo {
     /// No commit; `HEAD` names `main`.
     pub(crate) fn empty() -> Self {
-        let place = tempfile::Builder::new().prefix("repository-").tempdir().unwrap();
+        let place = super::place("repository-");
         git_out(place.path(), &["init", "--quiet", "--bare", "--initial-branch=main", "project.git"]);
         Self { place, names: BTreeMap::new() }
     }
@@ -143,7 +143,7 @@ impl TestRepo {
 
     /// A copy with its own objects, as a fork of it on another account.
     pub(crate) fn fork(&self) -> Self {
-        let place = tempfile::Builder::new().prefix("repository-").tempdir().unwrap();
+        let place = super::place("repository-");
         let from = self.path();
         let output = git(place.path())
             .args(["clone", "--quiet", "--mirror", "--no-hardlinks"])

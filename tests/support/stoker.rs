@@ -82,7 +82,7 @@ pub(crate) struct Stoker {
 impl Stoker {
     /// An empty home.
     pub(crate) fn new() -> Self {
-        let home = tempfile::Builder::new().prefix("stoker-").tempdir().unwrap();
+        let home = super::place("stoker-");
         for folder in ["state", "run", "cache", "config", "tmp"] {
             std::fs::create_dir(home.path().join(folder)).unwrap();
         }

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -75,6 +77,37 @@ struct Shared {
     counts: Mutex<Counts>,
     children: Arc<AtomicUsize>,
     weather: watch::Receiver<Weather>,
+    door: Mutex<Door>,
+}
+
+/// Who gets in, and who knocked.
+#[derive(Debug, Default)]
+struct Door {
+    /// The `Authorization` that is wanted.
+    wanted: Option<String>,
+    /// What came as `Authorization`, in its order; requests without any are not in it.
+    seen: Vec<String>,
+    /// Where requests are sent instead.
+    redirect: Option<String>,
+}
+
+impl Door {
+    /// The answer to who does not get in.
+    fn answer(&mut self, path: &str, authorization: Option<&str>) -> Option<Response<()>> {
+        self.seen.extend(authorization.map(str::to_owned));
+        let mut response = Response::new(());
+        if let Some(base) = &self.redirect {
+            *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+            response.headers_mut().insert(LOCATION, format!("{base}{path}").parse().unwrap());
+            return Some(response);
+        }
+        if self.wanted.is_none() || self.wanted.as_deref() == authorization {
+            return None;
+        }
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        response.headers_mut().insert(WWW_AUTHENTICATE, "Basic realm=\"builds\"".parse().unwrap());
+        Some(response)
+    }
 }
 
 /// What the server's thread is told.
@@ -109,6 +142,7 @@ impl Upstream {
             counts: Mutex::default(),
             children: Arc::default(),
             weather: seen,
+            door: Mutex::default(),
         });
         let (commands, receiver) = mpsc::unbounded_channel();
         let (bound, address) = std::sync::mpsc::channel();
@@ -181,6 +215,27 @@ impl Upstream {
     /// Answers each request so much later: the latency of a network, for one round trip.
     pub(crate) fn delay(&self, delay: Duration) {
         self.weather.send_modify(|weather| weather.delay = delay);
+    }
+
+    /// Answers 401 to everybody who does not come with this user name and password.
+    pub(crate) fn demand(&self, user: &str, password: &str) {
+        let encoded = base64::prelude::BASE64_STANDARD.encode(format!("{user}:{password}"));
+        self.shared.door.lock().unwrap().wanted = Some(format!("Basic {encoded}"));
+    }
+
+    /// Every `Authorization` that was sent here, since the start.
+    pub(crate) fn authorizations(&self) -> Vec<String> {
+        self.shared.door.lock().unwrap().seen.clone()
+    }
+
+    /// Sends everybody on to the same path below `base` (`http://127.0.0.1:1234`).
+    pub(crate) fn redirect(&self, base: &str) {
+        self.shared.door.lock().unwrap().redirect = Some(base.to_owned());
+    }
+
+    /// `http://` and its address.
+    pub(crate) fn base(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Refuses connections, and ends those that are open.
@@ -283,8 +338,14 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut commands: mpsc::
     }
 }
 
+fn empty() -> Body {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync()
+}
+
 /// Counts a request, waits and fails as the weather says, and has it answered by git.
 async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
     let asked = cgi::ask(request).await.map_err(io::Error::other)?;
     let kind = asked.kind;
     {
@@ -304,9 +365,13 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         Err(_) => return Err(io::Error::other("the upstream ends")),
     };
     if let Fault::Status(code) = fault {
-        let mut response = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
+        let mut response = Response::new(empty());
         *response.status_mut() = StatusCode::from_u16(code).map_err(io::Error::other)?;
         return Ok(response);
+    }
+    let closed = shared.door.lock().unwrap().answer(&path, authorization.as_deref());
+    if let Some(response) = closed {
+        return Ok(response.map(|()| empty()));
     }
     let cut = match fault {
         Fault::CutPack(bytes) if kind == Kind::Fetch => Some(bytes),

@@ -42,6 +42,11 @@ repositories:
   add: on-demand
   allow: [github.com, "*.Example.org", "[::1]", 127.0.0.1]
   protocols: [https, ssh, https]
+  git: {user: "1234:5678", memory: 4GiB, processes: 100}
+  credentials:
+    - {match: github.com, token: {file: /etc/stoker/github/token}}
+    - {match: "https://git.Example.org/team", basic: {username: ci, passwordFile: /etc/stoker/team/password}}
+    - {match: github.com, ssh: {keyFile: /etc/stoker/ssh/key, knownHostsFile: /etc/stoker/ssh/known_hosts}}
   mirrors:
     - {url: https://github.com/projectbluefin/dakota, pin: true, trust: public}
 pressure: {memoryFloor: 2GiB, memoryNarrow: 12.5%, hold: 1m30s}
@@ -84,6 +89,21 @@ fn the_example_is_read_in_units() {
     assert_eq!(config.repositories.allow, ["github.com", "*.example.org", "[::1]", "127.0.0.1"]);
     assert_eq!(config.repositories.protocols, ["https", "ssh"]);
     assert_eq!(config.repositories.add, Add::OnDemand);
+    let git = &config.repositories.git;
+    assert_eq!((git.user, git.memory_bytes, git.processes), ("1234:5678".parse().ok(), 4 << 30, 100));
+    let [token, basic, ssh] = config.repositories.credentials.as_slice() else { panic!() };
+    let files = |username: &str, file: &str, field| git::SecretFiles::Basic {
+        username: username.to_owned(),
+        file: file.into(),
+        field,
+    };
+    assert_eq!(token.secret, files("x-access-token", "/etc/stoker/github/token", "token.file"));
+    assert_eq!(basic.secret, files("ci", "/etc/stoker/team/password", "basic.passwordFile"));
+    assert_eq!(
+        (basic.matches.key.as_str(), basic.field.as_str()),
+        ("git.example.org/team", "repositories.credentials[1]")
+    );
+    assert!(matches!(&ssh.secret, git::SecretFiles::Ssh { user, .. } if user == "git"));
     let [mirror] = config.repositories.mirrors.as_slice() else { panic!("{:?}", config.repositories.mirrors) };
     assert_eq!(
         (mirror.url.key(), mirror.pin, mirror.trust.as_str()),
@@ -146,6 +166,9 @@ fn the_defaults_are_these() {
       protocols:
       - https
       - ssh
+      git:
+        memory: 2GiB
+        processes: 4096
       mirrors: []
     workspaces:
       pool: data

@@ -413,3 +413,51 @@ fn repositories_and_addresses_that_cannot_be() {
         ],
     );
 }
+
+#[test]
+fn credentials_and_git_children_that_cannot_be() {
+    let at = "repositories.credentials[0]";
+    let token = "token: {file: /t}";
+    let row = |text: &str| format!("repositories: {{credentials: [{{{text}}}]}}");
+    for (text, field, message, remedy) in [
+        (format!("match: '', {token}"), ".match", "is not the beginning", "`github.com`"),
+        (format!("match: 'https://me:pw@x.org', {token}"), ".match", "names a user", "https://git.example.org/team"),
+        (format!("match: 'ftp://x.org', {token}"), ".match", "none of https, http and ssh", "`github.com`"),
+        (format!("match: 'ssh://x.org', {token}"), ".match", "does not go with", "another scheme"),
+        ("match: x.org".to_owned(), "", "not exactly one", "write one of them"),
+        (format!("match: x.org, {token}, basic: {{username: a, passwordFile: /p}}"), "", "not exactly one", "one of"),
+        ("match: x.org, token: {file: t}".to_owned(), ".token.file", "not an absolute path", "begins with /"),
+        ("match: x.org, token: {file: /t, username: 'a:b'}".to_owned(), ".token.username", "no", "without ':'"),
+        (
+            "match: x.org, ssh: {keyFile: /k, knownHostsFile: /h, user: '-oProxyCommand=x'}".to_owned(),
+            ".ssh.user",
+            "is not a user name",
+            "visible characters",
+        ),
+    ] {
+        let problem = problems(&format!("{HEAD}{POOL}{}", row(&text))).remove(0);
+        assert_eq!(problem.field, format!("{at}{field}"), "{problem:?}");
+        assert!(problem.message.contains(message) && problem.remedy.contains(remedy), "{problem:?}");
+    }
+    refused(
+        &format!("{HEAD}{POOL}"),
+        &[
+            Row(
+                "repositories: {git: {user: root}}",
+                "repositories.git.user",
+                4,
+                "\"root\" is not a user",
+                "65532:65532",
+            ),
+            Row("repositories: {git: {memory: 1MiB}}", "repositories.git.memory", 4, "is 1MiB", "256MiB or more"),
+            Row("repositories: {git: {processes: 1}}", "repositories.git.processes", 4, "is 1", "64 to 1000000"),
+            Row(
+                "repositories: {credentials: [{match: x.org, token: {file: /a}}, {match: X.org, token: {file: /b}}]}",
+                "repositories.credentials[1].match",
+                4,
+                "is the match of line 4 too",
+                "keep one",
+            ),
+        ],
+    );
+}

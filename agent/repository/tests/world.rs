@@ -102,7 +102,8 @@ pub(in crate::repository) fn write_program(path: &Path, script: &str) {
 pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
     // While a file `hold` is there, no fetch of all branches begins.
-    let hold = format!("case \"$*\" in *'+refs/heads/*'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac", dir.display());
+    let hold =
+        format!("case \"$*\" in *'+refs/heads/*'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac", dir.display());
     write_program(&program, &format!("echo \"$1\" >> '{}'\n{hold}\nexec git \"$@\"\n", log.display()));
     (Git::at(program).await.unwrap(), log)
 }
@@ -134,6 +135,8 @@ impl World {
             add: config::Add::OnDemand,
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
+            git: config::git::GitChild { user: None, memory_bytes: 1 << 31, processes: 4096, personal: false },
+            credentials: Vec::new(),
             mirrors: Vec::new(),
         };
         change(&mut config, dir.path());

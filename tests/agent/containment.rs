@@ -1,0 +1,353 @@
+//! Git children: as whom they run, what they may, and what becomes of what they wrote.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+
+use stoker_proto::v1::reason::Code as Why;
+
+use super::*;
+use crate::support::loopdev::needs_root;
+use crate::support::repository::TestRepo;
+use crate::support::upstream::{Fault, Upstream};
+
+/// As whom git runs where nothing else is said.
+const GIT_USER: u32 = 65532;
+
+/// A process below the agent.
+pub(super) struct Child {
+    pub(super) pid: u32,
+    pub(super) command: String,
+}
+
+/// The agent's children and theirs.
+pub(super) fn git_children(agent: u32) -> Vec<Child> {
+    let mut parents = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (pid, parent)));
+    }
+    let below =
+        |pid: u32| std::iter::successors(Some(pid), |pid| parents.get(pid).copied()).skip(1).any(|up| up == agent);
+    let of = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let all = parents.keys().copied().filter(|pid| below(*pid));
+    all.map(|pid| Child { pid, command: String::from_utf8_lossy(&of(pid)).into_owned() }).collect()
+}
+
+/// The pool's part that is the agent's, where it is there.
+pub(super) fn ours(agent: &Agent) -> Option<PathBuf> {
+    Some(agent.root().join("pool/stoker/repositories")).filter(|path| path.is_dir())
+}
+
+/// The folders of repositories, by a word in their names.
+fn folder(agent: &Agent, word: &str) -> PathBuf {
+    let entries = std::fs::read_dir(ours(agent).unwrap()).unwrap().flatten().map(|entry| entry.path());
+    let named = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().contains(word);
+    entries.into_iter().find(named).unwrap_or_else(|| panic!("no folder {word}"))
+}
+
+/// One line of a file of `/proc/PID`.
+fn line(pid: u32, file: &str, begins: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("no {begins} in {text}"));
+    line.trim_start_matches(begins).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The git that asks a silent upstream, once it is git.
+fn waiting_git(agent: u32) -> u32 {
+    let mut found = None;
+    wait::until(LIMIT, "git waits for its upstream", || {
+        let children = git_children(agent);
+        found = children.iter().find(|child| child.command.starts_with("git\0ls-remote")).map(|child| child.pid);
+        found.is_some() && children.iter().any(|child| child.command.contains("remote-http"))
+    });
+    found.unwrap()
+}
+
+/// Limits, and where the kernel begins.
+fn assert_bounded(pid: u32, processes: Option<&str>) {
+    assert_eq!(line(pid, "limits", "Max core file size"), "0 0 bytes");
+    assert_eq!(line(pid, "limits", "Max data size"), "1073741824 1073741824 bytes");
+    assert_eq!(line(pid, "limits", "Max open files"), "4096 4096 files");
+    if let Some(processes) = processes {
+        assert_eq!(line(pid, "limits", "Max processes"), processes);
+    }
+    assert_eq!(line(pid, "status", "NoNewPrivs:"), "1");
+    assert_eq!(line(pid, "oom_score_adj", ""), "500");
+}
+
+/// With lines of its own under `repositories`.
+fn with(mirrors: &[&str], repositories: &str) -> String {
+    configuration(PLAIN, mirrors).replace("  refresh: 24h\n", &format!("  refresh: 24h\n{repositories}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_has_a_user_of_its_own_and_bounds() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    upstream.fault(Fault::Hang);
+    let agent = start(&with(&[&url], "  git: {memory: 1GiB, processes: 777}\n"));
+    let pid = waiting_git(agent.pid());
+    for field in ["Uid:", "Gid:"] {
+        assert_eq!(line(pid, "status", field), [GIT_USER.to_string().as_str(); 4].join(" "));
+    }
+    assert_eq!(line(pid, "status", "Groups:"), "");
+    assert_eq!(line(pid, "status", "CapPrm:"), "0000000000000000");
+    assert_bounded(pid, Some("777 777 processes"));
+    upstream.fault(Fault::None);
+    mirror_ready(&agent, &url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_persons_own_command_has_the_bounds_and_no_other_user() {
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    upstream.fault(Fault::Hang);
+    let stoker = crate::support::stoker::Stoker::new();
+    let running = stoker.command(["run", "--repo", &url, "--", "true"]).spawn();
+    let pid = waiting_git(running.pid());
+    assert_eq!(line(pid, "status", "Uid:"), [nix::unistd::getuid().to_string().as_str(); 4].join(" "));
+    assert_eq!(line(pid, "limits", "Max data size"), "2147483648 2147483648 bytes");
+    assert_eq!(line(pid, "oom_score_adj", ""), "500");
+    upstream.fault(Fault::None);
+    running.wait().expect_code(0);
+}
+
+/// Whether git's user can do this.
+fn as_git_user(script: &str, path: &Path) -> bool {
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(path).uid(GIT_USER).gid(GIT_USER).stderr(Stdio::null()).current_dir("/");
+    command.status().unwrap().success()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_is_the_agents_and_other_stores_are_closed() {
+    needs_root!();
+    let (one, two) = (TestRepo::standard(), TestRepo::standard());
+    let upstream = Upstream::start();
+    let (url, other) = (upstream.host("team/one.git", &one), upstream.host("team/two.git", &two));
+    let agent = start(&configuration(PLAIN, &[&url, &other]));
+    mirror_ready(&agent, &url).await;
+    mirror_ready(&agent, &other).await;
+    // A fetch, not only a clone.
+    one.commit_file("main", "new", b"new\n");
+    refresh(&agent, &url).await.unwrap();
+    let folder = folder(&agent, "one");
+    let snapshots = folder.join("snapshots");
+    let mut packs = 0;
+    for (name, kind) in listing(&snapshots) {
+        let path = snapshots.join(&name);
+        let (mode, uid, gid) = mode_of(&path);
+        assert_eq!((uid, gid), (0, 0), "{name}");
+        assert_eq!(mode & 0o022, 0, "{name} is {mode:o}");
+        if kind == "file" && name.contains("objects/") {
+            assert_eq!(mode, 0o444, "{name}");
+            packs += usize::from(name.ends_with(".pack"));
+        }
+    }
+    assert!(packs >= 3, "{packs} packs in two snapshots");
+    // Git's user can read what it shall serve, and nothing more.
+    let newest = snapshots.join("2");
+    assert!(as_git_user("cat \"$1\" > /dev/null", &newest.join("packed-refs")));
+    assert!(as_git_user("cat \"$1\"/objects/pack/*.pack > /dev/null", &newest));
+    for (script, path) in [
+        ("echo x > \"$1\"/objects/pack/x", newest.clone()),
+        ("ls \"$1\"", folder.join("store.git")),
+        ("echo x > \"$1\"/objects/pack/x", folder.join("store.git")),
+        ("rm -r \"$1\"/objects", folder.join("store.git")),
+        ("mkdir \"$1\"/x", folder.clone()),
+        ("mv \"$1\"/store.git \"$1\"/x", folder.clone()),
+    ] {
+        assert!(!as_git_user(script, &path), "{script} {}", path.display());
+    }
+}
+
+/// A git in the real one's place that answers `ls-remote` by this script.
+fn stand_in(agent: &mut Agent, script: &str) {
+    let dir = agent.root().join("programs");
+    std::fs::create_dir(&dir).unwrap();
+    let real = String::from_utf8(Command::new("sh").args(["-c", "command -v git"]).output().unwrap().stdout).unwrap();
+    let text = format!("#!/bin/sh\nif [ \"$1\" = ls-remote ]; then\n{script}\nfi\nexec {} \"$@\"\n", real.trim());
+    std::fs::write(dir.join("git"), text).unwrap();
+    std::fs::set_permissions(dir.join("git"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    agent.env("PATH", format!("{}:{path}", dir.display()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn landlock_keeps_a_child_to_its_own_files() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let mut agent = prepared(&configuration(PLAIN, &[&url]));
+    let (open, theirs) = (agent.root().join("open"), agent.root().join("theirs"));
+    std::fs::write(&open, "readable by all\n").unwrap();
+    std::fs::create_dir(&theirs).unwrap();
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o777)).unwrap();
+    // A process of the same user, which it could end and read without landlock.
+    let mut sibling = Command::new("sleep").arg("300").uid(GIT_USER).gid(GIT_USER).current_dir("/").spawn().unwrap();
+    let script = format!(
+        "r() {{ if \"$@\" > /dev/null 2>&1; then echo did; else echo not; fi; }}\n\
+         echo \"fatal: read $(r cat '{}') write $(r mkdir '{}/x') kill $(r kill -0 {pid}) \
+         peek $(r cat /proc/{pid}/environ) null $(r dd if=/dev/null of=/dev/null) hosts $(r cat /etc/hosts)\" >&2\nexit 1",
+        open.display(),
+        theirs.display(),
+        pid = sibling.id()
+    );
+    stand_in(&mut agent, &script);
+    agent.launch();
+    agent.wait_ready();
+    let tried =
+        async || repository(&agent, &url).await.reasons.iter().any(|reason| reason.message.contains("fatal: read"));
+    wait::until_async(LIMIT, "the child tried", tried).await;
+    let said = repository(&agent, &url).await.reasons[0].message.clone();
+    let log = agent.log();
+    sibling.kill().unwrap();
+    sibling.wait().unwrap();
+    if log.contains("landlock keeps its files, TCP and signals") {
+        assert!(said.contains("read not write not kill not peek not null did hosts did"), "{said}");
+    } else {
+        // The line that says what this kernel has is there in every case.
+        assert!(log.contains("landlock"), "{log}");
+        assert!(said.contains("null did hosts did"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_upstream_of_root_is_read_by_gits_user() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let url = format!("file://{}", repo.path().display());
+    let text = configuration(PLAIN, &[&url]).replace("protocols: [http]", "protocols: [file]");
+    let agent = start(&text);
+    mirror_ready(&agent, &url).await;
+    let new = repo.commit_file("main", "new", b"new\n");
+    refresh(&agent, &url).await.unwrap();
+    assert_eq!(resolve(&agent, branch(&url, "main"), LIMIT).await.unwrap().resolved.unwrap().commit, new);
+    // One that git's user may not read is told as that.
+    std::fs::set_permissions(repo.path().parent().unwrap(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let status = refresh(&agent, &url).await.unwrap_err();
+    assert_eq!(word(&status), "REPOSITORY_FOREIGN_OWNER", "{status:?}");
+    assert!(status.message().contains("chmod -R o+rX"), "{}", status.message());
+}
+
+/// A pool below a directory that nobody but root enters.
+fn closed(agent: &Agent) -> PathBuf {
+    let closed = agent.root().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::create_dir(closed.join("pool")).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    closed
+}
+
+const CLOSED_POOL: &str = "path: $ROOT/closed/pool, mount: optional";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_gits_user_does_not_reach_is_an_alarm() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let mut agent = prepared(&configuration(CLOSED_POOL, &[&url]));
+    let closed = closed(&agent);
+    agent.launch();
+    agent.wait_ready();
+    mirror_ready(&agent, &url).await;
+    let told = |now: &v1::Status| now.alarms.iter().any(|alarm| alarm.code() == Why::ContainmentReduced);
+    let now = status_until(&agent, "reduced containment is an alarm", told).await;
+    let alarm = now.alarms.iter().find(|alarm| alarm.code() == Why::ContainmentReduced).unwrap();
+    assert!(alarm.message.contains(&closed.display().to_string()) && alarm.message.contains("chmod o+x"), "{alarm:?}");
+    let doctor = agent.stoker().run(["doctor"]).expect_code(1);
+    assert!(doctor.stdout.contains("CONTAINMENT_REDUCED"), "{}", doctor.stdout);
+    // Mended, it is contained from the next visit on, over the store that root filled.
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o711)).unwrap();
+    repo.commit_file("main", "new", b"new\n");
+    refresh(&agent, &url).await.unwrap();
+    status_until(&agent, "the alarm ends", |now| !told(now)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_is_named_is_the_only_one() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let text = configuration(CLOSED_POOL, &[&url]);
+    let mut agent = prepared(&text.replace("  refresh: 24h\n", "  refresh: 24h\n  git: {user: \"12345:12345\"}\n"));
+    let closed = closed(&agent);
+    agent.launch();
+    agent.wait_ready();
+    let failed = async || {
+        let reasons = repository(&agent, &url).await.reasons;
+        codes(&reasons).contains(&Why::ContainmentReduced)
+    };
+    wait::until_async(LIMIT, "nothing is fetched as another", failed).await;
+    assert_eq!(repository(&agent, &url).await.state(), v1::RepositoryState::Empty);
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o711)).unwrap();
+    refresh(&agent, &url).await.unwrap();
+    mirror_ready(&agent, &url).await;
+}
+
+/// An upstream that lists refs without end, in protocol 2, until its clients go.
+struct Endless {
+    port: u16,
+}
+
+impl Endless {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // It ends with the test's process; each of its clients is ended before.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || Self::serve(stream));
+            }
+        });
+        Self { port }
+    }
+
+    fn serve(mut stream: TcpStream) {
+        let packet = |line: &str| format!("{:04x}{line}", line.len() + 4);
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = stream.read(&mut buffer) {
+            let head = |kind: &str, rest: &str| {
+                format!("HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-{kind}\r\n{rest}\r\n")
+            };
+            if buffer.starts_with(b"GET ") {
+                let body = format!(
+                    "{}0000{}{}0000",
+                    packet("# service=git-upload-pack\n"),
+                    packet("version 2\n"),
+                    packet("ls-refs\n")
+                );
+                let length = format!("Content-Length: {}\r\n", body.len());
+                let _ = stream.write_all(format!("{}{body}", head("advertisement", &length)).as_bytes());
+                continue;
+            }
+            if stream.write_all(head("result", "Connection: close\r\n").as_bytes()).is_err() {
+                return;
+            }
+            for round in 0_u64.. {
+                let refs = (0..2000).map(|n| packet(&format!("{:040x} refs/heads/b{round}-{n}\n", n + 1)));
+                if stream.write_all(refs.collect::<String>().as_bytes()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_takes_too_much_memory_ends_and_says_so() {
+    let server = Endless::start();
+    let url = format!("http://127.0.0.1:{}/endless.git", server.port);
+    let agent = start(&with(&[&url], "  git: {memory: 256MiB}\n"));
+    let ended = async || codes(&repository(&agent, &url).await.reasons).contains(&Why::GitMemoryLimit);
+    wait::until_async(LIMIT, "the child is ended", ended).await;
+    let mirror = repository(&agent, &url).await;
+    let reason = mirror.reasons.iter().find(|reason| reason.code() == Why::GitMemoryLimit).unwrap();
+    assert!(reason.message.contains("repositories.git.memory"), "{reason:?}");
+}
