@@ -107,7 +107,19 @@ fn diff_pools(old: &[Pool], new: &[Pool], changes: &mut Changes) {
 }
 
 fn diff_repositories(old: &super::Repositories, new: &super::Repositories, changes: &mut Changes) {
-    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors } = old;
+    let super::Repositories {
+        pool,
+        limit,
+        refresh,
+        parallel,
+        fetch_within,
+        add,
+        allow,
+        protocols,
+        mirrors,
+        manifests,
+        submodules,
+    } = old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
     changes.live(*limit != new.limit, "repositories.limit");
@@ -117,6 +129,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
+    changes.live(*manifests != new.manifests, "repositories.manifests");
+    changes.live(*submodules != new.submodules, "repositories.submodules");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -177,6 +191,8 @@ repositories:
   allow: [example.org]
   protocols: [https]
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
+  manifests: [{url: https://example.org/m}]
+  submodules: {depth: 1}
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
 admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
@@ -211,12 +227,14 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.allow
     repositories.fetchWithin
     repositories.limit
+    repositories.manifests
     repositories.mirrors[example.org/a]
     repositories.mirrors[example.org/b]
     repositories.mirrors[example.org/c]
     repositories.parallel
     repositories.protocols
     repositories.refresh
+    repositories.submodules
     ");
 
         let merged = merged(&old, &new);

@@ -6,7 +6,10 @@ use stoker_core::quantity::Amounts;
 
 use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
 use super::units::Time;
-use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Workspaces};
+use super::{
+    Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, Submodules, TimeBudget,
+    Workspaces,
+};
 
 /// What `run` calls its pool.
 pub const POOL_NAME: &str = "run";
@@ -79,6 +82,11 @@ impl Config {
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
                 protocols: ["https", "http", "ssh", "git", "file"].map(String::from).to_vec(),
                 mirrors: Vec::new(),
+                manifests: Vec::new(),
+                submodules: Submodules {
+                    depth: count(defaults.submodules.depth),
+                    repositories: count(defaults.submodules.repositories),
+                },
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },
             pressure: Pressure {

@@ -76,6 +76,7 @@ impl Shared {
                 let meta = &mut state.meta;
                 (meta.url, meta.trust, meta.declared) = (declared.url, declared.trust, true);
                 meta.pinned |= declared.pinned;
+                (meta.declared_by, meta.submodules) = (declared.declared_by, declared.submodules);
                 meta.removed = false;
                 drop(state);
                 entry

@@ -9,6 +9,7 @@ use stoker_core::quantity::Timestamp;
 use stoker_core::reason::Reason;
 use stoker_core::source::RepositoryUrl;
 
+use super::declare::CONFIGURATION;
 use super::disk::replace;
 use super::listing::Head;
 
@@ -35,6 +36,12 @@ pub(super) struct Meta {
     pub(super) trust: String,
     pub(super) pinned: bool,
     pub(super) declared: bool,
+    /// Who declared it, in words; empty where somebody added it.
+    #[serde(default)]
+    pub(super) declared_by: String,
+    /// The submodules of its HEAD are mirrors too.
+    #[serde(default)]
+    pub(super) submodules: bool,
     /// It was removed, and stands here only for snapshots that something still pins.
     #[serde(default)]
     pub(super) removed: bool,
@@ -69,6 +76,8 @@ impl Meta {
             trust,
             pinned,
             declared,
+            declared_by: if declared { CONFIGURATION.to_owned() } else { String::new() },
+            submodules: false,
             removed: false,
             head: None,
             last_fetch_at: None,

@@ -8,12 +8,15 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
+mod declare;
 mod disk;
 mod fetch;
 pub mod git;
 mod git_error;
+mod gitmodules;
 mod keep;
 mod listing;
+mod lists;
 mod local;
 mod meta;
 pub mod orphans;
@@ -25,6 +28,7 @@ mod refs;
 mod resolve;
 mod snapshot;
 mod store;
+mod submodules;
 mod view;
 mod visit;
 
@@ -55,6 +59,8 @@ pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
 pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
+pub use submodules::Nested;
+pub(crate) use submodules::under;
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
 
 /// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
@@ -95,6 +101,8 @@ struct Shared {
     ticks: watch::Sender<u64>,
     /// How many fetches ended how: `fetched`, or the word of the reason why not.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
+    /// What else declares mirrors, by its name for people.
+    lists: Mutex<BTreeMap<String, lists::List>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     superseded_for: Duration,
@@ -141,19 +149,21 @@ impl Repositories {
             presence: Presence::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
+            lists: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel,
             superseded_for,
         });
-        for mirror in &config.mirrors {
+        for mirror in config.declared() {
             let meta = Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true);
-            shared.insert(meta, false)?;
+            shared.insert(Meta { submodules: mirror.submodules, ..meta }, false)?;
         }
         if let Err(reason) = shared.recovered().await {
             tracing::warn!(reason = reason.code.word(), "repositories wait for their pool: {}", reason.message);
         }
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
         shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
+        shared.tasks.spawn(lists::follow(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -189,25 +199,7 @@ impl Repositories {
         let (was, is) = (before.parallel.clamp(1, 64), config.parallel.clamp(1, 64));
         shared.places.add_permits(is.saturating_sub(was));
         shared.places.forget_permits(was.saturating_sub(is));
-        for entry in shared.all() {
-            entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
-        }
-        for mirror in &config.mirrors {
-            let entry = match shared.get(&mirror.url) {
-                Some(entry) => entry,
-                None => shared.insert(Meta::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true), false)?,
-            };
-            {
-                let mut state = entry.state();
-                state.ephemeral = false;
-                state.meta.declared = true;
-                state.meta.pinned |= mirror.pin;
-                state.meta.trust.clone_from(&mirror.trust);
-            }
-            let filled = entry.current().is_some();
-            let pause = if filled { config.refresh / 10 } else { Duration::ZERO };
-            entry.refresh_in(pause, shared.now());
-        }
+        shared.declare(true)?;
         shared.tick();
         Ok(())
     }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod resolve;
+mod submodules;
 mod survive;
 pub(super) mod world;

@@ -198,7 +198,8 @@ impl Rooms {
             Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
         });
         let config = self.config_fault.read().unwrap_or_else(PoisonError::into_inner).clone();
-        lost.chain(directories).chain(empty).chain(journal).chain(config).collect()
+        let lists = self.repositories.list_faults();
+        lost.chain(directories).chain(empty).chain(lists).chain(journal).chain(config).collect()
     }
 }
 

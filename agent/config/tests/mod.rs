@@ -147,6 +147,9 @@ fn the_defaults_are_these() {
       - https
       - ssh
       mirrors: []
+      submodules:
+        depth: 5
+        repositories: 200
     workspaces:
       pool: data
     pressure:

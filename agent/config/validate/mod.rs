@@ -4,6 +4,7 @@
 //! so that the rest is looked at too; a configuration goes out only where nothing was reported.
 
 mod listen;
+mod lists;
 mod pools;
 mod repositories;
 pub(super) mod text;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::{count, limit, pools, text, within};
+use super::{count, limit, lists, pools, text, within};
 use crate::config::file::{AddWord, File, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::{Add, Mirror, Repositories};
@@ -42,6 +42,8 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         allow: allow(file, &place.field("allow"), problems),
         protocols: protocols.iter().map(|protocol| protocol.scheme().to_owned()).collect(),
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
+        manifests: lists::manifests(&section.manifests, &protocols, &place.field("manifests"), problems),
+        submodules: lists::submodules(&section.submodules, &place.field("submodules"), problems),
     }
 }
 
@@ -102,22 +104,29 @@ fn mirrors(
                 continue;
             }
         };
-        let protocol = url.protocol().word();
-        if !protocols.iter().any(|allowed| allowed.scheme() == protocol) {
-            let message = format!("{} needs {protocol}, which `protocols` does not list", shown(&section.url));
-            let remedy = format!("add {protocol} to `repositories.protocols`, or write a URL of a listed one");
-            problems.add(&at, Fault::new(message, remedy));
+        if let Err(fault) = speaks(&url, &section.url, protocols) {
+            problems.add(&at, fault);
         }
         if let Some(line) = lines.insert(url.key().to_owned(), at.line()) {
             let message = format!("{} is the repository of line {line} too", shown(&section.url));
             problems.add(&at, Fault::new(message, "keep one of them"));
         }
-        mirrors.push(Mirror { url, pin: section.pin, trust });
+        mirrors.push(Mirror { url, pin: section.pin, trust, submodules: section.submodules });
     }
     mirrors
 }
 
+/// Whether `protocols` lists what the URL needs.
+pub(super) fn speaks(url: &RepositoryUrl, written: &str, protocols: &[ProtocolWord]) -> Result<(), Fault> {
+    let protocol = url.protocol().word();
+    if protocols.iter().any(|allowed| allowed.scheme() == protocol) {
+        return Ok(());
+    }
+    let message = format!("{} needs {protocol}, which `protocols` does not list", shown(written));
+    Err(Fault::new(message, format!("add {protocol} to `repositories.protocols`, or write a URL of a listed one")))
+}
+
 /// The one place where a URL of the file is read.
-fn parse_url(text: &str) -> Result<RepositoryUrl, String> {
+pub(super) fn parse_url(text: &str) -> Result<RepositoryUrl, String> {
     text.parse().map_err(|error: <RepositoryUrl as std::str::FromStr>::Err| error.to_string())
 }

@@ -132,6 +132,8 @@ impl World {
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
             mirrors: Vec::new(),
+            manifests: Vec::new(),
+            submodules: config::Submodules { depth: 5, repositories: 200 },
         };
         change(&mut config, dir.path());
         Self::over(dir, config).await

@@ -176,6 +176,49 @@ fn includes_hand_down_groups_and_revision() {
     assert_eq!(names(&["h"]), ["b"]);
 }
 
+/// What `repo sync` (git-repo of 2026) checked out for this manifest: same paths, same URLs, same revisions.
+#[test]
+fn a_mixed_manifest_is_what_repo_itself_makes_of_it() {
+    let files = [
+        (
+            "default.xml",
+            "<manifest>
+            <remote name='o' fetch='./src/'/><remote name='x' fetch='../other' revision='rel'/>
+            <default remote='o' revision='main'/>
+            <project name='a.git' path='pa' groups='g1'/><project name='b.git'/>
+            <include name='more/inc.xml' groups='ig' revision='rel'/>
+            <project name='hidden.git' groups='notdefault'/><remove-project name='b.git'/>
+            <extend-project name='c.git' dest-path='moved/c' revision='rel'/></manifest>",
+        ),
+        (
+            "more/inc.xml",
+            "<manifest><project name='c.git' path='pc'/><project name='d.git' remote='x' path='pd'/>
+            <project name='e.git' groups='notdefault,platform-linux'/></manifest>",
+        ),
+    ];
+    let base = "file:///srv/team/manifest.git".parse().unwrap();
+    let mut load = |name: &str, _| match files.iter().find(|(file, _)| *file == name) {
+        Some((_, text)) => Ok(text.as_bytes().to_vec()),
+        None => Err("not there".to_owned()),
+    };
+    let manifest = read("default.xml", &base, &[], &mut load).unwrap();
+    let mut found: Vec<String> = manifest
+        .projects
+        .iter()
+        .map(|one| format!("{} {} {}", one.path, one.url, one.revision.as_ref().unwrap()))
+        .collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "e.git file:///srv/team/src/e.git branch:rel",
+            "moved/c file:///srv/team/src/c.git branch:rel",
+            "pa file:///srv/team/src/a.git branch:main",
+            "pd file:///srv/other/d.git branch:rel",
+        ]
+    );
+}
+
 #[test]
 fn includes_are_bounded() {
     let round = [
