@@ -309,8 +309,14 @@ async fn build(
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
     tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
-    let workspaces =
-        Workspaces::open(&config.workspaces.pool, pools.clone(), git.clone(), admission.clone(), closing.child_token());
+    let workspaces = Workspaces::open(
+        &config.workspaces.pool,
+        pools.clone(),
+        git.clone(),
+        repositories.clone(),
+        admission.clone(),
+        closing.child_token(),
+    );
     let workspaces = workspaces.await;
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {

@@ -285,7 +285,7 @@ fn calls() -> Vec<(&'static str, Call)> {
         })))
     };
     let add = |url: &str, trust: &str| {
-        Call::Add(v1::AddRepositoryRequest { url: url.into(), trust: trust.into(), pin: false })
+        Call::Add(v1::AddRepositoryRequest { url: url.into(), trust: trust.into(), pin: false, ..Default::default() })
     };
     let release = |lease: &str, outcome, measured| {
         Call::Release(v1::ReleaseRequest { lease_id: lease.into(), outcome, measured, exit_code: None })

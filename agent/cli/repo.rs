@@ -44,6 +44,9 @@ pub(super) struct Add {
     /// Who may read it; default: the agent's default class
     #[arg(long, value_name = "CLASS", default_value = "", hide_default_value = true)]
     trust: String,
+    /// Mirror the submodules of its HEAD too, and theirs
+    #[arg(long)]
+    submodules: bool,
     /// Do not wait for the fill
     #[arg(long)]
     no_wait: bool,
@@ -75,7 +78,9 @@ async fn obey(common: &Common, command: &Command) -> Ended {
             ask::answer(format, &answer, |answer, view| render_optional(answer.repository.as_ref(), view))?;
         }
         Command::Add(add) => {
-            let request = v1::AddRepositoryRequest { url: url.clone(), pin: add.pin, trust: add.trust.clone() };
+            let Add { pin, trust, submodules, .. } = add;
+            let (url_of, pin, trust, submodules) = (url.clone(), *pin, trust.clone(), *submodules);
+            let request = v1::AddRepositoryRequest { url: url_of, pin, trust, submodules };
             let mut answer = asked.add_repository(within(ask::UPSTREAM, request)).await?.into_inner();
             if !add.no_wait {
                 answer.repository = Some(refresh(&client, url, true).await?);
@@ -141,6 +146,9 @@ async fn refresh(client: &Client, url: String, only_if_empty: bool) -> Result<v1
 /// `receiving 45,210/98,000, 120 MiB`.
 pub(crate) fn progress(now: &v1::Progress) -> String {
     let mut text = screen::safe(&now.phase);
+    if !now.subject.is_empty() {
+        text = format!("{}: {text}", screen::safe(&now.subject));
+    }
     if now.total > 0 {
         text.push_str(&format!(" {}/{}", grouped(now.done), grouped(now.total)));
     }
@@ -271,6 +279,12 @@ fn render(repository: &v1::Repository, view: &View) -> String {
     let kept = [(repository.declared, "declared"), (repository.pinned, "pinned")];
     let kept: Vec<&str> = kept.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
     fields.add("kept", if kept.is_empty() { "on demand".to_owned() } else { kept.join(", ") });
+    if !repository.declared_by.is_empty() {
+        fields.add("declared by", &repository.declared_by);
+    }
+    if repository.submodules {
+        fields.add("submodules", "mirrored too");
+    }
     fields.add("folder", &repository.folder);
     fields.render(view)
 }

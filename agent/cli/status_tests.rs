@@ -171,7 +171,13 @@ pub(crate) fn troubled() -> Glance {
         ..Default::default()
     }];
     let mut filling = repository("bluefin", v1::RepositoryState::Filling);
-    let progress = v1::Progress { phase: "receiving".to_owned(), done: 45_210, total: 98_000, bytes: 120 << 20 };
+    let progress = v1::Progress {
+        phase: "receiving".to_owned(),
+        done: 45_210,
+        total: 98_000,
+        bytes: 120 << 20,
+        ..v1::Progress::default()
+    };
     filling.progress = Some(progress);
     filling.declared = false;
     let mut empty = repository("finpilot", v1::RepositoryState::Empty);

@@ -54,6 +54,9 @@ pub(super) struct Prepare {
     /// The group that it belongs to; default: the agent's
     #[arg(long, value_name = "GID")]
     group: Option<u32>,
+    /// Check the submodules out too, and theirs
+    #[arg(long)]
+    submodules: bool,
     #[command(flatten)]
     scope: Scope,
 }
@@ -111,7 +114,12 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
     let begun = std::time::Instant::now();
     let mut steps = Steps::new();
     steps.under_way("workspace", "asking", 0, 0);
-    let request = v1::PrepareWorkspaceRequest { r#for: Some(which), user: wanted.user, group: wanted.group };
+    let request = v1::PrepareWorkspaceRequest {
+        r#for: Some(which),
+        user: wanted.user,
+        group: wanted.group,
+        submodules: wanted.submodules,
+    };
     let mut events = client.workspaces().prepare_workspace(within(ask::LONG, request)).await?.into_inner();
     while let Some(event) = events.message().await? {
         match event.event {

@@ -251,6 +251,11 @@ pub struct RepositoriesSection {
     pub credentials: Vec<CredentialSection>,
     /// Repositories that are filled at start and kept fresh: at most 10000.
     pub mirrors: Vec<MirrorSection>,
+    /// Manifests of the `repo` tool, whose projects are mirrors as if each were declared: at most 64.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<ManifestSection>,
+    /// Bounds of submodules, where a mirror or a workspace has them.
+    pub submodules: SubmodulesSection,
 }
 
 impl Default for RepositoriesSection {
@@ -269,6 +274,8 @@ impl Default for RepositoriesSection {
             git: GitSection::default(),
             credentials: Vec::new(),
             mirrors: Vec::new(),
+            manifests: Vec::new(),
+            submodules: SubmodulesSection::default(),
         }
     }
 }
@@ -329,6 +336,54 @@ pub struct MirrorSection {
     /// out when it is filled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fork_of: Option<String>,
+    /// Mirror the submodules of its HEAD too, and theirs, of the same trust class.
+    #[serde(default)]
+    pub submodules: bool,
+}
+
+/// A manifest of the `repo` tool: `url` where it lies in a repository, which is mirrored too, or `path` and `base`.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ManifestSection {
+    /// The repository that it lies in; it is read again whenever that changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Which state of the repository: head, branch:NAME, tag:NAME or sha:COMMIT. Unset: head.
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// The file in the repository. Unset: default.xml.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Absolute path of a manifest on this machine; it is read again whenever it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// With `path`: the URL of the folder in which its repository would lie, to which `fetch` is relative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Groups of projects, as `repo init --groups` takes them; at most 64. Unset: its default.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Never evict its projects.
+    pub pin: bool,
+    /// The trust class that may read its projects: at most 63 of a-z, 0-9 and the hyphen.
+    #[serde(default = "default_trust")]
+    pub trust: String,
+}
+
+/// Bounds of submodules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SubmodulesSection {
+    /// How deep they may be nested: 1 to 32.
+    pub depth: u64,
+    /// How many one repository may have, with those of its submodules: 1 to 2000.
+    pub repositories: u64,
+}
+
+impl Default for SubmodulesSection {
+    fn default() -> Self {
+        Self { depth: 5, repositories: 200 }
+    }
 }
 
 fn default_trust() -> String {

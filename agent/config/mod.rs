@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stoker_core::quantity::Amounts;
-use stoker_core::source::RepositoryUrl;
+use stoker_core::source::{RepositoryUrl, SourceRef};
 
 pub use document::FILE_BYTES_MAX;
 pub use file::File;
@@ -270,6 +270,87 @@ pub struct Repositories {
     pub credentials: Vec<git::Credential>,
     /// Filled at start and kept fresh.
     pub mirrors: Vec<Mirror>,
+    /// Lists of further mirrors.
+    pub manifests: Vec<Manifest>,
+    /// Bounds of submodules.
+    pub submodules: Submodules,
+}
+
+impl Repositories {
+    /// The mirrors, and the repositories of the manifests where those are not among them.
+    pub fn declared(&self) -> impl Iterator<Item = Mirror> + '_ {
+        let manifests = self.manifests.iter().filter_map(|manifest| match &manifest.from {
+            ManifestFrom::Repository { url, .. } => {
+                let (pin, trust) = (manifest.pin, manifest.trust.clone());
+                Some(Mirror { url: url.clone(), pin, trust, fork_of: None, submodules: false })
+            }
+            ManifestFrom::File { .. } => None,
+        });
+        let mut seen = std::collections::BTreeSet::new();
+        self.mirrors.iter().cloned().chain(manifests).filter(move |mirror| seen.insert(mirror.url.clone()))
+    }
+}
+
+/// A manifest of the `repo` tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Where it lies.
+    pub from: ManifestFrom,
+    /// The groups of projects that are wanted; empty: the tool's default.
+    pub groups: Vec<String>,
+    /// Its projects are never evicted.
+    pub pin: bool,
+    /// Who may read its projects.
+    pub trust: String,
+}
+
+/// Where a manifest lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ManifestFrom {
+    /// In a repository, which is a declared mirror.
+    Repository {
+        /// The repository.
+        url: RepositoryUrl,
+        /// Which state of it; never a pull request.
+        reference: SourceRef,
+        /// The file there.
+        file: String,
+    },
+    /// On this machine.
+    File {
+        /// Absolute.
+        path: PathBuf,
+        /// Where its repository would be.
+        base: RepositoryUrl,
+    },
+}
+
+impl std::fmt::Display for Manifest {
+    /// `manifest https://host/path`, with ref and file where they are not the usual ones.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.from {
+            ManifestFrom::File { path, .. } => write!(f, "manifest {}", path.display()),
+            ManifestFrom::Repository { url, reference, file } => {
+                write!(f, "manifest {url}")?;
+                if *reference != SourceRef::Head {
+                    write!(f, " {reference}")?;
+                }
+                if file != MANIFEST_FILE { write!(f, " {file}") } else { Ok(()) }
+            }
+        }
+    }
+}
+
+/// What a manifest is called where nobody says otherwise.
+pub const MANIFEST_FILE: &str = "default.xml";
+
+/// Bounds of submodules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Submodules {
+    /// How deep they may be nested.
+    pub depth: usize,
+    /// How many one repository may have, with those of its submodules.
+    pub repositories: usize,
 }
 
 /// Who may add a repository.
@@ -292,6 +373,8 @@ pub struct Mirror {
     pub trust: String,
     /// A repository of the same network: they share a store.
     pub fork_of: Option<RepositoryUrl>,
+    /// The submodules of its HEAD are mirrors too.
+    pub submodules: bool,
 }
 
 /// Where workspaces are made.

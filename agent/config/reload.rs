@@ -121,6 +121,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         git,
         credentials,
         mirrors,
+        manifests,
+        submodules,
     } = old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
@@ -135,6 +137,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     // The wrapper's arguments and the stores' owner follow from it.
     changes.restart(*git != new.git, "repositories.git");
     changes.live(*credentials != new.credentials, "repositories.credentials");
+    changes.live(*manifests != new.manifests, "repositories.manifests");
+    changes.live(*submodules != new.submodules, "repositories.submodules");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -197,6 +201,8 @@ repositories:
   git: {memory: 1GiB}
   credentials: [{match: example.org, token: {file: /t}}]
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
+  manifests: [{url: https://example.org/m}]
+  submodules: {depth: 1}
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
 admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
@@ -241,12 +247,14 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.credentials
     repositories.fetchWithin
     repositories.limit
+    repositories.manifests
     repositories.mirrors[example.org/a]
     repositories.mirrors[example.org/b]
     repositories.mirrors[example.org/c]
     repositories.parallel
     repositories.protocols
     repositories.refresh
+    repositories.submodules
     ");
 
         let merged = merged(&old, &new);

@@ -7,7 +7,10 @@ use stoker_core::quantity::Amounts;
 use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
 use super::git::GitChild;
 use super::units::Time;
-use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Workspaces};
+use super::{
+    Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, Submodules, TimeBudget,
+    Workspaces,
+};
 
 /// What `run` calls its pool.
 pub const POOL_NAME: &str = "run";
@@ -88,6 +91,11 @@ impl Config {
                 },
                 credentials: Vec::new(),
                 mirrors: Vec::new(),
+                manifests: Vec::new(),
+                submodules: Submodules {
+                    depth: count(defaults.submodules.depth),
+                    repositories: count(defaults.submodules.repositories),
+                },
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },
             pressure: Pressure {

@@ -105,6 +105,10 @@ codes! {
     RepositoryForeignOwner = "REPOSITORY_FOREIGN_OWNER",
     /// Objects are damaged.
     RepositoryCorrupt = "REPOSITORY_CORRUPT",
+    /// A manifest says nothing that could be followed; the list before goes on.
+    ManifestInvalid = "MANIFEST_INVALID",
+    /// A commit's submodules cannot be had as it says.
+    SubmoduleInvalid = "SUBMODULE_INVALID",
     /// Upstream answers too slowly.
     UpstreamTimeout = "UPSTREAM_TIMEOUT",
     /// Upstream wants another proof of who asks, or none that we have is good enough.

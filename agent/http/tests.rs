@@ -118,6 +118,8 @@ pub(crate) fn repository() -> View {
         url: "https://github.com/projectbluefin/dakota".parse().unwrap(),
         state: RepositoryState::Empty,
         declared: true,
+        declared_by: "configuration".into(),
+        submodules: false,
         pinned: true,
         trust: "public".into(),
         disk_bytes: 0,

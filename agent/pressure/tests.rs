@@ -63,6 +63,8 @@ fn config(host_root: &Path) -> Config {
             allow: Vec::new(),
             protocols: Vec::new(),
             mirrors: Vec::new(),
+            manifests: Vec::new(),
+            submodules: config::Submodules { depth: 1, repositories: 1 },
         },
         workspaces: Workspaces { pool: "data".to_owned() },
         pressure: config::Pressure {

@@ -106,6 +106,8 @@ pub(super) struct State {
     /// With the time since when each is not the newest.
     pub(super) superseded: Vec<(SnapshotPin, Instant)>,
     pub(super) next_refresh: Option<(Instant, Timestamp)>,
+    /// What is wrong with the lists that lie in it.
+    pub(super) faults: Vec<Reason>,
     pub(super) disk_bytes: u64,
     pub(super) objects: u64,
     pub(super) refs: u64,
@@ -142,6 +144,7 @@ impl Entry {
             current: None,
             superseded: Vec::new(),
             next_refresh: None,
+            faults: Vec::new(),
             disk_bytes: 0,
             objects: 0,
             refs: 0,
@@ -232,10 +235,13 @@ impl Entry {
             let message = format!("the mirror of {} never filled", meta.url);
             reasons.push(Reason::new(Code::RepositoryEmpty, meta.url.key(), message));
         }
+        reasons.extend(state.faults.iter().cloned());
         View {
             url: meta.url.clone(),
             state: here,
             declared: meta.declared,
+            declared_by: meta.declared_by.clone(),
+            submodules: meta.submodules,
             pinned: meta.pinned,
             trust: meta.trust.clone(),
             disk_bytes: state.disk_bytes,

@@ -82,6 +82,7 @@ impl Shared {
                 let meta = &mut state.meta;
                 (meta.url, meta.fork_of, meta.declared) = (declared.url, declared.fork_of, true);
                 meta.pinned |= declared.pinned;
+                (meta.declared_by, meta.submodules) = (declared.declared_by, declared.submodules);
                 meta.removed = false;
                 drop(state);
                 trust = Some(declared.trust);

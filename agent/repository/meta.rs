@@ -9,6 +9,7 @@ use stoker_core::quantity::Timestamp;
 use stoker_core::reason::Reason;
 use stoker_core::source::RepositoryUrl;
 
+use super::declare::CONFIGURATION;
 use super::disk::replace;
 use super::listing::Head;
 use crate::config::{Mirror, TRUST_DEFAULT};
@@ -48,6 +49,12 @@ pub(super) struct Meta {
     /// Snapshots of lower numbers are of another trust class.
     #[serde(default)]
     pub(super) first_snapshot: u64,
+    /// Who declared it, in words; empty where somebody added it.
+    #[serde(default)]
+    pub(super) declared_by: String,
+    /// The submodules of its HEAD are mirrors too.
+    #[serde(default)]
+    pub(super) submodules: bool,
     /// It was removed, and stands here only for snapshots that something still pins.
     #[serde(default)]
     pub(super) removed: bool,
@@ -93,6 +100,8 @@ impl Meta {
             store: None,
             generation: None,
             first_snapshot: 0,
+            declared_by: if declared { CONFIGURATION.to_owned() } else { String::new() },
+            submodules: false,
             removed: false,
             head: None,
             last_fetch_at: None,
@@ -110,7 +119,7 @@ impl Meta {
     /// As an entry of the configuration has it.
     pub(super) fn declared(mirror: &Mirror) -> Self {
         let meta = Self::new(mirror.url.clone(), mirror.trust.clone(), mirror.pin, true);
-        Self { fork_of: mirror.fork_of.clone(), ..meta }
+        Self { fork_of: mirror.fork_of.clone(), submodules: mirror.submodules, ..meta }
     }
 
     pub(super) fn read(file: &Path) -> io::Result<Self> {

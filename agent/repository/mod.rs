@@ -10,13 +10,16 @@
 
 mod contain;
 mod credentials;
+mod declare;
 mod disk;
 mod entry;
 mod fetch;
 pub mod git;
 mod git_error;
+mod gitmodules;
 mod keep;
 mod listing;
+mod lists;
 mod local;
 mod meta;
 mod network;
@@ -30,6 +33,7 @@ mod refs;
 mod resolve;
 mod snapshot;
 mod store;
+mod submodules;
 mod view;
 mod visit;
 
@@ -66,6 +70,8 @@ pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
 pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
+pub use submodules::Nested;
+pub(crate) use submodules::under;
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
 
 /// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
@@ -108,6 +114,8 @@ struct Shared {
     ticks: watch::Sender<u64>,
     /// How many fetches ended how: `fetched`, or the word of the reason why not.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
+    /// What else declares mirrors, by its name for people.
+    lists: Mutex<BTreeMap<String, lists::List>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     superseded_for: Duration,
@@ -156,18 +164,20 @@ impl Repositories {
             presence: Presence::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
+            lists: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel,
             superseded_for,
         });
-        for mirror in &config.mirrors {
-            shared.insert(Meta::declared(mirror), false)?;
+        for mirror in config.declared() {
+            shared.insert(Meta::declared(&mirror), false)?;
         }
         if let Err(reason) = shared.recovered().await {
             tracing::warn!(reason = reason.code.word(), "repositories wait for their pool: {}", reason.message);
         }
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
         shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
+        shared.tasks.spawn(lists::follow(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 

@@ -14,13 +14,15 @@ pub struct Progress {
     pub total: u64,
     /// Bytes so far; 0 outside `receiving`.
     pub bytes: u64,
+    /// What it is about, where that is one of several: `submodule vendor/library`.
+    pub subject: String,
 }
 
 impl Progress {
     /// The beginning of a phase.
     #[must_use]
     pub const fn phase(phase: &'static str) -> Self {
-        Self { phase, done: 0, total: 0, bytes: 0 }
+        Self { phase, done: 0, total: 0, bytes: 0, subject: String::new() }
     }
 
     /// From `Receiving objects:  45% (123/456), 1.20 MiB | 3.00 MiB/s`, with or without `remote: ` before it.
@@ -36,12 +38,12 @@ impl Progress {
         };
         let Some((_, after)) = rest.split_once('(') else {
             let done = rest.trim().trim_end_matches(", done.").parse().ok()?;
-            return Some(Self { phase, done, total: 0, bytes: 0 });
+            return Some(Self { done, ..Self::phase(phase) });
         };
         let (counts, after) = after.split_once(')')?;
         let (done, total) = counts.split_once('/')?;
         let bytes = after.strip_prefix(", ").and_then(|text| parse_bytes(text.split(" |").next()?)).unwrap_or(0);
-        Some(Self { phase, done: done.parse().ok()?, total: total.parse().ok()?, bytes })
+        Some(Self { done: done.parse().ok()?, total: total.parse().ok()?, bytes, ..Self::phase(phase) })
     }
 }
 
@@ -134,7 +136,11 @@ mod tests {
             ("remote: Counting objects:  50% (5/10)", "counting", 5, 10, 0),
             ("Resolving deltas:   0% (0/7)", "resolving", 0, 7, 0),
         ] {
-            assert_eq!(Progress::parse(line), Some(Progress { phase, done, total, bytes }), "{line}");
+            assert_eq!(
+                Progress::parse(line),
+                Some(Progress { done, total, bytes, ..Progress::phase(phase) }),
+                "{line}"
+            );
         }
         assert_eq!(Progress::parse("fatal: (1/2)"), None);
         assert_eq!(Progress::parse("Receiving objects: x"), None);

@@ -237,6 +237,33 @@ impl Reader {
         }
     }
 
+    /// The commits that the commit's tree has at those of the paths where it has one: its submodules.
+    ///
+    /// # Errors
+    /// When there is no such commit, or its trees cannot be read.
+    pub fn gitlinks(
+        &self,
+        pin: &SnapshotPin,
+        commit: CommitId,
+        paths: &[String],
+    ) -> Result<BTreeMap<String, CommitId>, ReadError> {
+        self.with(pin, |repository| {
+            let tree = repository.find_commit(oid(commit))?.tree()?;
+            let mut found = BTreeMap::new();
+            for path in paths.iter().filter(|path| !path.contains('\0')) {
+                match tree.get_path(Path::new(path)) {
+                    Ok(entry) if entry.kind() == Some(ObjectType::Commit) => {
+                        found.extend(entry.id().as_bytes().try_into().ok().map(|id| (path.clone(), CommitId::new(id))));
+                    }
+                    Ok(_) => {}
+                    Err(error) if is_no_path(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// The names of the regular files at the commit's root; those that are not UTF-8 are left out.
     ///
     /// # Errors
@@ -350,6 +377,11 @@ fn count_index(file: &Path) -> std::io::Result<u32> {
 fn oid(commit: CommitId) -> Oid {
     // Twenty bytes are always a name.
     Oid::from_bytes(commit.bytes()).unwrap_or(Oid::ZERO_SHA1)
+}
+
+/// A path that the tree does not have, or that goes through a file, or that is none.
+fn is_no_path(error: &git2::Error) -> bool {
+    matches!(error.code(), ErrorCode::NotFound | ErrorCode::InvalidSpec)
 }
 
 fn is_file(mode: i32) -> bool {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
-use stoker_core::source::{Asked, Fetched, Found, Origin, Probed, Request, SourceRef, Step, View as Facts, decide};
+use stoker_core::source::{
+    Asked, Fetched, Found, Origin, Probed, RepositoryUrl, Request, SourceRef, Step, View as Facts, decide,
+};
 use tokio::time::Instant;
 
 use super::disk::io_reason;
@@ -29,18 +31,21 @@ impl Repositories {
     /// The reason why there is no such commit, or none now.
     pub async fn resolve(&self, request: &Request, patience: Duration) -> Result<Resolved, Reason> {
         let deadline = Instant::now() + patience;
+        let entry = self.entry(&request.url, "").await?;
+        resolve_in(&self.shared, &entry, request, deadline).await
+    }
+
+    /// The repository; one that is not here yet is added where the configuration allows, for `trust`.
+    pub(super) async fn entry(&self, url: &RepositoryUrl, trust: &str) -> Result<Arc<Entry>, Reason> {
         let shared = &self.shared;
         shared.recovered().await?;
         // Asked on every use: what is not there now cannot be handed to a build.
         (shared.root)()?;
-        let entry = match shared.get(&request.url) {
-            Some(entry) => entry,
-            None => {
-                shared.may_add(&request.url)?;
-                shared.insert(Meta::new(request.url.clone(), String::new(), false, false), true)?
-            }
-        };
-        resolve_in(shared, &entry, request, deadline).await
+        if let Some(entry) = shared.get(url) {
+            return Ok(entry);
+        }
+        shared.may_add(url)?;
+        shared.insert(Meta::new(url.clone(), trust.to_owned(), false, false), true)
     }
 
     /// What is here of `request`'s source, whatever its age; asks nobody and writes nothing. May read a file or two.
@@ -66,7 +71,7 @@ impl Repositories {
     }
 }
 
-async fn resolve_in(
+pub(super) async fn resolve_in(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
     request: &Request,

@@ -2,5 +2,6 @@
 
 mod forks;
 mod resolve;
+mod submodules;
 mod survive;
 pub(super) mod world;

@@ -37,8 +37,12 @@ pub struct View {
     pub url: RepositoryUrl,
     /// What it does.
     pub state: RepositoryState,
-    /// It stands in the configuration.
+    /// It stands in the configuration, or in a list that stands there.
     pub declared: bool,
+    /// Who declared it, in words; empty where somebody added it.
+    pub declared_by: String,
+    /// The submodules of its HEAD are mirrors too.
+    pub submodules: bool,
     /// Never evicted.
     pub pinned: bool,
     /// Who may read it.

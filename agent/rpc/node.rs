@@ -199,7 +199,8 @@ impl Rooms {
         });
         let config = self.config_fault.read().unwrap_or_else(PoisonError::into_inner).clone();
         let containment = self.repositories.containment_alarm();
-        lost.chain(directories).chain(empty).chain(journal).chain(config).chain(containment).collect()
+        let lists = self.repositories.list_faults();
+        lost.chain(directories).chain(empty).chain(lists).chain(journal).chain(config).chain(containment).collect()
     }
 }
 

@@ -84,7 +84,10 @@ impl RepositoryService for Repository {
         if request.trust.len() > 63 || !request.trust.chars().all(plain) {
             return Err(bad("trust", "is no trust class; use at most 63 of a-z 0-9 -"));
         }
-        let view = self.0.repositories.add(&wanted, request.pin, &request.trust).await;
+        let view = match self.0.repositories.add(&wanted, request.pin, &request.trust).await {
+            Ok(_) if request.submodules => self.0.repositories.follow_submodules(&wanted).await,
+            added => added,
+        };
         let view = view.map_err(|reason| refusal(&reason))?;
         Ok(Response::new(v1::AddRepositoryResponse { repository: Some(repository(&view)) }))
     }
@@ -162,6 +165,7 @@ pub(super) fn progress(progress: &Progress) -> v1::Progress {
         done: wire(progress.done),
         total: wire(progress.total),
         bytes: wire(progress.bytes),
+        subject: progress.subject.clone(),
     }
 }
 
@@ -195,5 +199,7 @@ fn repository(view: &View) -> v1::Repository {
         misses: wire(view.misses),
         folder: view.folder.clone(),
         failures: i32::try_from(view.failures).unwrap_or(i32::MAX),
+        declared_by: view.declared_by.clone(),
+        submodules: view.submodules,
     }
 }

@@ -17,7 +17,7 @@ use super::request::{id, page, source, span};
 use super::{Rooms, patience};
 use crate::admission::{WriterError, survey};
 use crate::repository::SnapshotPin;
-use crate::workspace::{Order, Preparing, Progress, Workspace as Prepared};
+use crate::workspace::{Order, Preparing, Progress, Submodule, Workspace as Prepared};
 
 const LIFETIME: Span = Span::hours(24);
 const LIFETIME_MAX: Span = Span::hours(7 * 24);
@@ -39,7 +39,7 @@ impl WorkspaceService for Workspace {
             Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
-        let order = Order { user: request.user, group: request.group, ..order };
+        let order = Order { user: request.user, group: request.group, submodules: request.submodules, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let cancel = self.0.cancel.clone();
@@ -132,6 +132,7 @@ impl Workspace {
             pin,
             user: None,
             group: None,
+            submodules: false,
         })
     }
 
@@ -152,6 +153,7 @@ impl Workspace {
             pin: resolved.pin,
             user: None,
             group: None,
+            submodules: false,
         })
     }
 }
@@ -161,7 +163,13 @@ fn unknown(id: &str) -> Status {
 }
 
 fn wire_progress(progress: &Progress) -> v1::Progress {
-    v1::Progress { phase: progress.phase.to_owned(), done: wire(progress.done), total: wire(progress.total), bytes: 0 }
+    v1::Progress {
+        phase: progress.phase.to_owned(),
+        done: wire(progress.done),
+        total: wire(progress.total),
+        bytes: wire(progress.bytes),
+        subject: progress.subject.clone(),
+    }
 }
 
 fn prepared(held: &Prepared) -> v1::Workspace {
@@ -184,5 +192,14 @@ fn prepared(held: &Prepared) -> v1::Workspace {
         files: wire(held.files),
         bytes: wire(held.bytes),
         also_mount: held.also_mount.iter().map(|mount| path(mount)).collect(),
+        submodules: held.submodules.iter().map(submodule).collect(),
+    }
+}
+
+fn submodule(held: &Submodule) -> v1::Submodule {
+    v1::Submodule {
+        path: held.path.clone(),
+        repository_url: held.url.fetch_url().to_owned(),
+        commit: held.commit.to_string(),
     }
 }

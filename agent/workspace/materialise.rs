@@ -10,16 +10,17 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use stoker_core::identity::CommitId;
 use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Progress, Workspace, blocking, unwritable};
-use crate::repository::SnapshotPin;
-use crate::repository::git::Git;
+use super::{Progress, Workspace, blocking, submodules, unwritable};
+use crate::repository::git::{Git, GitError};
+use crate::repository::{Nested, SnapshotPin};
 
 const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -27,6 +28,7 @@ const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
 pub(super) async fn checkout(
     git: &Git,
     pin: &SnapshotPin,
+    nested: &[Nested],
     workspace: Workspace,
     cache_keys: &[String],
     steps: watch::Sender<Progress>,
@@ -34,32 +36,35 @@ pub(super) async fn checkout(
 ) -> Result<Workspace, Reason> {
     let home = workspace.src.parent().unwrap_or(&workspace.src).to_owned();
     let (given, pinned, keys) = (workspace.clone(), pin.clone(), cache_keys.to_vec());
+    let known = submodules::config(nested, None);
     let made = blocking(move || {
         directories(&given, &keys)?;
-        repository(&given, pinned.path())
+        repository(&Shape {
+            git_dir: &given.src.join(".git"),
+            snapshot: pinned.path(),
+            commit: given.source.commit,
+            origin: &given.source.clone_url,
+            branch: given.source.clone_ref.strip_prefix("refs/heads/"),
+            default_branch: false,
+            core: String::new(),
+            rest: known,
+        })
     });
     made.await.map_err(|error| unwritable(&home, &error))?;
     let git_dir = workspace.src.join(".git");
-    let command = git
-        .command(["read-tree", "-v", "--reset", "-u", "HEAD"])
-        .git_dir(&git_dir)
-        .env("GIT_WORK_TREE", &workspace.src)
-        .work_dir(&workspace.src)
-        // It writes the workspace, which is the agent's until it is handed over, from a snapshot of the agent's.
-        .as_agent()
-        .config("checkout.workers", "0") // as many as there are cores
-        .config("core.protectNTFS", "true")
-        .config("core.protectHFS", "true")
-        .progress(steps)
-        .cancel(cancel)
-        .time_limit(CHECKOUT_WITHIN);
-    command.run().await.map_err(|error| {
+    check_out(git, &git_dir, &workspace.src, steps.clone(), cancel.clone()).await.map_err(|error| {
         let message = format!("{} cannot be checked out: {error}", workspace.source.commit);
         Reason::new(error.code(), workspace.source.repository.clone(), message)
     })?;
+    submodules::check_out_all(git, &workspace, nested, &steps, &cancel).await?;
     let done = workspace;
+    let git_dirs: Vec<PathBuf> = [git_dir].into_iter().chain(submodules::git_dirs(&done.src, nested)).collect();
     blocking(move || {
-        let (files, bytes) = measure(&done.src)?;
+        let (mut files, mut bytes) = (0_u64, 0_u64);
+        for git_dir in &git_dirs {
+            let (more_files, more_bytes) = measure(git_dir)?;
+            (files, bytes) = (files.saturating_add(more_files), bytes.saturating_add(more_bytes));
+        }
         if let Some((user, group)) = done.owner {
             hand_over(&done, user, group)?;
         }
@@ -69,9 +74,33 @@ pub(super) async fn checkout(
     .map_err(|error| unwritable(&home, &error))
 }
 
+/// Fills a work tree with the files of its HEAD.
+pub(super) async fn check_out(
+    git: &Git,
+    git_dir: &Path,
+    work_tree: &Path,
+    steps: watch::Sender<Progress>,
+    cancel: CancellationToken,
+) -> Result<(), GitError> {
+    let command = git
+        .command(["read-tree", "-v", "--reset", "-u", "HEAD"])
+        .git_dir(git_dir)
+        .env("GIT_WORK_TREE", work_tree)
+        .work_dir(work_tree)
+        // It writes the workspace, which is the agent's until it is handed over, from a snapshot of the agent's.
+        .as_agent()
+        .config("checkout.workers", "0") // as many as there are cores
+        .config("core.protectNTFS", "true")
+        .config("core.protectHFS", "true")
+        .progress(steps)
+        .cancel(cancel)
+        .time_limit(CHECKOUT_WITHIN);
+    command.run().await.map(drop)
+}
+
 /// Makes a directory, but never what it lies in: where the pool has gone since it was looked at, its own directory is
 /// missing, and nothing is made on the disk below.
-fn directory(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn directory(path: &Path, mode: u32) -> io::Result<()> {
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
@@ -136,10 +165,27 @@ fn packed_refs(snapshot: &Path) -> io::Result<BTreeMap<Vec<u8>, Packed>> {
     Ok(refs)
 }
 
-/// Writes `src/.git` as a clone of `origin` would have it.
-fn repository(workspace: &Workspace, snapshot: &Path) -> io::Result<()> {
-    let git_dir = workspace.src.join(".git");
-    directory(&git_dir, 0o755)?;
+/// What a git directory is to be.
+pub(super) struct Shape<'a> {
+    pub(super) git_dir: &'a Path,
+    pub(super) snapshot: &'a Path,
+    pub(super) commit: CommitId,
+    /// The upstream's URL.
+    pub(super) origin: &'a str,
+    /// The branch that is checked out; none: the commit is.
+    pub(super) branch: Option<&'a str>,
+    /// It has a branch as upstream's HEAD, though another commit is checked out: so a submodule is left.
+    pub(super) default_branch: bool,
+    /// Further lines of the section `core`.
+    pub(super) core: String,
+    /// Further sections.
+    pub(super) rest: String,
+}
+
+/// Writes a git directory as a clone of `origin` would have it.
+pub(super) fn repository(shape: &Shape<'_>) -> io::Result<()> {
+    let (git_dir, snapshot) = (shape.git_dir, shape.snapshot);
+    directory(git_dir, 0o755)?;
     for path in [
         "objects",
         "objects/info",
@@ -174,29 +220,37 @@ fn repository(workspace: &Workspace, snapshot: &Path) -> io::Result<()> {
         let head = [b"ref: refs/remotes/origin/", default.as_slice(), b"\n"].concat();
         fs::write(git_dir.join("refs/remotes/origin/HEAD"), head)?;
     }
-    let commit = workspace.source.commit.to_string();
-    let branch = workspace.source.clone_ref.strip_prefix("refs/heads/").map(str::to_owned);
-    let head = match &branch {
+    let commit = shape.commit.to_string();
+    let head = match shape.branch {
         Some(branch) => {
             refs.insert(format!("refs/heads/{branch}").into_bytes(), (commit.clone().into_bytes(), None));
             format!("ref: refs/heads/{branch}\n")
         }
         None => format!("{commit}\n"),
     };
+    let mut tracked = shape.branch.map(str::to_owned);
+    if let Some(default) = default.filter(|_| shape.default_branch) {
+        let name = [b"refs/heads/", default.as_slice()].concat();
+        if let Some(packed) = upstream.get(&name) {
+            refs.insert(name, packed.clone());
+        }
+        tracked = String::from_utf8(default).ok();
+    }
     let mut text = b"# pack-refs with: peeled fully-peeled sorted \n".to_vec();
     for (name, (id, peeled)) in refs {
         text.extend([id.as_slice(), b" ", &name, b"\n"].concat());
         text.extend(peeled.map(|peeled| [b"^", peeled.as_slice(), b"\n"].concat()).unwrap_or_default());
     }
     fs::write(git_dir.join("packed-refs"), text)?;
-    fs::write(git_dir.join("config"), config(&workspace.source.clone_url, branch.as_deref()))?;
+    let config = config(shape.origin, tracked.as_deref(), &shape.core) + &shape.rest;
+    fs::write(git_dir.join("config"), config)?;
     fs::write(git_dir.join("HEAD"), head)
 }
 
 /// As a clone has it; and no upkeep of its own, for the objects are the node's.
-fn config(url: &str, branch: Option<&str>) -> String {
-    let mut text = String::from(
-        "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
+fn config(url: &str, branch: Option<&str>, core: &str) -> String {
+    let mut text = format!(
+        "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n{core}\
          [gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n",
     );
     let _ =
@@ -209,13 +263,13 @@ fn config(url: &str, branch: Option<&str>) -> String {
 }
 
 /// A quoted value or subsection; see git-config(1) "Syntax". Control characters are refused before a name comes here.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// Entries and bytes as git's index has them: no second walk over the files.
-fn measure(src: &Path) -> io::Result<(u64, u64)> {
-    let index = git2::Index::open(&src.join(".git/index")).map_err(io::Error::other)?;
+fn measure(git_dir: &Path) -> io::Result<(u64, u64)> {
+    let index = git2::Index::open(&git_dir.join("index")).map_err(io::Error::other)?;
     let bytes = index.iter().map(|entry| u64::from(entry.file_size)).sum();
     Ok((u64::try_from(index.len()).unwrap_or(u64::MAX), bytes))
 }
@@ -241,7 +295,7 @@ mod tests {
 
     #[test]
     fn names_with_quotes_stay_one_value() {
-        let text = config("https://example.org/a\\b", Some("it\"s"));
+        let text = config("https://example.org/a\\b", Some("it\"s"), "");
         assert!(text.contains("url = \"https://example.org/a\\\\b\""), "{text}");
         assert!(text.contains("[branch \"it\\\"s\"]"), "{text}");
     }

@@ -7,6 +7,7 @@
 
 mod materialise;
 mod record;
+mod submodules;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,17 +20,19 @@ use stoker_core::admission::Source;
 use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
+use stoker_core::source::RepositoryUrl;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, now};
 use crate::node::Pools;
-use crate::repository::SnapshotPin;
-use crate::repository::git::Git;
+use crate::repository::git::{Git, GitError};
+use crate::repository::{Nested, Repositories, SnapshotPin};
 
 /// How far a preparation is.
 pub use crate::repository::Progress;
+pub use submodules::Submodule;
 
 /// The most workspaces at once.
 const WORKSPACES_MAX: usize = 4096;
@@ -69,6 +72,9 @@ pub struct Workspace {
     pub also_mount: Vec<PathBuf>,
     /// The owner, where it is not the agent itself.
     pub owner: Option<(u32, u32)>,
+    /// What is checked out within, parents first.
+    #[serde(default)]
+    pub submodules: Vec<Submodule>,
 }
 
 impl Workspace {
@@ -113,6 +119,8 @@ pub struct Order {
     pub user: Option<u32>,
     /// As `user`.
     pub group: Option<u32>,
+    /// Check the submodules out too.
+    pub submodules: bool,
 }
 
 /// The id of a workspace that a caller named.
@@ -138,15 +146,15 @@ struct Entry {
     expires_at: Option<Timestamp>,
     stage: watch::Receiver<Preparing>,
     cancel: CancellationToken,
-    /// Keeps the objects that `src/.git` reads.
-    #[expect(dead_code, reason = "held, not read: dropping it lets the snapshot go")]
-    pin: Option<SnapshotPin>,
+    /// Keep the objects that `src/.git` and those of submodules read: dropping them lets the snapshots go.
+    pins: Vec<SnapshotPin>,
 }
 
 struct Inner {
     pool: String,
     pools: Pools,
     git: Git,
+    repositories: Repositories,
     admission: Admission,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
@@ -163,11 +171,19 @@ pub struct Workspaces {
 
 impl Workspaces {
     /// Takes up what an earlier agent left: workspaces of live leases stand, all others go.
-    pub async fn open(pool: &str, pools: Pools, git: Git, admission: Admission, cancel: CancellationToken) -> Self {
+    pub async fn open(
+        pool: &str,
+        pools: Pools,
+        git: Git,
+        repositories: Repositories,
+        admission: Admission,
+        cancel: CancellationToken,
+    ) -> Self {
         let inner = Inner {
             pool: pool.to_owned(),
             pools,
             git,
+            repositories,
             admission: admission.clone(),
             entries: Mutex::default(),
             taken_up: Mutex::default(),
@@ -211,7 +227,7 @@ impl Workspaces {
             expires_at: order.expires_at,
             stage: stages.clone(),
             cancel: cancel.clone(),
-            pin: Some(order.pin.clone()),
+            pins: vec![order.pin.clone()],
         };
         entries.insert(order.id.clone(), entry);
         drop(entries);
@@ -235,7 +251,10 @@ impl Workspaces {
             }
         };
         match end {
-            Ok(workspace) => {
+            Ok((workspace, pins)) => {
+                if let Some(entry) = self.entries().get_mut(&id) {
+                    entry.pins.extend(pins);
+                }
                 stage.send_replace(Preparing::Ready(Arc::new(workspace)));
             }
             Err(reason) => {
@@ -252,7 +271,18 @@ impl Workspaces {
         order: Order,
         steps: watch::Sender<Progress>,
         cancel: CancellationToken,
-    ) -> Result<Workspace, Reason> {
+    ) -> Result<(Workspace, Vec<SnapshotPin>), Reason> {
+        let nested = match order.submodules {
+            true => self.nested(&order, &steps, &cancel).await?,
+            false => Vec::new(),
+        };
+        let pins: Vec<SnapshotPin> = nested.iter().filter_map(|one| Some(one.resolved.as_ref()?.pin.clone())).collect();
+        let mut also_mount: Vec<PathBuf> = vec![order.pin.path().to_owned()];
+        for path in pins.iter().map(SnapshotPin::path) {
+            if !also_mount.iter().any(|other| other == path) {
+                also_mount.push(path.to_owned());
+            }
+        }
         let root = self.inner.pools.usable(&self.inner.pool)?;
         let home = root.join("workspaces").join(&order.id);
         let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
@@ -276,15 +306,36 @@ impl Workspaces {
             expires_at: order.expires_at,
             files: 0,
             bytes: 0,
-            also_mount: vec![order.pin.path().to_owned()],
+            also_mount,
             owner,
+            submodules: submodules::remembered(&nested),
             id: order.id,
         };
-        let made = materialise::checkout(&self.inner.git, &order.pin, workspace, &order.cache_keys, steps, cancel);
-        let workspace = made.await?;
+        let (git, keys) = (&self.inner.git, &order.cache_keys);
+        let workspace = materialise::checkout(git, &order.pin, &nested, workspace, keys, steps, cancel).await?;
         let (root, done) = (root, workspace.clone());
         blocking(move || record::write(&root, &done)).await.map_err(|error| unwritable(&home, &error))?;
-        Ok(workspace)
+        Ok((workspace, pins))
+    }
+
+    /// The submodules of what is ordered, each pinned.
+    async fn nested(
+        &self,
+        order: &Order,
+        steps: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Nested>, Reason> {
+        let Source { repository, clone_url, commit, .. } = &order.source;
+        let wrong = |error: <RepositoryUrl as std::str::FromStr>::Err| {
+            Reason::new(Code::SubmoduleInvalid, repository.clone(), format!("{clone_url} {error}"))
+        };
+        let top: RepositoryUrl = clone_url.parse().map_err(wrong)?;
+        let found = self.inner.repositories.submodules(&top, &order.pin, *commit, &order.trust, steps);
+        let stopped = || {
+            let cancelled = GitError::Cancelled;
+            Err(Reason::new(cancelled.code(), repository.clone(), format!("its submodules: {cancelled}")))
+        };
+        cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
     }
 
     /// The workspace of that id, where it is ready.
@@ -394,10 +445,11 @@ impl Workspaces {
             if live && workspace.src.is_dir() {
                 let pin = lease.and_then(|lease| admission.pin_of(&lease.request_id));
                 let pin = pin.or_else(|| admission.pin_named(&workspace.source));
+                let pins = pin.into_iter().chain(self.pins_of(&workspace)).collect();
                 let id = workspace.id.clone();
                 let (lease, expires_at) = (workspace.lease.clone(), workspace.expires_at);
                 let (_, stage) = watch::channel(Preparing::Ready(Arc::new(workspace)));
-                known.insert(id, Entry { lease, expires_at, stage, cancel: self.inner.cancel.child_token(), pin });
+                known.insert(id, Entry { lease, expires_at, stage, cancel: self.inner.cancel.child_token(), pins });
             }
         }
         for id in record::names(root) {
@@ -409,6 +461,18 @@ impl Workspaces {
             }
         }
         *self.entries() = known;
+    }
+
+    /// What keeps the submodules of a workspace that was read back.
+    fn pins_of(&self, workspace: &Workspace) -> Vec<SnapshotPin> {
+        let pin = |one: &Submodule| {
+            let pin = self.inner.repositories.pin_named(&one.url, &one.snapshot);
+            if pin.is_none() {
+                tracing::warn!(workspace = workspace.id, path = one.path, "the snapshot of a submodule is gone");
+            }
+            pin
+        };
+        workspace.submodules.iter().filter_map(pin).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {

@@ -185,6 +185,24 @@ impl TestRepo {
         self.commit_on(branch, None, &format!("Write {path}"), |stream| stream.file(path, content))
     }
 
+    /// Adds a commit with several files, and with submodules at these paths and commits; `.gitmodules` is one of the files.
+    /// Gives the commit.
+    pub(crate) fn commit_tree(
+        &self,
+        branch: &str,
+        files: &[(&str, &str, &[u8])],
+        submodules: &[(&str, &str)],
+    ) -> String {
+        self.commit_on(branch, None, "Write a tree", |stream| {
+            for (mode, path, content) in files {
+                stream.entry(mode, path, content);
+            }
+            for (path, commit) in submodules {
+                stream.gitlink(path, commit);
+            }
+        })
+    }
+
     /// Adds a commit that renames a file. Gives the commit.
     pub(crate) fn rename_file(&self, branch: &str, from: &str, to: &str) -> String {
         self.commit_on(branch, None, &format!("Rename {from}"), |stream| stream.rename(from, to))

@@ -58,6 +58,9 @@ pub(super) struct Args {
     /// Which line of builds of the project
     #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     branch: String,
+    /// Check the submodules out too, and theirs
+    #[arg(long)]
+    submodules: bool,
     /// Bring an agent along with its state here, even where a node's agent listens
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -200,16 +203,9 @@ impl Build<'_> {
     }
 
     fn progress(&mut self, word: &str, progress: &v1::Progress) {
-        let (done, total) = (progress.done, progress.total);
-        let what = match (total, progress.bytes) {
-            (0, _) => progress.phase.clone(),
-            (_, 0) => format!("{} {}/{}", progress.phase, screen::grouped(done), screen::grouped(total)),
-            (_, size) => {
-                format!("{} {}/{}, {}", progress.phase, screen::grouped(done), screen::grouped(total), bytes(size))
-            }
-        };
         let positive = |value| u64::try_from(value).unwrap_or(0);
-        self.steps.under_way(word, &what, positive(done), positive(total));
+        let what = super::repo::progress(progress);
+        self.steps.under_way(word, &what, positive(progress.done), positive(progress.total));
     }
 
     /// A build sees what is committed: says so where the checkout beside it has more.
@@ -348,6 +344,7 @@ impl Build<'_> {
         let failed = |status| Failure::status("workspace")(status);
         let request = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.id.clone())),
+            submodules: self.args.submodules,
             ..Default::default()
         };
         // Bound first: a large checkout may take longer than a reservation lives.

@@ -9,7 +9,9 @@ fn more_than_the_bounds() {
     let pools = many(65, &|n| format!("{{name: p{n}, path: /p/{n}}}"));
     let directories = many(257, &|n| format!("{{path: d{n}}}"));
     let mirrors = many(10_001, &|n| format!("{{url: 'https://a.org/{n}'}}"));
+    let manifests = many(65, &|n| format!("{{url: 'https://a.org/{n}'}}"));
     let rows = [
+        (format!("{POOL}repositories: {{manifests: [{manifests}]}}"), "repositories.manifests", "65 manifests"),
         (format!("repositories: {{pool: p1}}\npools: [{pools}]"), "pools", "65 pools"),
         (format!("pools: [{{name: d, path: /d, directories: [{directories}]}}]"), "pools[0].directories", "257 dir"),
         (format!("{POOL}repositories: {{mirrors: [{mirrors}]}}"), "repositories.mirrors", "10001 mirrors"),

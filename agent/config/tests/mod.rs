@@ -170,6 +170,9 @@ fn the_defaults_are_these() {
         memory: 2GiB
         processes: 4096
       mirrors: []
+      submodules:
+        depth: 5
+        repositories: 200
     workspaces:
       pool: data
     pressure:

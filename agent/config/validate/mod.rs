@@ -5,6 +5,7 @@
 
 mod git;
 mod listen;
+mod lists;
 mod pools;
 mod repositories;
 pub(super) mod text;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::{count, git, limit, pools, text, within};
+use super::{count, git, limit, lists, pools, text, within};
 use crate::config::file::{AddWord, File, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::{Add, Mirror, Repositories};
@@ -45,6 +45,8 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         git: git::child(&section.git, &place.field("git"), problems),
         credentials: git::credentials(&section.credentials, &place.field("credentials"), problems),
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
+        manifests: lists::manifests(&section.manifests, &protocols, &place.field("manifests"), problems),
+        submodules: lists::submodules(&section.submodules, &place.field("submodules"), problems),
     }
 }
 
@@ -105,18 +107,15 @@ fn mirrors(
                 continue;
             }
         };
-        let protocol = url.protocol().word();
-        if !protocols.iter().any(|allowed| allowed.scheme() == protocol) {
-            let message = format!("{} needs {protocol}, which `protocols` does not list", shown(&section.url));
-            let remedy = format!("add {protocol} to `repositories.protocols`, or write a URL of a listed one");
-            problems.add(&at, Fault::new(message, remedy));
+        if let Err(fault) = speaks(&url, &section.url, protocols) {
+            problems.add(&at, fault);
         }
         if let Some(line) = lines.insert(url.key().to_owned(), at.line()) {
             let message = format!("{} is the repository of line {line} too", shown(&section.url));
             problems.add(&at, Fault::new(message, "keep one of them"));
         }
         let fork_of = fork_of(section, &url, &here, problems);
-        mirrors.push(Mirror { url, pin: section.pin, trust, fork_of });
+        mirrors.push(Mirror { url, pin: section.pin, trust, fork_of, submodules: section.submodules });
     }
     mirrors
 }
@@ -140,7 +139,17 @@ fn fork_of(
     None
 }
 
+/// Whether `protocols` lists what the URL needs.
+pub(super) fn speaks(url: &RepositoryUrl, written: &str, protocols: &[ProtocolWord]) -> Result<(), Fault> {
+    let protocol = url.protocol().word();
+    if protocols.iter().any(|allowed| allowed.scheme() == protocol) {
+        return Ok(());
+    }
+    let message = format!("{} needs {protocol}, which `protocols` does not list", shown(written));
+    Err(Fault::new(message, format!("add {protocol} to `repositories.protocols`, or write a URL of a listed one")))
+}
+
 /// The one place where a URL of the file is read.
-fn parse_url(text: &str) -> Result<RepositoryUrl, String> {
+pub(super) fn parse_url(text: &str) -> Result<RepositoryUrl, String> {
     text.parse().map_err(|error: <RepositoryUrl as std::str::FromStr>::Err| error.to_string())
 }

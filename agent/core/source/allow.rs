@@ -20,6 +20,21 @@ pub fn allowed(url: &RepositoryUrl, on_demand: bool, allow: &[String], protocols
         let message = format!("{url} is not declared on this node; declare it under `repositories.mirrors`");
         return Err(Reason::new(Code::RepositoryNotDeclared, url.key(), message));
     }
+    listable(url, allow, protocols)?;
+    let Some(host) = url.host() else { return Ok(()) };
+    if is_exact(allow, host) || allow.iter().any(|pattern| matches_below(pattern, host)) {
+        return Ok(());
+    }
+    let why = format!("no pattern of `repositories.allow` matches the host {host}");
+    Err(Reason::new(Code::RepositoryNotAllowed, url.key(), why))
+}
+
+/// Whether a list that the operator named (a manifest, the submodules of a declared mirror) may declare `url`: as for
+/// callers, but any host will do that is not this machine or this link.
+///
+/// # Errors
+/// The reason, with what the operator would have to change.
+pub fn listable(url: &RepositoryUrl, allow: &[String], protocols: &[String]) -> Result<(), Reason> {
     let refuse = |why: String| Err(Reason::new(Code::RepositoryNotAllowed, url.key(), why));
     let protocol = url.protocol();
     if !protocols.iter().any(|word| word == protocol.word()) {
@@ -28,16 +43,16 @@ pub fn allowed(url: &RepositoryUrl, on_demand: bool, allow: &[String], protocols
     }
     let Some(host) = url.host() else { return Ok(()) };
     debug_assert!(protocol != Protocol::File);
-    let exact = allow.iter().any(|pattern| unbracketed(pattern).eq_ignore_ascii_case(host));
-    if url.is_loopback_or_link_local() && !exact {
+    if url.is_loopback_or_link_local() && !is_exact(allow, host) {
         return refuse(format!(
             "{host} is this machine or this link; only `{host}` itself in `repositories.allow` lets it in"
         ));
     }
-    if exact || allow.iter().any(|pattern| matches_below(pattern, host)) {
-        return Ok(());
-    }
-    refuse(format!("no pattern of `repositories.allow` matches the host {host}"))
+    Ok(())
+}
+
+fn is_exact(allow: &[String], host: &str) -> bool {
+    allow.iter().any(|pattern| unbracketed(pattern).eq_ignore_ascii_case(host))
 }
 
 fn unbracketed(pattern: &str) -> &str {
@@ -95,6 +110,24 @@ mod tests {
         }
         assert_eq!(ask("https://127.0.0.1:8443/a", &["127.0.0.1"]), Ok(()));
         assert_eq!(ask("https://[::1]/a", &["[::1]"]), Ok(()));
+    }
+
+    #[test]
+    fn a_list_needs_no_pattern_but_for_this_machine() {
+        let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let ask = |url: &str, allow: &[&str]| {
+            listable(&url.parse().unwrap(), &strings(allow), &strings(&["https"])).map_err(|reason| reason.code)
+        };
+        let no = Err(Code::RepositoryNotAllowed);
+        for (url, allow, answer) in [
+            ("https://github.com/a", &[] as &[&str], Ok(())),
+            ("http://github.com/a", &["*"], no),
+            ("file:///srv/a", &["*"], no),
+            ("https://169.254.169.254/a", &["*"], no),
+            ("https://127.0.0.1/a", &["127.0.0.1"], Ok(())),
+        ] {
+            assert_eq!(ask(url, allow), answer, "{url}");
+        }
     }
 
     #[test]

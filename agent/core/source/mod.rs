@@ -7,14 +7,17 @@
 //! - [`RepositoryUrl`] is the canonical name of an upstream: all spellings of one repository are equal.
 //! - [`SourceRef`] is what a caller asks for there; [`RefName`] a name that git accepts.
 //! - [`decide`] says what to do next to resolve a [`Request`]; [`allowed`] whether an upstream may be added.
+//! - [`manifest`] reads the lists of the `repo` tool; [`submodules`] what a commit says of its submodules.
 
 mod allow;
 mod host;
+pub mod manifest;
 mod refs;
 mod resolve;
+pub mod submodules;
 mod url;
 
-pub use allow::allowed;
+pub use allow::{allowed, listable};
 pub use refs::{RefError, RefName, SourceRef};
 pub use resolve::{Asked, Fetched, Found, Origin, Probed, Request, Step, View, decide};
 pub use url::{Protocol, RepositoryUrl, UrlError};

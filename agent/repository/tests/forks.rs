@@ -40,7 +40,7 @@ fn fork(world: &World, of: &Upstream, name: &str) -> Upstream {
 }
 
 fn mirror(upstream: &Upstream, trust: &str) -> config::Mirror {
-    config::Mirror { url: upstream.url(), pin: false, trust: trust.into(), fork_of: None }
+    config::Mirror { url: upstream.url(), pin: false, trust: trust.into(), fork_of: None, submodules: false }
 }
 
 fn refs(dir: &Path) -> String {

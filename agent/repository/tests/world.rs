@@ -138,6 +138,8 @@ impl World {
             git: config::git::GitChild { user: None, memory_bytes: 1 << 31, processes: 4096, personal: false },
             credentials: Vec::new(),
             mirrors: Vec::new(),
+            manifests: Vec::new(),
+            submodules: config::Submodules { depth: 5, repositories: 200 },
         };
         change(&mut config, dir.path());
         Self::over(dir, config).await
