@@ -4,6 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 
+use super::host::is_local;
 use crate::reason::{Code, Reason};
 use crate::source::{Protocol, RepositoryUrl};
 
@@ -38,6 +39,13 @@ pub fn allowed(url: &RepositoryUrl, on_demand: bool, allow: &[String], protocols
         return Ok(());
     }
     refuse(format!("no pattern of `repositories.allow` matches the host {host}"))
+}
+
+/// Whether a pattern of `allow` lets `host` in: one that is this machine or this link only where it is named exactly.
+#[must_use]
+pub fn is_listed(host: &str, allow: &[String]) -> bool {
+    let exact = allow.iter().any(|pattern| unbracketed(pattern).eq_ignore_ascii_case(host));
+    exact || (!is_local(host) && allow.iter().any(|pattern| matches_below(pattern, host)))
 }
 
 fn unbracketed(pattern: &str) -> &str {

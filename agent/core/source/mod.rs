@@ -14,7 +14,8 @@ mod refs;
 mod resolve;
 mod url;
 
-pub use allow::allowed;
+pub use allow::{allowed, is_listed};
+pub use host::is_local;
 pub use refs::{RefError, RefName, SourceRef};
-pub use resolve::{Asked, Fetched, Found, Origin, Probed, Request, Step, View, decide};
+pub use resolve::{Asked, Fetched, Found, LATE_REF_PAUSES, Origin, Probed, Request, Step, View, decide};
 pub use url::{Protocol, RepositoryUrl, UrlError};
