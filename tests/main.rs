@@ -19,6 +19,7 @@ mod isolation;
 mod kubernetes;
 mod manifests;
 mod readme;
+mod refresh;
 mod refused;
 mod resolve;
 mod run;

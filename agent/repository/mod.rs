@@ -15,6 +15,7 @@ mod git_error;
 mod keep;
 mod listing;
 mod local;
+mod ls_refs;
 mod meta;
 pub mod orphans;
 mod presence;
@@ -25,6 +26,7 @@ mod refs;
 mod resolve;
 mod snapshot;
 mod store;
+mod upstream_http;
 mod view;
 mod visit;
 
@@ -46,9 +48,11 @@ use disk::{Paths, io_reason};
 use fetch::blocking;
 use git::Git;
 use listing::Wanted;
+use ls_refs::LsRefs;
 use meta::Meta;
 use presence::Presence;
 use store::{Entry, work};
+use upstream_http::Http;
 
 pub use listing::Head;
 pub use progress::Progress;
@@ -83,6 +87,7 @@ impl std::fmt::Debug for Repositories {
 struct Shared {
     config: RwLock<Arc<config::Repositories>>,
     git: Git,
+    ls_refs: LsRefs,
     root: Root,
     discard: Discard,
     reader: Reader,
@@ -129,7 +134,10 @@ impl Repositories {
             let message = format!("{} is declared twice under `repositories.mirrors`; remove one", twice.url);
             return Err(Reason::new(Code::RepositoryNotDeclared, twice.url.key(), message));
         }
+        let tasks = TaskTracker::new();
+        let http = Http::new(tasks.clone(), cancel.child_token());
         let shared = Arc::new(Shared {
+            ls_refs: LsRefs::new(http),
             places: Semaphore::new(config.parallel.clamp(1, 64)),
             config: RwLock::new(Arc::new(config.clone())),
             git,
@@ -141,7 +149,7 @@ impl Repositories {
             presence: Presence::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
-            tasks: TaskTracker::new(),
+            tasks,
             cancel,
             superseded_for,
         });

@@ -59,6 +59,10 @@ pub(crate) enum Fault {
     Status(u16),
     /// Answers to fetches end after so many bytes, in the middle of the pack; refs are answered whole.
     CutPack(u64),
+    /// It is old: it knows protocol 0 alone.
+    Protocol0,
+    /// Lists of refs by protocol 2 have no end.
+    EndlessRefs,
 }
 
 /// What a handler reads on each request.
@@ -146,6 +150,11 @@ impl Upstream {
     /// No longer serves what was hosted at `path`.
     pub(crate) fn forget(&self, path: &str) {
         std::fs::remove_file(self.shared.root.join(path)).unwrap();
+    }
+
+    /// A URL of `path` that redirects to its real one.
+    pub(crate) fn moved_url(&self, path: &str) -> String {
+        self.url(&format!("{}{path}", cgi::MOVED.trim_start_matches('/')))
     }
 
     /// The URL of `path`, whether something is hosted there or not.
@@ -296,6 +305,9 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             Kind::Other => counts.others += 1,
         }
     }
+    if let Some(answer) = cgi::moved(&asked) {
+        return Ok(answer);
+    }
     let mut weather = shared.weather.clone();
     let now = *weather.borrow_and_update();
     tokio::time::sleep(now.delay).await;
@@ -308,9 +320,13 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         *response.status_mut() = StatusCode::from_u16(code).map_err(io::Error::other)?;
         return Ok(response);
     }
+    if fault == Fault::EndlessRefs && kind == Kind::LsRefs {
+        return Ok(cgi::endless_refs());
+    }
     let cut = match fault {
         Fault::CutPack(bytes) if kind == Kind::Fetch => Some(bytes),
         _ => None,
     };
+    let asked = if fault == Fault::Protocol0 { asked.of_protocol_0() } else { asked };
     cgi::answer(asked, &shared.root, &shared.log, cut, &shared.children).await
 }
