@@ -17,6 +17,7 @@ mod faces;
 mod harness;
 mod isolation;
 mod kubernetes;
+mod large_files;
 mod manifests;
 mod readme;
 mod refresh;

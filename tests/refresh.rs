@@ -17,8 +17,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// One question and its answer; nothing else.
 const ONE_ROUND_TRIP: Counts = Counts { info_refs: 0, ls_refs: 1, fetches: 0, others: 0 };
-/// What git asks for the same.
-const BY_GIT: Counts = Counts { info_refs: 1, ls_refs: 1, fetches: 0, others: 0 };
 
 async fn resolve(agent: &Agent, source: v1::Source) -> Result<v1::Resolved, Status> {
     let mut request = Request::new(v1::ResolveSourceRequest { source: Some(source) });

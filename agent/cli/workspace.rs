@@ -54,6 +54,9 @@ pub(super) struct Prepare {
     /// The group that it belongs to; default: the agent's
     #[arg(long, value_name = "GID")]
     group: Option<u32>,
+    /// With its large files (git-lfs) in the place of their pointers
+    #[arg(long)]
+    lfs: bool,
     #[command(flatten)]
     scope: Scope,
 }
@@ -111,7 +114,8 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
     let begun = std::time::Instant::now();
     let mut steps = Steps::new();
     steps.under_way("workspace", "asking", 0, 0);
-    let request = v1::PrepareWorkspaceRequest { r#for: Some(which), user: wanted.user, group: wanted.group };
+    let (user, group, lfs) = (wanted.user, wanted.group, wanted.lfs);
+    let request = v1::PrepareWorkspaceRequest { r#for: Some(which), user, group, lfs };
     let mut events = client.workspaces().prepare_workspace(within(ask::LONG, request)).await?.into_inner();
     while let Some(event) = events.message().await? {
         match event.event {

@@ -240,6 +240,27 @@ pub struct RepositoriesSection {
     pub protocols: Vec<ProtocolWord>,
     /// Repositories that are filled at start and kept fresh: at most 10000.
     pub mirrors: Vec<MirrorSection>,
+    /// Bounds of large files (git-lfs).
+    pub lfs: LfsSection,
+}
+
+/// Bounds of large files (git-lfs), which are fetched where a mirror or a workspace asks for them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LfsSection {
+    /// The most bytes that one of them may have, with a unit (10GiB).
+    pub object_limit: Bytes,
+    /// The most bytes that all of them may hold, with a unit (200GiB); those not used for longest go. Unset: what the
+    /// pool's floor leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Bytes>,
+}
+
+impl Default for LfsSection {
+    /// Twice what the large forges take.
+    fn default() -> Self {
+        Self { object_limit: "10GiB".into(), limit: None }
+    }
 }
 
 impl Default for RepositoriesSection {
@@ -255,6 +276,7 @@ impl Default for RepositoriesSection {
             allow: Vec::new(),
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
             mirrors: Vec::new(),
+            lfs: LfsSection::default(),
         }
     }
 }
@@ -311,6 +333,9 @@ pub struct MirrorSection {
     /// The trust class that may read it: at most 63 of a-z, 0-9 and the hyphen.
     #[serde(default = "default_trust")]
     pub trust: String,
+    /// Fetch the large files (git-lfs) of its HEAD, and give its workspaces theirs.
+    #[serde(default)]
+    pub lfs: bool,
 }
 
 fn default_trust() -> String {

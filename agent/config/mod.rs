@@ -263,6 +263,17 @@ pub struct Repositories {
     pub protocols: Vec<String>,
     /// Filled at start and kept fresh.
     pub mirrors: Vec<Mirror>,
+    /// Bounds of large files.
+    pub lfs: Lfs,
+}
+
+/// Bounds of large files (git-lfs).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lfs {
+    /// The most bytes that one of them may have.
+    pub object_limit: u64,
+    /// The most bytes that all of them may hold.
+    pub limit: Option<u64>,
 }
 
 /// Who may add a repository.
@@ -283,6 +294,8 @@ pub struct Mirror {
     pub pin: bool,
     /// Who may read it.
     pub trust: String,
+    /// With the large files of its HEAD, and of its workspaces.
+    pub lfs: bool,
 }
 
 /// Where workspaces are made.

@@ -107,7 +107,7 @@ fn diff_pools(old: &[Pool], new: &[Pool], changes: &mut Changes) {
 }
 
 fn diff_repositories(old: &super::Repositories, new: &super::Repositories, changes: &mut Changes) {
-    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors } = old;
+    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors, lfs } = old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
     changes.live(*limit != new.limit, "repositories.limit");
@@ -117,6 +117,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
+    changes.live(*lfs != new.lfs, "repositories.lfs");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -177,6 +178,7 @@ repositories:
   allow: [example.org]
   protocols: [https]
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
+  lfs: {objectLimit: 1GiB}
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
 admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
@@ -210,6 +212,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.add
     repositories.allow
     repositories.fetchWithin
+    repositories.lfs
     repositories.limit
     repositories.mirrors[example.org/a]
     repositories.mirrors[example.org/b]

@@ -6,7 +6,9 @@ use stoker_core::quantity::Amounts;
 
 use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
 use super::units::Time;
-use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Workspaces};
+use super::{
+    Add, Admission, Config, Floor, Lfs, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Workspaces,
+};
 
 /// What `run` calls its pool.
 pub const POOL_NAME: &str = "run";
@@ -79,6 +81,7 @@ impl Config {
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
                 protocols: ["https", "http", "ssh", "git", "file"].map(String::from).to_vec(),
                 mirrors: Vec::new(),
+                lfs: Lfs { object_limit: defaults.lfs.object_limit.bytes().unwrap_or(u64::MAX), limit: None },
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },
             pressure: Pressure {

@@ -107,6 +107,12 @@ codes! {
     RepositoryCorrupt = "REPOSITORY_CORRUPT",
     /// Upstream answers too slowly.
     UpstreamTimeout = "UPSTREAM_TIMEOUT",
+    /// A large file is not to be had: its LFS server, or the local repository, does not have it.
+    LfsObjectMissing = "LFS_OBJECT_MISSING",
+    /// What came for a large file is not what its pointer names.
+    LfsObjectCorrupt = "LFS_OBJECT_CORRUPT",
+    /// Large files above what the configuration lets in.
+    LfsLimit = "LFS_LIMIT",
     /// The build spec at the commit is not valid.
     SpecInvalid = "SPEC_INVALID",
     /// The reservation was not bound in time.

@@ -60,6 +60,7 @@ fn config(host_root: &Path) -> Config {
             allow: Vec::new(),
             protocols: Vec::new(),
             mirrors: Vec::new(),
+            lfs: config::Lfs { object_limit: 1, limit: None },
         },
         workspaces: Workspaces { pool: "data".to_owned() },
         pressure: config::Pressure {

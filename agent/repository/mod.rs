@@ -13,6 +13,7 @@ mod fetch;
 pub mod git;
 mod git_error;
 mod keep;
+mod lfs;
 mod listing;
 mod local;
 mod ls_refs;
@@ -47,6 +48,7 @@ use crate::config;
 use disk::{Paths, io_reason};
 use fetch::blocking;
 use git::Git;
+use lfs::Lfs;
 use listing::Wanted;
 use ls_refs::LsRefs;
 use meta::Meta;
@@ -54,6 +56,7 @@ use presence::Presence;
 use store::{Entry, work};
 use upstream_http::Http;
 
+pub use lfs::{Headroom, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
@@ -88,6 +91,7 @@ struct Shared {
     config: RwLock<Arc<config::Repositories>>,
     git: Git,
     ls_refs: LsRefs,
+    lfs: Lfs,
     root: Root,
     discard: Discard,
     reader: Reader,
@@ -137,6 +141,7 @@ impl Repositories {
         let tasks = TaskTracker::new();
         let http = Http::new(tasks.clone(), cancel.child_token());
         let shared = Arc::new(Shared {
+            lfs: Lfs::new(http.clone()),
             ls_refs: LsRefs::new(http),
             places: Semaphore::new(config.parallel.clamp(1, 64)),
             config: RwLock::new(Arc::new(config.clone())),
@@ -162,6 +167,7 @@ impl Repositories {
         }
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
         shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
+        shared.tasks.spawn(lfs::prefill_always(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -270,14 +276,14 @@ impl Repositories {
     /// What is known of one repository.
     #[must_use]
     pub fn get(&self, url: &RepositoryUrl) -> Option<View> {
-        self.shared.get(url).map(|entry| entry.view())
+        self.shared.get(url).map(|entry| self.shared.view(&entry))
     }
 
     /// What is known of all, by key.
     #[must_use]
     pub fn list(&self) -> Vec<View> {
         let listed = |entry: &Arc<Entry>| !entry.state().meta.removed;
-        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| entry.view()).collect()
+        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| self.shared.view(entry)).collect()
     }
 
     /// Joins the batch that waits, and so the next fetch. `only_if_empty`: where a snapshot is there, there is nothing
@@ -337,6 +343,12 @@ impl Shared {
 
     fn all(&self) -> Vec<Arc<Entry>> {
         lock(&self.entries).values().cloned().collect()
+    }
+
+    fn view(&self, entry: &Entry) -> View {
+        let mut view = entry.view();
+        view.reasons.extend(self.lfs.fault(&entry.url));
+        view
     }
 
     /// A repository that was not removed.

@@ -39,7 +39,7 @@ impl WorkspaceService for Workspace {
             Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
-        let order = Order { user: request.user, group: request.group, ..order };
+        let order = Order { user: request.user, group: request.group, lfs: request.lfs, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let cancel = self.0.cancel.clone();
@@ -132,6 +132,7 @@ impl Workspace {
             pin,
             user: None,
             group: None,
+            lfs: false,
         })
     }
 
@@ -152,6 +153,7 @@ impl Workspace {
             pin: resolved.pin,
             user: None,
             group: None,
+            lfs: false,
         })
     }
 }

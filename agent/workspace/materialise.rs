@@ -17,9 +17,9 @@ use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Progress, Workspace, blocking, unwritable};
-use crate::repository::SnapshotPin;
+use super::{Progress, Workspace, blocking, large_files, unwritable};
 use crate::repository::git::Git;
+use crate::repository::{LfsFiles, SnapshotPin};
 
 const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -29,6 +29,7 @@ pub(super) async fn checkout(
     pin: &SnapshotPin,
     workspace: Workspace,
     cache_keys: &[String],
+    large: LfsFiles,
     steps: watch::Sender<Progress>,
     cancel: CancellationToken,
 ) -> Result<Workspace, Reason> {
@@ -57,10 +58,14 @@ pub(super) async fn checkout(
     })?;
     let done = workspace;
     blocking(move || {
-        let (files, bytes) = measure(&done.src)?;
+        large_files::place(&done.src, large.files())?;
         if let Some((user, group)) = done.owner {
             hand_over(&done, user, group)?;
         }
+        if !large.files().is_empty() {
+            large_files::refresh_index(&done.src, large.files())?;
+        }
+        let (files, bytes) = measure(&done.src)?;
         Ok(Workspace { files, bytes, ..done })
     })
     .await
@@ -69,7 +74,7 @@ pub(super) async fn checkout(
 
 /// Makes a directory, but never what it lies in: where the pool has gone since it was looked at, its own directory is
 /// missing, and nothing is made on the disk below.
-fn directory(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn directory(path: &Path, mode: u32) -> io::Result<()> {
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),

@@ -5,6 +5,7 @@
 //! beside the directory is written last: without it a directory is half made, and goes at the next start. The room
 //! watches the ledger: when a lease ends, its workspace leaves its place at once and is removed in the background.
 
+mod large_files;
 mod materialise;
 mod record;
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stoker_core::admission::Source;
 use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
-use stoker_core::quantity::Timestamp;
+use stoker_core::quantity::{Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +26,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, now};
 use crate::node::Pools;
-use crate::repository::SnapshotPin;
 use crate::repository::git::Git;
+use crate::repository::{LfsFiles, Repositories, SnapshotPin};
 
 /// How far a preparation is.
 pub use crate::repository::Progress;
@@ -113,6 +114,8 @@ pub struct Order {
     pub user: Option<u32>,
     /// As `user`.
     pub group: Option<u32>,
+    /// With the content of its large files in the place of their pointers.
+    pub lfs: bool,
 }
 
 /// The id of a workspace that a caller named.
@@ -147,6 +150,7 @@ struct Inner {
     pool: String,
     pools: Pools,
     git: Git,
+    repositories: Repositories,
     admission: Admission,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
@@ -163,11 +167,19 @@ pub struct Workspaces {
 
 impl Workspaces {
     /// Takes up what an earlier agent left: workspaces of live leases stand, all others go.
-    pub async fn open(pool: &str, pools: Pools, git: Git, admission: Admission, cancel: CancellationToken) -> Self {
+    pub async fn open(
+        pool: &str,
+        pools: Pools,
+        git: Git,
+        repositories: Repositories,
+        admission: Admission,
+        cancel: CancellationToken,
+    ) -> Self {
         let inner = Inner {
             pool: pool.to_owned(),
             pools,
             git,
+            repositories,
             admission: admission.clone(),
             entries: Mutex::default(),
             taken_up: Mutex::default(),
@@ -253,6 +265,8 @@ impl Workspaces {
         steps: watch::Sender<Progress>,
         cancel: CancellationToken,
     ) -> Result<Workspace, Reason> {
+        // Before anything is made: one that cannot have all its files is not begun.
+        let large = self.large_files(&order, &steps, &cancel).await?;
         let root = self.inner.pools.usable(&self.inner.pool)?;
         let home = root.join("workspaces").join(&order.id);
         let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
@@ -280,11 +294,38 @@ impl Workspaces {
             owner,
             id: order.id,
         };
-        let made = materialise::checkout(&self.inner.git, &order.pin, workspace, &order.cache_keys, steps, cancel);
+        let keys = &order.cache_keys;
+        let made = materialise::checkout(&self.inner.git, &order.pin, workspace, keys, large, steps, cancel);
         let workspace = made.await?;
         let (root, done) = (root, workspace.clone());
         blocking(move || record::write(&root, &done)).await.map_err(|error| unwritable(&home, &error))?;
         Ok(workspace)
+    }
+
+    /// The large files of what is to be checked out, where they are wanted, and room for copies of them.
+    async fn large_files(
+        &self,
+        order: &Order,
+        steps: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<LfsFiles, Reason> {
+        let repositories = &self.inner.repositories;
+        if !order.lfs && !repositories.wants_lfs(order.pin.url()) {
+            return Ok(LfsFiles::default());
+        }
+        let (pin, commit) = (&order.pin, order.source.commit);
+        let large = repositories.lfs_files(pin, commit, &order.trust, steps, cancel).await?;
+        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
+        let measured = blocking(move || Ok(pools.measure().into_iter().find(|(name, _)| *name == pool)));
+        if let Ok(Some((_, Ok(disk)))) = measured.await {
+            let (wanted, free) = (large.bytes(), disk.free_bytes.saturating_sub(disk.floor_bytes));
+            if wanted > free {
+                let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
+                let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
+                return Err(reason.about(Resource::DiskBytes, wanted, free));
+            }
+        }
+        Ok(large)
     }
 
     /// The workspace of that id, where it is ready.

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::cgi::{self, Body, Kind};
+use super::large::LargeFiles;
 use super::repository::TestRepo;
 
 /// How long a command to the server's thread may take.
@@ -79,6 +80,7 @@ struct Shared {
     counts: Mutex<Counts>,
     children: Arc<AtomicUsize>,
     weather: watch::Receiver<Weather>,
+    large: LargeFiles,
 }
 
 /// What the server's thread is told.
@@ -113,6 +115,7 @@ impl Upstream {
             counts: Mutex::default(),
             children: Arc::default(),
             weather: seen,
+            large: LargeFiles::default(),
         });
         let (commands, receiver) = mpsc::unbounded_channel();
         let (bound, address) = std::sync::mpsc::channel();
@@ -165,6 +168,11 @@ impl Upstream {
     /// The folder whose content is served.
     pub(crate) fn root(&self) -> &Path {
         &self.shared.root
+    }
+
+    /// The large files of all repositories here; what is asked of them is counted apart.
+    pub(crate) fn large_files(&self) -> &LargeFiles {
+        &self.shared.large
     }
 
     /// What was asked so far.
@@ -294,6 +302,9 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut commands: mpsc::
 
 /// Counts a request, waits and fails as the weather says, and has it answered by git.
 async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    if LargeFiles::is_for(request.uri().path()) {
+        return shared.large.answer(request).await;
+    }
     let asked = cgi::ask(request).await.map_err(io::Error::other)?;
     let kind = asked.kind;
     {

@@ -58,6 +58,9 @@ pub(super) struct Args {
     /// Which line of builds of the project
     #[arg(long, value_parser = amount::name, default_value = "", hide_default_value = true)]
     branch: String,
+    /// With its large files (git-lfs) in the place of their pointers
+    #[arg(long)]
+    lfs: bool,
     /// Bring an agent along with its state here, even where a node's agent listens
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -348,6 +351,7 @@ impl Build<'_> {
         let failed = |status| Failure::status("workspace")(status);
         let request = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.id.clone())),
+            lfs: self.args.lfs,
             ..Default::default()
         };
         // Bound first: a large checkout may take longer than a reservation lives.

@@ -147,6 +147,8 @@ fn the_defaults_are_these() {
       - https
       - ssh
       mirrors: []
+      lfs:
+        objectLimit: 10GiB
     workspaces:
       pool: data
     pressure:

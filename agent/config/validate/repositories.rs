@@ -6,9 +6,9 @@ use std::time::Duration;
 use stoker_core::source::RepositoryUrl;
 
 use super::{count, limit, pools, text, within};
-use crate::config::file::{AddWord, File, MirrorSection, ProtocolWord};
+use crate::config::file::{AddWord, File, LfsSection, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
-use crate::config::{Add, Mirror, Repositories};
+use crate::config::{Add, Lfs, Mirror, Repositories};
 
 /// The most declared mirrors.
 const MIRRORS_MAX: usize = 10_000;
@@ -42,6 +42,14 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         allow: allow(file, &place.field("allow"), problems),
         protocols: protocols.iter().map(|protocol| protocol.scheme().to_owned()).collect(),
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
+        lfs: lfs(&section.lfs, &place.field("lfs"), problems),
+    }
+}
+
+fn lfs(section: &LfsSection, place: &Place<'_>, problems: &mut Problems) -> Lfs {
+    Lfs {
+        object_limit: problems.take(&place.field("objectLimit"), limit(section.object_limit.bytes())),
+        limit: section.limit.as_ref().map(|bytes| problems.take(&place.field("limit"), limit(bytes.bytes()))),
     }
 }
 
@@ -112,7 +120,7 @@ fn mirrors(
             let message = format!("{} is the repository of line {line} too", shown(&section.url));
             problems.add(&at, Fault::new(message, "keep one of them"));
         }
-        mirrors.push(Mirror { url, pin: section.pin, trust });
+        mirrors.push(Mirror { url, pin: section.pin, trust, lfs: section.lfs });
     }
     mirrors
 }

@@ -184,7 +184,7 @@ async fn declared_mirrors_fill_by_themselves_and_stay_fresh() {
     let world = World::with(|config, dir| {
         for name in ["one", "two", "three"] {
             let upstream = Upstream::new(dir.join("declared").join(name));
-            let mirror = config::Mirror { url: upstream.url(), pin: true, trust: "public".into() };
+            let mirror = config::Mirror { url: upstream.url(), pin: true, trust: "public".into(), lfs: false };
             config.mirrors.push(mirror);
             upstreams.push(upstream);
         }

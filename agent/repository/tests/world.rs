@@ -68,7 +68,7 @@ impl Upstream {
     }
 }
 
-pub(super) fn git_in<I, S>(dir: &Path, args: I) -> String
+pub(in crate::repository) fn git_in<I, S>(dir: &Path, args: I) -> String
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -132,6 +132,7 @@ impl World {
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
             mirrors: Vec::new(),
+            lfs: config::Lfs { object_limit: 1 << 30, limit: None },
         };
         change(&mut config, dir.path());
         Self::over(dir, config).await
