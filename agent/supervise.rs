@@ -309,15 +309,9 @@ async fn build(
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
     tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
-    let workspaces = Workspaces::open(
-        &config.workspaces.pool,
-        pools.clone(),
-        git.clone(),
-        repositories.clone(),
-        admission.clone(),
-        closing.child_token(),
-    );
-    let workspaces = workspaces.await;
+    let (pool, stop) = (&config.workspaces.pool, closing.child_token());
+    let workspaces =
+        Workspaces::open(pool, pools.clone(), git.clone(), repositories.clone(), admission.clone(), stop).await;
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
         name: config.node.name.clone(),
@@ -349,9 +343,16 @@ async fn open_repositories(
 ) -> Result<Repositories, StartError> {
     let (pool, checked) = (config.repositories.pool.clone(), pools.clone());
     let root = Arc::new(move || checked.usable(&pool));
+    let measured = (config.repositories.pool.clone(), pools.clone());
     let discard = Arc::new(move |path: PathBuf| pools.discard(&path));
     let opened = Repositories::open(&config.repositories, git, root, discard, closing.child_token());
-    opened.await.map_err(|reason| StartError::Repositories(reason.message))
+    let opened = opened.await.map_err(|reason| StartError::Repositories(reason.message))?;
+    opened.set_headroom(Arc::new(move || {
+        let (pool, pools) = &measured;
+        let (_, disk) = pools.measure().into_iter().find(|(name, _)| name == pool)?;
+        disk.ok().map(|disk| disk.free_bytes.saturating_sub(disk.floor_bytes))
+    }));
+    Ok(opened)
 }
 
 /// What the gate needs of the ledger: the disk that leases hold.

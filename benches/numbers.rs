@@ -23,6 +23,7 @@ mod numbers {
     pub(crate) mod node;
     pub(crate) mod options;
     pub(crate) mod pressure;
+    pub(crate) mod refresh;
     pub(crate) mod report;
     pub(crate) mod rest;
     pub(crate) mod sources;
@@ -37,7 +38,7 @@ use clap::Parser as _;
 use numbers::options::Options;
 use numbers::report::Report;
 use numbers::world::World;
-use numbers::{admission, pressure, rest, sources, workspaces};
+use numbers::{admission, pressure, refresh, rest, sources, workspaces};
 
 /// Something that is measured, and gives one line or more.
 struct Bench {
@@ -47,7 +48,7 @@ struct Bench {
 }
 
 /// All there are, the quick ones first: a machine that is too small shows it soon.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "evaluate",
         what: "Evaluate with many live leases, and beside an empty call",
@@ -59,6 +60,7 @@ const BENCHES: [Bench; 8] = [
         run: admission::admit,
     },
     Bench { name: "resolve", what: "ResolveSource of a commit, and of a ref within its age", run: sources::resolve },
+    Bench { name: "refresh", what: "a refresh that finds nothing: round trips and CPU", run: refresh::refresh },
     Bench { name: "pressure", what: "from memory below its floor to a shut gate", run: pressure::gate },
     Bench {
         name: "rest",

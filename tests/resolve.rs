@@ -16,8 +16,8 @@ pub(crate) const LOOPBACK: &str = "
 pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 10}}]
 repositories: {add: on-demand, allow: [127.0.0.1], protocols: [http]}
 ";
-/// What a question that brings nothing new costs: capabilities, then refs.
-const ASKED: Counts = Counts { info_refs: 1, ls_refs: 1, fetches: 0, others: 0 };
+/// What a question that brings nothing new costs: one round trip.
+const ASKED: Counts = Counts { info_refs: 0, ls_refs: 1, fetches: 0, others: 0 };
 
 async fn resolve(agent: &Agent, source: v1::Source) -> Result<v1::ResolveSourceResponse, Status> {
     let request = v1::ResolveSourceRequest { source: Some(source) };

@@ -57,6 +57,9 @@ pub(super) struct Prepare {
     /// Check the submodules out too, and theirs
     #[arg(long)]
     submodules: bool,
+    /// With its large files (git-lfs) in the place of their pointers
+    #[arg(long)]
+    lfs: bool,
     #[command(flatten)]
     scope: Scope,
 }
@@ -119,6 +122,7 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
         user: wanted.user,
         group: wanted.group,
         submodules: wanted.submodules,
+        lfs: wanted.lfs,
     };
     let mut events = client.workspaces().prepare_workspace(within(ask::LONG, request)).await?.into_inner();
     while let Some(event) = events.message().await? {

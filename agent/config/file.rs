@@ -256,6 +256,27 @@ pub struct RepositoriesSection {
     pub manifests: Vec<ManifestSection>,
     /// Bounds of submodules, where a mirror or a workspace has them.
     pub submodules: SubmodulesSection,
+    /// Bounds of large files (git-lfs).
+    pub lfs: LfsSection,
+}
+
+/// Bounds of large files (git-lfs), which are fetched where a mirror or a workspace asks for them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LfsSection {
+    /// The most bytes that one of them may have, with a unit (10GiB).
+    pub object_limit: Bytes,
+    /// The most bytes that all of them may hold, with a unit (200GiB); those not used for longest go. Unset: what the
+    /// pool's floor leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Bytes>,
+}
+
+impl Default for LfsSection {
+    /// Twice what the large forges take.
+    fn default() -> Self {
+        Self { object_limit: "10GiB".into(), limit: None }
+    }
 }
 
 impl Default for RepositoriesSection {
@@ -276,6 +297,7 @@ impl Default for RepositoriesSection {
             mirrors: Vec::new(),
             manifests: Vec::new(),
             submodules: SubmodulesSection::default(),
+            lfs: LfsSection::default(),
         }
     }
 }
@@ -339,6 +361,9 @@ pub struct MirrorSection {
     /// Mirror the submodules of its HEAD too, and theirs, of the same trust class.
     #[serde(default)]
     pub submodules: bool,
+    /// Fetch the large files (git-lfs) of its HEAD, and give its workspaces theirs.
+    #[serde(default)]
+    pub lfs: bool,
 }
 
 /// A manifest of the `repo` tool: `url` where it lies in a repository, which is mirrored too, or `path` and `base`.

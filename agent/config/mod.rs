@@ -274,6 +274,8 @@ pub struct Repositories {
     pub manifests: Vec<Manifest>,
     /// Bounds of submodules.
     pub submodules: Submodules,
+    /// Bounds of large files.
+    pub lfs: Lfs,
 }
 
 impl Repositories {
@@ -282,7 +284,7 @@ impl Repositories {
         let manifests = self.manifests.iter().filter_map(|manifest| match &manifest.from {
             ManifestFrom::Repository { url, .. } => {
                 let (pin, trust) = (manifest.pin, manifest.trust.clone());
-                Some(Mirror { url: url.clone(), pin, trust, fork_of: None, submodules: false })
+                Some(Mirror { url: url.clone(), pin, trust, fork_of: None, submodules: false, lfs: false })
             }
             ManifestFrom::File { .. } => None,
         });
@@ -353,6 +355,15 @@ pub struct Submodules {
     pub repositories: usize,
 }
 
+/// Bounds of large files (git-lfs).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lfs {
+    /// The most bytes that one of them may have.
+    pub object_limit: u64,
+    /// The most bytes that all of them may hold.
+    pub limit: Option<u64>,
+}
+
 /// Who may add a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Add {
@@ -375,6 +386,8 @@ pub struct Mirror {
     pub fork_of: Option<RepositoryUrl>,
     /// The submodules of its HEAD are mirrors too.
     pub submodules: bool,
+    /// With the large files of its HEAD, and of its workspaces.
+    pub lfs: bool,
 }
 
 /// Where workspaces are made.

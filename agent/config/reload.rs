@@ -123,6 +123,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         mirrors,
         manifests,
         submodules,
+        lfs,
     } = old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
@@ -139,6 +140,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*credentials != new.credentials, "repositories.credentials");
     changes.live(*manifests != new.manifests, "repositories.manifests");
     changes.live(*submodules != new.submodules, "repositories.submodules");
+    changes.live(*lfs != new.lfs, "repositories.lfs");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -203,6 +205,7 @@ repositories:
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
   manifests: [{url: https://example.org/m}]
   submodules: {depth: 1}
+  lfs: {objectLimit: 1GiB}
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
 admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
@@ -246,6 +249,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.allow
     repositories.credentials
     repositories.fetchWithin
+    repositories.lfs
     repositories.limit
     repositories.manifests
     repositories.mirrors[example.org/a]

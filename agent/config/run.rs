@@ -8,7 +8,7 @@ use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
 use super::git::GitChild;
 use super::units::Time;
 use super::{
-    Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, Submodules, TimeBudget,
+    Add, Admission, Config, Floor, Lfs, Listen, Node, Pool, Pressure, Repositories, Share, Submodules, TimeBudget,
     Workspaces,
 };
 
@@ -96,6 +96,7 @@ impl Config {
                     depth: count(defaults.submodules.depth),
                     repositories: count(defaults.submodules.repositories),
                 },
+                lfs: Lfs { object_limit: defaults.lfs.object_limit.bytes().unwrap_or(u64::MAX), limit: None },
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },
             pressure: Pressure {

@@ -121,6 +121,12 @@ codes! {
     ContainmentReduced = "CONTAINMENT_REDUCED",
     /// A git child needed more memory than it may have.
     GitMemoryLimit = "GIT_MEMORY_LIMIT",
+    /// A large file is not to be had: its LFS server, or the local repository, does not have it.
+    LfsObjectMissing = "LFS_OBJECT_MISSING",
+    /// What came for a large file is not what its pointer names.
+    LfsObjectCorrupt = "LFS_OBJECT_CORRUPT",
+    /// Large files above what the configuration lets in.
+    LfsLimit = "LFS_LIMIT",
     /// The build spec at the commit is not valid.
     SpecInvalid = "SPEC_INVALID",
     /// The reservation was not bound in time.

@@ -65,6 +65,7 @@ fn config(host_root: &Path) -> Config {
             mirrors: Vec::new(),
             manifests: Vec::new(),
             submodules: config::Submodules { depth: 1, repositories: 1 },
+            lfs: config::Lfs { object_limit: 1, limit: None },
         },
         workspaces: Workspaces { pool: "data".to_owned() },
         pressure: config::Pressure {

@@ -103,7 +103,7 @@ impl Shared {
                     continue;
                 }
                 let (pin, trust) = (list.pin, list.trust.clone());
-                let mirror = Mirror { url: url.clone(), pin, trust, fork_of: None, submodules: false };
+                let mirror = Mirror { url: url.clone(), pin, trust, fork_of: None, submodules: false, lfs: false };
                 let kept_fresh = list.home.as_ref().is_none_or(|home| is_declared(&all, home.key()));
                 all.insert(url.key().to_owned(), Declared { mirror, by: by.clone(), kept_fresh });
             }

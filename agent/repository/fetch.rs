@@ -16,6 +16,7 @@ use super::disk::{GENERATION, Paths, StorePaths, io_reason, make_directory, remo
 use super::git::{Command, Git, GitError};
 use super::listing::{Head, Listing, Wanted};
 use super::local::{SafeDirectory, inspect};
+use super::ls_refs::{LsRefs, Question};
 use super::progress::Progress;
 use super::refs::RefTable;
 use super::snapshot::{CONFIG, Publication, SnapshotPin};
@@ -29,6 +30,7 @@ const LISTING_WITHIN: Duration = Duration::from_secs(120);
 pub(super) struct Visit {
     pub(super) git: Git,
     pub(super) credentials: Credentials,
+    pub(super) ls_refs: LsRefs,
     pub(super) url: RepositoryUrl,
     pub(super) folder: String,
     /// `<pool>/stoker`, checked just now.
@@ -103,16 +105,30 @@ impl Visit {
     /// Asks upstream what it has.
     pub(super) async fn list(&self, wanted: &Wanted, safe: Option<&SafeDirectory>) -> Result<Listing, Reason> {
         self.progress.send_replace(Progress::phase("connecting"));
-        let command = self.remote(["ls-remote", "--symref", "--", self.url.fetch_url()], safe);
-        let command = command.stdout_bytes_max(LISTING_BYTES_MAX).time_limit(self.remaining().min(LISTING_WITHIN));
-        let output = command.run().await.map_err(|error| self.reason("asking for the refs of", &error))?;
-        let (wanted, subject) = (wanted.clone(), self.subject().to_owned());
-        let listing = blocking(self.subject(), move || Listing::parse(&output.stdout, &wanted, &subject)).await??;
+        let listing = match self.ls_refs.list(self.question(wanted).await?).await? {
+            Some(listing) => listing,
+            None => self.list_by_git(wanted, safe).await?,
+        };
         if listing.is_empty() {
             let message = format!("{} has no branches and no tags yet; push a commit there first", self.url);
             return Err(Reason::new(Code::RepositoryEmpty, self.subject(), message));
         }
         Ok(listing)
+    }
+
+    async fn question<'a>(&'a self, wanted: &'a Wanted) -> Result<Question<'a>, Reason> {
+        let authorization = self.credentials.header_for(&self.url).await?;
+        let within = self.remaining().min(LISTING_WITHIN);
+        let (url, git, cancel) = (&self.url, self.git.version(), &self.cancel);
+        Ok(Question { url, wanted, authorization, git, within, cancel })
+    }
+
+    async fn list_by_git(&self, wanted: &Wanted, safe: Option<&SafeDirectory>) -> Result<Listing, Reason> {
+        let command = self.remote(["ls-remote", "--symref", "--", self.url.fetch_url()], safe);
+        let command = command.stdout_bytes_max(LISTING_BYTES_MAX).time_limit(self.remaining().min(LISTING_WITHIN));
+        let output = command.run().await.map_err(|error| self.reason("asking for the refs of", &error))?;
+        let (wanted, subject) = (wanted.clone(), self.subject().to_owned());
+        blocking(self.subject(), move || Listing::parse(&output.stdout, &wanted, &subject)).await?
     }
 
     /// Whether there is a store to fetch into.

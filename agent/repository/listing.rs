@@ -1,6 +1,7 @@
 //! What upstream says that it has: the output of `git ls-remote --symref`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
@@ -91,66 +92,111 @@ pub(super) struct Listing {
 }
 
 impl Listing {
+    /// Reads what `git ls-remote --symref` prints.
+    ///
     /// # Errors
     /// Objects that are not named by SHA-1, and output that is none.
     pub(super) fn parse(output: &[u8], wanted: &Wanted, subject: &str) -> Result<Self, Reason> {
-        let (mut symref, mut head_id) = (None, None);
-        let mut followed = Vec::new();
-        let mut extra = BTreeMap::new();
+        let mut lister = Lister::new(wanted);
         for line in output.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
             let tab = line.iter().position(|b| *b == b'\t').unwrap_or(line.len());
             let (left, name) = line.split_at(tab);
             let name = name.strip_prefix(b"\t").unwrap_or(name);
             if let Some(target) = left.strip_prefix(b"ref: ") {
-                if name == b"HEAD" {
-                    symref = Some(target);
-                }
-                continue;
-            }
-            if left.len() == 64 {
-                let message = format!("{subject} names its objects by SHA-256; only SHA-1 is served");
-                return Err(Reason::new(Code::ObjectFormatUnsupported, subject, message));
-            }
-            let Some(id) = parse_id(left) else {
+                lister.symref(name, target);
+            } else if left.len() == 64 {
+                return Err(Lister::object_format(subject));
+            } else if !lister.reference(name, left) {
                 let message = format!("{subject} answered with something that is no list of refs");
                 return Err(Reason::new(Code::UpstreamNotFound, subject, message));
-            };
-            if name == b"HEAD" {
-                head_id = Some(id);
-            } else if name.ends_with(b"^{}") {
-                // An annotated tag's target: it arrives with the tag.
-            } else if is_followed(name) {
-                followed.push((name, id));
-            } else if let Ok(name) = std::str::from_utf8(name)
-                && (wanted.refs.contains(name) || (wanted.tips.contains(&id) && is_pull(name)))
-            {
-                extra.insert(name.to_owned(), id);
             }
         }
-        followed.sort_unstable();
-        let has = |name: &str| followed.binary_search_by(|(other, _)| (*other).cmp(name.as_bytes())).is_ok();
-        let branch = symref.and_then(|target| target.strip_prefix(b"refs/heads/"));
-        let head = match (branch.and_then(|name| std::str::from_utf8(name).ok()), head_id) {
-            (Some(name), _) => Some(Head::Branch(name.to_owned())),
-            (None, id) => id.map(Head::Detached),
-        };
-        let default = match &head {
-            Some(Head::Branch(name)) if wanted.head => Some(format!("refs/heads/{name}")),
-            _ => None,
-        };
-        let first = wanted.refs.iter().cloned().chain(default).filter(|name| has(name)).collect();
-        let shown = head.as_ref().map(Head::to_file).unwrap_or_default();
-        let digest = digest(&shown, followed.iter().copied());
-        let step = followed.len().div_ceil(TIPS_MAX).max(1);
-        let mut tips: Vec<CommitId> = followed.iter().step_by(step).map(|(_, id)| *id).chain(head_id).collect();
-        tips.sort_unstable();
-        tips.dedup();
-        Ok(Self { head, digest, followed: followed.len(), tips, first, extra })
+        Ok(lister.finish())
     }
 
     /// Nothing was ever pushed there.
     pub(super) fn is_empty(&self) -> bool {
         self.followed == 0 && !matches!(self.head, Some(Head::Detached(_)))
+    }
+}
+
+/// Makes a [`Listing`] of what upstream lists, ref by ref, however it was asked.
+pub(super) struct Lister<'a> {
+    wanted: &'a Wanted,
+    head_target: Option<Vec<u8>>,
+    head_id: Option<CommitId>,
+    /// The names of the followed refs, one after the other.
+    names: Vec<u8>,
+    followed: Vec<(Range<usize>, CommitId)>,
+    extra: BTreeMap<String, CommitId>,
+}
+
+impl<'a> Lister<'a> {
+    pub(super) const fn new(wanted: &'a Wanted) -> Self {
+        Self {
+            wanted,
+            head_target: None,
+            head_id: None,
+            names: Vec::new(),
+            followed: Vec::new(),
+            extra: BTreeMap::new(),
+        }
+    }
+
+    /// The reason where objects are not named by SHA-1.
+    pub(super) fn object_format(subject: &str) -> Reason {
+        let message = format!("{subject} names its objects by SHA-256; only SHA-1 is served");
+        Reason::new(Code::ObjectFormatUnsupported, subject, message)
+    }
+
+    /// What a symbolic ref leads to.
+    pub(super) fn symref(&mut self, name: &[u8], target: &[u8]) {
+        if name == b"HEAD" {
+            self.head_target = Some(target.to_vec());
+        }
+    }
+
+    /// A ref and the object that it names. False where that is no object's name.
+    pub(super) fn reference(&mut self, name: &[u8], id: &[u8]) -> bool {
+        let Some(id) = parse_id(id) else { return false };
+        if name == b"HEAD" {
+            self.head_id = Some(id);
+        } else if name.ends_with(b"^{}") {
+            // An annotated tag's target: it arrives with the tag.
+        } else if is_followed(name) {
+            let begin = self.names.len();
+            self.names.extend_from_slice(name);
+            self.followed.push((begin..self.names.len(), id));
+        } else if let Ok(name) = std::str::from_utf8(name)
+            && (self.wanted.refs.contains(name) || (self.wanted.tips.contains(&id) && is_pull(name)))
+        {
+            self.extra.insert(name.to_owned(), id);
+        }
+        true
+    }
+
+    pub(super) fn finish(self) -> Listing {
+        let Self { wanted, names, mut followed, head_target, head_id, extra } = self;
+        let name = |range: &Range<usize>| names.get(range.clone()).unwrap_or_default();
+        followed.sort_unstable_by(|(a, _), (b, _)| name(a).cmp(name(b)));
+        let branch = head_target.as_deref().and_then(|target| target.strip_prefix(b"refs/heads/"));
+        let head = match (branch.and_then(|name| std::str::from_utf8(name).ok()), head_id) {
+            (Some(name), _) => Some(Head::Branch(name.to_owned())),
+            (None, id) => id.map(Head::Detached),
+        };
+        let shown = head.as_ref().map(Head::to_file).unwrap_or_default();
+        let digest = digest(&shown, followed.iter().map(|(range, id)| (name(range), *id)));
+        let has = |wanted: &String| followed.binary_search_by(|(range, _)| name(range).cmp(wanted.as_bytes())).is_ok();
+        let default = match &head {
+            Some(Head::Branch(name)) if wanted.head => Some(format!("refs/heads/{name}")),
+            _ => None,
+        };
+        let first = wanted.refs.iter().cloned().chain(default).filter(has).collect();
+        let step = followed.len().div_ceil(TIPS_MAX).max(1);
+        let mut tips: Vec<CommitId> = followed.iter().step_by(step).map(|(_, id)| *id).chain(head_id).collect();
+        tips.sort_unstable();
+        tips.dedup();
+        Listing { head, digest, followed: followed.len(), tips, first, extra }
     }
 }
 

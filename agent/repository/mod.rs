@@ -18,9 +18,11 @@ pub mod git;
 mod git_error;
 mod gitmodules;
 mod keep;
+mod lfs;
 mod listing;
 mod lists;
 mod local;
+mod ls_refs;
 mod meta;
 mod network;
 pub mod orphans;
@@ -34,6 +36,7 @@ mod resolve;
 mod snapshot;
 mod store;
 mod submodules;
+mod upstream_http;
 mod view;
 mod visit;
 
@@ -56,15 +59,19 @@ use disk::{Paths, io_reason};
 use entry::{Entry, work};
 use fetch::blocking;
 use git::Git;
+use lfs::Lfs;
 use listing::Wanted;
+use ls_refs::LsRefs;
 use meta::Meta;
 use network::Claims;
 use places::Places;
 use presence::Presence;
 use store::Stores;
+use upstream_http::Http;
 
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
+pub use lfs::{Headroom, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
@@ -100,6 +107,8 @@ impl std::fmt::Debug for Repositories {
 struct Shared {
     config: RwLock<Arc<config::Repositories>>,
     git: Git,
+    ls_refs: LsRefs,
+    lfs: Lfs,
     root: Root,
     discard: Discard,
     reader: Reader,
@@ -150,10 +159,14 @@ impl Repositories {
             let message = format!("{} is declared twice under `repositories.mirrors`; remove one", twice.url);
             return Err(Reason::new(Code::RepositoryNotDeclared, twice.url.key(), message));
         }
+        let tasks = TaskTracker::new();
+        let http = Http::new(tasks.clone(), cancel.child_token());
         let shared = Arc::new(Shared {
             places: Places::new(config.parallel, config.parallel_per_host),
             stores: Stores::default(),
             claims: Claims::default(),
+            lfs: Lfs::new(http.clone()),
+            ls_refs: LsRefs::new(http),
             config: RwLock::new(Arc::new(config.clone())),
             git,
             root,
@@ -165,7 +178,7 @@ impl Repositories {
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
             lists: Mutex::default(),
-            tasks: TaskTracker::new(),
+            tasks,
             cancel,
             superseded_for,
         });
@@ -178,6 +191,7 @@ impl Repositories {
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
         shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
         shared.tasks.spawn(lists::follow(Arc::clone(&shared)));
+        shared.tasks.spawn(lfs::prefill_always(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -282,14 +296,14 @@ impl Repositories {
     /// What is known of one repository.
     #[must_use]
     pub fn get(&self, url: &RepositoryUrl) -> Option<View> {
-        self.shared.get(url).map(|entry| entry.view())
+        self.shared.get(url).map(|entry| self.shared.view(&entry))
     }
 
     /// What is known of all, by key.
     #[must_use]
     pub fn list(&self) -> Vec<View> {
         let listed = |entry: &Arc<Entry>| !entry.state().meta.removed;
-        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| entry.view()).collect()
+        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| self.shared.view(entry)).collect()
     }
 
     /// Joins the batch that waits, and so the next fetch. `only_if_empty`: where a snapshot is there, there is nothing
@@ -355,6 +369,12 @@ impl Shared {
 
     fn all(&self) -> Vec<Arc<Entry>> {
         lock(&self.entries).values().cloned().collect()
+    }
+
+    fn view(&self, entry: &Entry) -> View {
+        let mut view = entry.view();
+        view.reasons.extend(self.lfs.fault(&entry.url));
+        view
     }
 
     /// A repository that was not removed.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_core::identity::CommitId;
-use stoker_core::quantity::Timestamp;
+use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::{
-    Asked, Fetched, Found, Origin, Probed, RepositoryUrl, Request, SourceRef, Step, View as Facts, decide,
+    Asked, Fetched, Found, LATE_REF_PAUSES, Origin, Probed, RepositoryUrl, Request, SourceRef, Step, View as Facts,
+    decide,
 };
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ use super::snapshot::SnapshotPin;
 use super::{Cached, Repositories, Resolved, Shared};
 
 /// More than any resolution has; see [`decide`].
-const STEPS_MAX: usize = 8;
+const STEPS_MAX: usize = 8 + 2 * LATE_REF_PAUSES.len();
 
 impl Repositories {
     /// The commit that `request` stands for, and its snapshot. Waits at most `patience`; a fetch that takes longer goes
@@ -83,6 +84,9 @@ pub(super) async fn resolve_in(
         let meta = entry.state().meta.clone();
         facts.confirmed_at = meta.confirmed_at;
         facts.found = find(shared, pin.as_ref(), &meta, request).await?;
+        facts.known |= facts.found.is_some();
+        let patience = deadline.saturating_duration_since(Instant::now()).as_millis();
+        facts.patience = Span(i64::try_from(patience).unwrap_or(i64::MAX));
         match decide(&facts, request, shared.now()) {
             Step::Answer { commit, origin, as_of, other_fork } => {
                 let Some(pin) = pin else { break };
@@ -108,6 +112,12 @@ pub(super) async fn resolve_in(
                 if facts.asked == Some(Asked::Answered) {
                     facts.probed = None;
                 }
+            }
+            Step::Wait(pause) => {
+                let pause = Duration::from_millis(u64::try_from(pause.0).unwrap_or(0));
+                // Where the agent stops, the question that follows says so.
+                shared.cancel.run_until_cancelled(tokio::time::sleep(pause)).await;
+                (facts.asked, facts.asked_again) = (None, facts.asked_again + 1);
             }
             Step::Fetch(commit) => {
                 let wanted = Wanted { commits: [commit].into(), ..Wanted::default() };

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use stoker_core::identity::CommitId;
 use stoker_core::source::RepositoryUrl;
@@ -34,13 +34,15 @@ struct Inner {
     number: u64,
     name: String,
     path: PathBuf,
+    /// Of HEAD, branches and tags; they never change.
+    digest: OnceLock<String>,
 }
 
 impl SnapshotPin {
     pub(super) fn new(url: RepositoryUrl, paths: &Paths, number: u64) -> Self {
         let name = number.to_string();
         let path = paths.snapshots().join(&name);
-        Self { inner: Arc::new(Inner { url, number, name, path }) }
+        Self { inner: Arc::new(Inner { url, number, name, path, digest: OnceLock::new() }) }
     }
 
     /// The bare repository.
@@ -63,6 +65,15 @@ impl SnapshotPin {
 
     pub(super) fn number(&self) -> u64 {
         self.inner.number
+    }
+
+    /// The digest of its HEAD, branches and tags, where it was computed before.
+    pub(super) fn known_digest(&self) -> Option<&str> {
+        self.inner.digest.get().map(String::as_str)
+    }
+
+    pub(super) fn remember_digest(&self, digest: String) -> &str {
+        self.inner.digest.get_or_init(|| digest)
     }
 
     /// Whether nobody but the caller holds it.

@@ -77,6 +77,7 @@ async fn run(
     let mut visit = Visit {
         git: shared.git.clone(),
         credentials: Credentials::of(&shared.config()),
+        ls_refs: shared.ls_refs.clone(),
         url: entry.url.clone(),
         folder: entry.folder.clone(),
         paths: Paths::new(&root, &entry.folder),
@@ -256,13 +257,17 @@ async fn compare(
 ) -> Result<(bool, Listing), Reason> {
     let (reader, mut missing, current) = (shared.reader.clone(), listing.clone(), current.cloned());
     blocking(entry.url.key(), move || {
+        let Some(pin) = current else { return (false, missing) };
+        // Most refreshes find nothing: then no file is read.
+        if let Some(digest) = pin.known_digest()
+            && missing.extra.is_empty()
+        {
+            return (digest == missing.digest, missing);
+        }
         // One that cannot be read is one that we do not have.
-        let Some(refs) = current.and_then(|pin| reader.refs(&pin).ok().map(|refs| (pin, refs))) else {
-            return (false, missing);
-        };
-        let (pin, refs) = refs;
+        let Ok(refs) = reader.refs(&pin) else { return (false, missing) };
         let head = pin.head().as_ref().map(Head::to_file).unwrap_or_default();
-        let unchanged = refs.digest(&head) == missing.digest;
+        let unchanged = pin.remember_digest(refs.digest(&head)) == missing.digest;
         missing.extra.retain(|name, id| refs.get(name.as_bytes()).is_none_or(|line| line.id != *id));
         (unchanged, missing)
     })

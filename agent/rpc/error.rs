@@ -25,12 +25,14 @@ pub(super) fn refusal(reason: &Reason) -> Status {
         Code::UpstreamUnreachable | Code::UpstreamTimeout => (Grpc::Unavailable, Some(10)),
         Code::PoolNotReady | Code::JournalUnavailable | Code::SensorFailed => (Grpc::Unavailable, Some(30)),
         Code::RepositoryEmpty => (Grpc::Unavailable, Some(10)),
-        Code::UpstreamNotFound | Code::RefNotFound | Code::CommitNotFound => (Grpc::NotFound, None),
+        Code::UpstreamNotFound | Code::RefNotFound | Code::CommitNotFound | Code::LfsObjectMissing => {
+            (Grpc::NotFound, None)
+        }
         Code::RepositoryNotDeclared | Code::RepositoryNotAllowed => (Grpc::PermissionDenied, None),
         Code::UpstreamUnauthorized => (Grpc::PermissionDenied, None),
         Code::CredentialUnreadable => (Grpc::Unavailable, Some(30)),
         Code::GitMemoryLimit => (Grpc::ResourceExhausted, Some(30)),
-        Code::RepositoryCorrupt => (Grpc::DataLoss, None),
+        Code::RepositoryCorrupt | Code::LfsObjectCorrupt => (Grpc::DataLoss, None),
         Code::DiskFloor | Code::DiskInodesFloor => (Grpc::ResourceExhausted, Some(30)),
         _ => (Grpc::FailedPrecondition, None),
     };

@@ -39,7 +39,8 @@ impl WorkspaceService for Workspace {
             Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
-        let order = Order { user: request.user, group: request.group, submodules: request.submodules, ..order };
+        let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, .. } = request;
+        let order = Order { user, group, submodules, lfs, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let cancel = self.0.cancel.clone();
@@ -133,6 +134,7 @@ impl Workspace {
             user: None,
             group: None,
             submodules: false,
+            lfs: false,
         })
     }
 
@@ -154,6 +156,7 @@ impl Workspace {
             user: None,
             group: None,
             submodules: false,
+            lfs: false,
         })
     }
 }

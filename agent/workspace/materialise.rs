@@ -18,22 +18,32 @@ use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Progress, Workspace, blocking, submodules, unwritable};
+use super::{Progress, Workspace, blocking, large_files, submodules, unwritable};
 use crate::repository::git::{Git, GitError};
-use crate::repository::{Nested, SnapshotPin};
+use crate::repository::{LfsFiles, Nested, SnapshotPin};
 
 const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What goes into a workspace.
+pub(super) struct Content<'a> {
+    /// Holds the commit.
+    pub(super) pin: &'a SnapshotPin,
+    /// The submodules.
+    pub(super) nested: &'a [Nested],
+    /// The large files, which take the place of their pointers.
+    pub(super) large: LfsFiles,
+}
 
 /// Makes the directories, `src/.git` and the files.
 pub(super) async fn checkout(
     git: &Git,
-    pin: &SnapshotPin,
-    nested: &[Nested],
+    content: Content<'_>,
     workspace: Workspace,
     cache_keys: &[String],
     steps: watch::Sender<Progress>,
     cancel: CancellationToken,
 ) -> Result<Workspace, Reason> {
+    let Content { pin, nested, large } = content;
     let home = workspace.src.parent().unwrap_or(&workspace.src).to_owned();
     let (given, pinned, keys) = (workspace.clone(), pin.clone(), cache_keys.to_vec());
     let known = submodules::config(nested, None);
@@ -60,13 +70,17 @@ pub(super) async fn checkout(
     let done = workspace;
     let git_dirs: Vec<PathBuf> = [git_dir].into_iter().chain(submodules::git_dirs(&done.src, nested)).collect();
     blocking(move || {
+        large_files::place(&done.src, large.files())?;
+        if let Some((user, group)) = done.owner {
+            hand_over(&done, user, group)?;
+        }
+        if !large.files().is_empty() {
+            large_files::refresh_index(&done.src, large.files())?;
+        }
         let (mut files, mut bytes) = (0_u64, 0_u64);
         for git_dir in &git_dirs {
             let (more_files, more_bytes) = measure(git_dir)?;
             (files, bytes) = (files.saturating_add(more_files), bytes.saturating_add(more_bytes));
-        }
-        if let Some((user, group)) = done.owner {
-            hand_over(&done, user, group)?;
         }
         Ok(Workspace { files, bytes, ..done })
     })

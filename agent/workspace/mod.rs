@@ -5,6 +5,7 @@
 //! beside the directory is written last: without it a directory is half made, and goes at the next start. The room
 //! watches the ledger: when a lease ends, its workspace leaves its place at once and is removed in the background.
 
+mod large_files;
 mod materialise;
 mod record;
 mod submodules;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stoker_core::admission::Source;
 use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
-use stoker_core::quantity::Timestamp;
+use stoker_core::quantity::{Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
 use tokio::sync::watch;
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{Admission, now};
 use crate::node::Pools;
 use crate::repository::git::{Git, GitError};
-use crate::repository::{Nested, Repositories, SnapshotPin};
+use crate::repository::{LfsFiles, Nested, Repositories, SnapshotPin};
 
 /// How far a preparation is.
 pub use crate::repository::Progress;
@@ -121,6 +122,8 @@ pub struct Order {
     pub group: Option<u32>,
     /// Check the submodules out too.
     pub submodules: bool,
+    /// With the content of its large files in the place of their pointers.
+    pub lfs: bool,
 }
 
 /// The id of a workspace that a caller named.
@@ -283,6 +286,8 @@ impl Workspaces {
                 also_mount.push(path.to_owned());
             }
         }
+        // Before anything is made: one that cannot have all its files is not begun.
+        let large = self.large_files(&order, &steps, &cancel).await?;
         let root = self.inner.pools.usable(&self.inner.pool)?;
         let home = root.join("workspaces").join(&order.id);
         let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
@@ -311,8 +316,9 @@ impl Workspaces {
             submodules: submodules::remembered(&nested),
             id: order.id,
         };
+        let content = materialise::Content { pin: &order.pin, nested: &nested, large };
         let (git, keys) = (&self.inner.git, &order.cache_keys);
-        let workspace = materialise::checkout(git, &order.pin, &nested, workspace, keys, steps, cancel).await?;
+        let workspace = materialise::checkout(git, content, workspace, keys, steps, cancel).await?;
         let (root, done) = (root, workspace.clone());
         blocking(move || record::write(&root, &done)).await.map_err(|error| unwritable(&home, &error))?;
         Ok((workspace, pins))
@@ -336,6 +342,32 @@ impl Workspaces {
             Err(Reason::new(cancelled.code(), repository.clone(), format!("its submodules: {cancelled}")))
         };
         cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
+    }
+
+    /// The large files of what is to be checked out, where they are wanted, and room for copies of them.
+    async fn large_files(
+        &self,
+        order: &Order,
+        steps: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<LfsFiles, Reason> {
+        let repositories = &self.inner.repositories;
+        if !order.lfs && !repositories.wants_lfs(order.pin.url()) {
+            return Ok(LfsFiles::default());
+        }
+        let (pin, commit) = (&order.pin, order.source.commit);
+        let large = repositories.lfs_files(pin, commit, &order.trust, steps, cancel).await?;
+        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
+        let measured = blocking(move || Ok(pools.measure().into_iter().find(|(name, _)| *name == pool)));
+        if let Ok(Some((_, Ok(disk)))) = measured.await {
+            let (wanted, free) = (large.bytes(), disk.free_bytes.saturating_sub(disk.floor_bytes));
+            if wanted > free {
+                let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
+                let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
+                return Err(reason.about(Resource::DiskBytes, wanted, free));
+            }
+        }
+        Ok(large)
     }
 
     /// The workspace of that id, where it is ready.

@@ -70,6 +70,8 @@ pub(crate) enum Unit {
     Percent,
     /// A second.
     Rate,
+    /// Of something that is counted.
+    Count,
 }
 
 impl Unit {
@@ -82,6 +84,7 @@ impl Unit {
             Self::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
             Self::Percent => format!("{value:.2}%"),
             Self::Rate => format!("{value:.0}/s"),
+            Self::Count => format!("{value:.2}"),
         }
     }
 }

@@ -166,7 +166,7 @@ async fn git_children_of_a_killed_agent_end_with_the_next() {
     let request = v1::RefreshRepositoryRequest { url: url.clone(), only_if_empty: false };
     drop(agent.repository().await.refresh_repository(request).await.unwrap());
     wait::until(LIMIT, "the fetch is waiting", || {
-        upstream.requests().info_refs == 2 && workers(agent.root()).iter().any(|(_, command)| command.contains("fetch"))
+        upstream.requests().info_refs == 1 && workers(agent.root()).iter().any(|(_, command)| command.contains("fetch"))
     });
     upstream.fault(Fault::Hang);
     let alive = workers(agent.root());

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use hyper::{Request, Response, StatusCode};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -45,6 +45,40 @@ pub(crate) struct Asked {
     pub(crate) kind: Kind,
     head: Vec<Bytes>,
     request: Request<Incoming>,
+}
+
+impl Asked {
+    /// The same, as a server sees it that does not know `Git-Protocol`.
+    pub(crate) fn of_protocol_0(mut self) -> Self {
+        self.request.headers_mut().remove("git-protocol");
+        self
+    }
+}
+
+/// What lies below it has moved to the same path without it.
+pub(crate) const MOVED: &str = "/moved/";
+
+/// The redirect that such a request is answered by.
+pub(crate) fn moved(asked: &Asked) -> Option<Response<Body>> {
+    let uri = asked.request.uri();
+    let path = uri.path_and_query()?.as_str().strip_prefix(MOVED)?;
+    let location = HeaderValue::from_str(&format!("/{path}")).ok()?;
+    let mut response = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(LOCATION, location);
+    Some(response)
+}
+
+/// A list of refs, by protocol 2, that goes on for as long as somebody reads.
+pub(crate) fn endless_refs() -> Response<Body> {
+    let line = "0047aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa refs/heads/endless-branch\n";
+    assert_eq!(usize::from_str_radix(&line[..4], 16), Ok(line.len()));
+    let part = Bytes::from(line.repeat(1000));
+    let parts = stream::repeat_with(move || Ok(Frame::data(part.clone())));
+    let mut response = Response::new(StreamBody::new(parts).boxed_unsync());
+    let kind = HeaderValue::from_static("application/x-git-upload-pack-result");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
 }
 
 /// Reads as much of the body as the kind needs; the rest stays in its stream.

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::cgi::{self, Body, Kind};
+use super::large::LargeFiles;
 use super::repository::TestRepo;
 
 /// How long a command to the server's thread may take.
@@ -61,6 +62,10 @@ pub(crate) enum Fault {
     Status(u16),
     /// Answers to fetches end after so many bytes, in the middle of the pack; refs are answered whole.
     CutPack(u64),
+    /// It is old: it knows protocol 0 alone.
+    Protocol0,
+    /// Lists of refs by protocol 2 have no end.
+    EndlessRefs,
 }
 
 /// What a handler reads on each request.
@@ -78,6 +83,7 @@ struct Shared {
     children: Arc<AtomicUsize>,
     weather: watch::Receiver<Weather>,
     door: Mutex<Door>,
+    large: LargeFiles,
 }
 
 /// Who gets in, and who knocked.
@@ -143,6 +149,7 @@ impl Upstream {
             children: Arc::default(),
             weather: seen,
             door: Mutex::default(),
+            large: LargeFiles::default(),
         });
         let (commands, receiver) = mpsc::unbounded_channel();
         let (bound, address) = std::sync::mpsc::channel();
@@ -182,6 +189,11 @@ impl Upstream {
         std::fs::remove_file(self.shared.root.join(path)).unwrap();
     }
 
+    /// A URL of `path` that redirects to its real one.
+    pub(crate) fn moved_url(&self, path: &str) -> String {
+        self.url(&format!("{}{path}", cgi::MOVED.trim_start_matches('/')))
+    }
+
     /// The URL of `path`, whether something is hosted there or not.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}/{path}", self.address)
@@ -190,6 +202,11 @@ impl Upstream {
     /// The folder whose content is served.
     pub(crate) fn root(&self) -> &Path {
         &self.shared.root
+    }
+
+    /// The large files of all repositories here; what is asked of them is counted apart.
+    pub(crate) fn large_files(&self) -> &LargeFiles {
+        &self.shared.large
     }
 
     /// What was asked so far.
@@ -346,6 +363,13 @@ fn empty() -> Body {
 async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    if LargeFiles::is_for(request.uri().path()) {
+        let closed = shared.door.lock().unwrap().answer(&path, authorization.as_deref());
+        if let Some(response) = closed {
+            return Ok(response.map(|()| empty()));
+        }
+        return shared.large.answer(request).await;
+    }
     let asked = cgi::ask(request).await.map_err(io::Error::other)?;
     let kind = asked.kind;
     {
@@ -356,6 +380,9 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             Kind::Fetch => counts.fetches += 1,
             Kind::Other => counts.others += 1,
         }
+    }
+    if let Some(answer) = cgi::moved(&asked) {
+        return Ok(answer);
     }
     let mut weather = shared.weather.clone();
     let now = *weather.borrow_and_update();
@@ -373,9 +400,13 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     if let Some(response) = closed {
         return Ok(response.map(|()| empty()));
     }
+    if fault == Fault::EndlessRefs && kind == Kind::LsRefs {
+        return Ok(cgi::endless_refs());
+    }
     let cut = match fault {
         Fault::CutPack(bytes) if kind == Kind::Fetch => Some(bytes),
         _ => None,
     };
+    let asked = if fault == Fault::Protocol0 { asked.of_protocol_0() } else { asked };
     cgi::answer(asked, &shared.root, &shared.log, cut, &shared.children).await
 }

@@ -61,6 +61,9 @@ pub(super) struct Args {
     /// Check the submodules out too, and theirs
     #[arg(long)]
     submodules: bool,
+    /// With its large files (git-lfs) in the place of their pointers
+    #[arg(long)]
+    lfs: bool,
     /// Bring an agent along with its state here, even where a node's agent listens
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -345,6 +348,7 @@ impl Build<'_> {
         let request = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.id.clone())),
             submodules: self.args.submodules,
+            lfs: self.args.lfs,
             ..Default::default()
         };
         // Bound first: a large checkout may take longer than a reservation lives.

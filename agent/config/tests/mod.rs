@@ -173,6 +173,8 @@ fn the_defaults_are_these() {
       submodules:
         depth: 5
         repositories: 200
+      lfs:
+        objectLimit: 10GiB
     workspaces:
       pool: data
     pressure:

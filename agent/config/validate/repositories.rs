@@ -6,9 +6,9 @@ use std::time::Duration;
 use stoker_core::source::RepositoryUrl;
 
 use super::{count, git, limit, lists, pools, text, within};
-use crate::config::file::{AddWord, File, MirrorSection, ProtocolWord};
+use crate::config::file::{AddWord, File, LfsSection, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
-use crate::config::{Add, Mirror, Repositories};
+use crate::config::{Add, Lfs, Mirror, Repositories};
 
 /// The most declared mirrors.
 const MIRRORS_MAX: usize = 10_000;
@@ -47,6 +47,14 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
         manifests: lists::manifests(&section.manifests, &protocols, &place.field("manifests"), problems),
         submodules: lists::submodules(&section.submodules, &place.field("submodules"), problems),
+        lfs: lfs(&section.lfs, &place.field("lfs"), problems),
+    }
+}
+
+fn lfs(section: &LfsSection, place: &Place<'_>, problems: &mut Problems) -> Lfs {
+    Lfs {
+        object_limit: problems.take(&place.field("objectLimit"), limit(section.object_limit.bytes())),
+        limit: section.limit.as_ref().map(|bytes| problems.take(&place.field("limit"), limit(bytes.bytes()))),
     }
 }
 
@@ -115,7 +123,14 @@ fn mirrors(
             problems.add(&at, Fault::new(message, "keep one of them"));
         }
         let fork_of = fork_of(section, &url, &here, problems);
-        mirrors.push(Mirror { url, pin: section.pin, trust, fork_of, submodules: section.submodules });
+        mirrors.push(Mirror {
+            url,
+            pin: section.pin,
+            trust,
+            fork_of,
+            submodules: section.submodules,
+            lfs: section.lfs,
+        });
     }
     mirrors
 }

@@ -4,6 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 
+use super::host::is_local;
 use crate::reason::{Code, Reason};
 use crate::source::{Protocol, RepositoryUrl};
 
@@ -53,6 +54,13 @@ pub fn listable(url: &RepositoryUrl, allow: &[String], protocols: &[String]) -> 
 
 fn is_exact(allow: &[String], host: &str) -> bool {
     allow.iter().any(|pattern| unbracketed(pattern).eq_ignore_ascii_case(host))
+}
+
+/// Whether a pattern of `allow` lets `host` in: one that is this machine or this link only where it is named exactly.
+#[must_use]
+pub fn is_listed(host: &str, allow: &[String]) -> bool {
+    let exact = allow.iter().any(|pattern| unbracketed(pattern).eq_ignore_ascii_case(host));
+    exact || (!is_local(host) && allow.iter().any(|pattern| matches_below(pattern, host)))
 }
 
 fn unbracketed(pattern: &str) -> &str {

@@ -84,8 +84,10 @@ const fn is_local_v4(address: Ipv4Addr) -> bool {
     address.is_loopback() || address.is_link_local() || first == 0
 }
 
-/// Whether the host, as it is written, is this machine or one that only this link reaches.
-pub(super) fn is_local(host: &str) -> bool {
+/// Whether the host, as it is written, is this machine or one that only this link reaches: a name in lower case, or an
+/// address in its usual form and without brackets.
+#[must_use]
+pub fn is_local(host: &str) -> bool {
     if host == "localhost" || host.ends_with(".localhost") {
         return true;
     }

@@ -17,7 +17,8 @@ mod resolve;
 pub mod submodules;
 mod url;
 
-pub use allow::{allowed, listable};
+pub use allow::{allowed, is_listed, listable};
+pub use host::is_local;
 pub use refs::{RefError, RefName, SourceRef};
-pub use resolve::{Asked, Fetched, Found, Origin, Probed, Request, Step, View, decide};
+pub use resolve::{Asked, Fetched, Found, LATE_REF_PAUSES, Origin, Probed, Request, Step, View, decide};
 pub use url::{Protocol, RepositoryUrl, UrlError};

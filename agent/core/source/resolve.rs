@@ -1,13 +1,15 @@
 //! From a source to one commit: what to do next.
 //!
 //! The resolver gathers facts into a [`View`] and asks [`decide`]; the [`Step`] says which fact is missing, or ends it.
-//! Each step adds one fact, so it ends after at most five: probe, ask, probe, fetch, answer.
+//! Each step adds one fact, so it ends after at most five: probe, ask, probe, fetch, answer. A pull request that upstream
+//! does not show yet is asked for again, as often as [`LATE_REF_PAUSES`] has pauses.
 //!
 //! | request | known | step |
 //! |---|---|---|
 //! | ref | confirmed within `max_age` | answer from the cache |
 //! | ref | older, never asked | ask upstream |
 //! | ref | upstream answered | answer, or `REF_NOT_FOUND` |
+//! | pull request | upstream answered without it, it was never here | wait and ask again, within the caller's patience |
 //! | ref | upstream failed | the stale answer where that is allowed, else the failure |
 //! | commit | not looked for | probe |
 //! | commit | reachable | answer: a commit never changes, so its age does not matter |
@@ -23,6 +25,12 @@ use crate::identity::CommitId;
 use crate::quantity::{Span, Timestamp};
 use crate::reason::{Code, Reason};
 use crate::source::{RepositoryUrl, SourceRef};
+
+/// Forges make a pull request's ref a moment after they tell of it: the pauses before it is asked for again. Together less
+/// than ten seconds, for a number that is none makes its caller wait in vain.
+pub const LATE_REF_PAUSES: [Span; 4] = [Span(500), Span(1000), Span(2000), Span(4000)];
+/// What of the caller's patience a question after a pause needs.
+const LATE_REF_ANSWER: Span = Span(500);
 
 /// A caller's wish for one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +70,12 @@ pub struct View {
     pub probed: Option<Probed>,
     /// What became of fetching the commit by its name.
     pub fetched: Option<Fetched>,
+    /// The ref was here when the request came, whatever became of it.
+    pub known: bool,
+    /// How often upstream was asked again, after a pause, for a ref that it did not have.
+    pub asked_again: usize,
+    /// How long the caller still waits.
+    pub patience: Span,
 }
 
 /// A ref's commit.
@@ -132,6 +146,8 @@ pub enum Step {
     /// Ask upstream for its refs, fetch what changed, and of these refs, which no refresh follows, those that it has.
     /// For a commit: fetch the pull request whose tip it is, too.
     Ask(Vec<String>),
+    /// Upstream does not have the ref yet: wait so long, forget that it was asked, and count that it is asked again.
+    Wait(Span),
     /// Look for the commit in the newest snapshot.
     Probe(CommitId),
     /// Fetch the commit by its name.
@@ -164,7 +180,10 @@ fn decide_ref(view: &View, request: &Request, now: Timestamp) -> Step {
         (_, None) => Step::Ask(request.reference.full_names()),
         (Some(found), Some(_)) if !expected(&found) => Step::Refuse(unexpected(request, found.commit)),
         (Some(found), Some(Asked::Answered)) => answer(found, Origin::Upstream),
-        (None, Some(Asked::Answered)) => Step::Refuse(ref_not_found(request)),
+        (None, Some(Asked::Answered)) => match late_ref_pause(view, request) {
+            Some(pause) => Step::Wait(pause),
+            None => Step::Refuse(ref_not_found(request)),
+        },
         (Some(found), Some(Asked::Failed(_))) if fresh(&found) => answer(found, Origin::Cache),
         // A repository that is gone, or was made private, is no more served as if upstream were merely away.
         (Some(found), Some(Asked::Failed(why)))
@@ -174,6 +193,15 @@ fn decide_ref(view: &View, request: &Request, now: Timestamp) -> Step {
         }
         (_, Some(Asked::Failed(why))) => Step::Refuse(why.clone()),
     }
+}
+
+/// How long to wait for a pull request's ref that may come late. One that was here and is gone does not come back.
+fn late_ref_pause(view: &View, request: &Request) -> Option<Span> {
+    if view.known || !matches!(request.reference, SourceRef::PullRequest(_)) {
+        return None;
+    }
+    let pause = *LATE_REF_PAUSES.get(view.asked_again)?;
+    (view.patience.0 >= pause.0.saturating_add(LATE_REF_ANSWER.0)).then_some(pause)
 }
 
 fn decide_commit(view: &View, request: &Request, commit: CommitId, now: Timestamp) -> Step {

@@ -29,6 +29,7 @@ fn word(step: &Step) -> String {
         Step::Ask(refs) => format!("ask {}", refs.join(" ")).trim_end().to_string(),
         Step::Probe(_) => "probe".to_string(),
         Step::Fetch(_) => "fetch".to_string(),
+        Step::Wait(pause) => format!("wait {}", pause.0),
         Step::Refuse(reason) => reason.code.word().to_string(),
     }
 }
@@ -79,6 +80,34 @@ fn a_pull_request_is_asked_for_under_both_names() {
 }
 
 #[test]
+fn a_pull_request_that_comes_late_is_asked_for_again() {
+    let all: i64 = LATE_REF_PAUSES.iter().map(|pause| pause.0).sum();
+    assert!(LATE_REF_PAUSES.is_sorted() && all <= 10_000, "{all}");
+    // How many pauses fit into the caller's patience.
+    for (patience, pauses) in [(0, 0), (900, 0), (1000, 1), (3000, 2), (60_000, LATE_REF_PAUSES.len())] {
+        let mut view = View { patience: Span(patience), ..View::default() };
+        let mut waited = 0;
+        loop {
+            match decide(&view, &request("pr:7"), NOW) {
+                Step::Ask(_) => view.asked = Some(Asked::Answered),
+                Step::Wait(pause) => {
+                    waited += 1;
+                    view.patience = Span(view.patience.0.saturating_sub(pause.0));
+                    (view.asked, view.asked_again) = (None, view.asked_again.saturating_add(1));
+                }
+                step => break assert_eq!(word(&step), "REF_NOT_FOUND"),
+            }
+        }
+        assert_eq!(waited, pauses, "{patience}");
+    }
+    // One that was here is gone, and a branch does not come late.
+    let gone = View { asked: Some(Asked::Answered), patience: Span::hours(1), ..View::default() };
+    assert_eq!(word(&decide(&View { known: true, ..gone.clone() }, &request("pr:7"), NOW)), "REF_NOT_FOUND");
+    assert_eq!(word(&decide(&gone, &request("branch:main"), NOW)), "REF_NOT_FOUND");
+    assert!(matches!(decide(&gone, &request("pr:7"), NOW), Step::Wait(_)));
+}
+
+#[test]
 fn a_commit_that_is_reachable_needs_no_network() {
     use Probed::{Missing, Reachable, Unreachable};
     let answered = || Some(Asked::Answered);
@@ -98,7 +127,7 @@ fn a_commit_that_is_reachable_needs_no_network() {
         (Some(Missing), failed(), None, true, "UPSTREAM_UNREACHABLE"),
     ];
     for (probed, asked, fetched, allow_other_fork, step) in table {
-        let view = View { probed, asked, fetched, confirmed_at: Some(NOW), found: None };
+        let view = View { probed, asked, fetched, confirmed_at: Some(NOW), ..View::default() };
         let request = Request { allow_other_fork, ..request("sha:cccccccccccccccccccccccccccccccccccccccc") };
         assert_eq!(word(&decide(&view, &request, NOW)), step, "{view:?}");
     }
@@ -131,6 +160,7 @@ proptest! {
                     view.found = if has { found(0) } else { None };
                 }
                 Step::Fetch(_) => view.fetched = Some(if has { Fetched::Here } else { Fetched::Nowhere }),
+                Step::Wait(_) => prop_assert!(false, "no pull request was asked for"),
             }
         }
         prop_assert!(ended && asks <= 1, "{view:?}");

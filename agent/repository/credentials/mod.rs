@@ -11,10 +11,14 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::{Protocol, RepositoryUrl};
 
+use super::fetch::blocking;
 use crate::config;
 use crate::config::git::{Credential, SecretFiles};
 
@@ -39,6 +43,16 @@ pub struct Basic {
 impl fmt::Debug for Basic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Basic").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Basic {
+    /// As HTTP takes it (RFC 7617), and as nobody prints it.
+    pub(super) fn header(&self) -> Option<HeaderValue> {
+        let plain = format!("{}:{}", self.user, self.password);
+        let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(plain))).ok()?;
+        value.set_sensitive(true);
+        Some(value)
     }
 }
 
@@ -80,6 +94,19 @@ impl Credentials {
             Some(Secret::Basic { username, password, .. }) => Ok(Some(Basic { user: username, password })),
             Some(Secret::Ssh { .. }) | None => Ok(None),
         }
+    }
+
+    /// The header that says to `url` who we are, where that is declared.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub(super) async fn header_for(&self, url: &RepositoryUrl) -> Result<Option<HeaderValue>, Reason> {
+        if self.for_url(url).is_none() {
+            return Ok(None);
+        }
+        let (own, of) = (self.clone(), url.clone());
+        let basic = blocking(url.key(), move || own.basic_for(&of)).await??;
+        Ok(basic.and_then(|basic| basic.header()))
     }
 
     /// What a git child that speaks with `url` gets. Reads files.

@@ -40,7 +40,14 @@ fn fork(world: &World, of: &Upstream, name: &str) -> Upstream {
 }
 
 fn mirror(upstream: &Upstream, trust: &str) -> config::Mirror {
-    config::Mirror { url: upstream.url(), pin: false, trust: trust.into(), fork_of: None, submodules: false }
+    config::Mirror {
+        url: upstream.url(),
+        pin: false,
+        trust: trust.into(),
+        fork_of: None,
+        submodules: false,
+        lfs: false,
+    }
 }
 
 fn refs(dir: &Path) -> String {

@@ -192,6 +192,7 @@ async fn declared_mirrors_fill_by_themselves_and_stay_fresh() {
                 trust: "public".into(),
                 fork_of: None,
                 submodules: false,
+                lfs: false,
             };
             config.mirrors.push(mirror);
             upstreams.push(upstream);

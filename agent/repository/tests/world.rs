@@ -68,7 +68,7 @@ impl Upstream {
     }
 }
 
-pub(super) fn git_in<I, S>(dir: &Path, args: I) -> String
+pub(in crate::repository) fn git_in<I, S>(dir: &Path, args: I) -> String
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -140,6 +140,7 @@ impl World {
             mirrors: Vec::new(),
             manifests: Vec::new(),
             submodules: config::Submodules { depth: 5, repositories: 200 },
+            lfs: config::Lfs { object_limit: 1 << 30, limit: None },
         };
         change(&mut config, dir.path());
         Self::over(dir, config).await

@@ -1,0 +1,103 @@
+//! Large files (git-lfs) in a workspace: the content in the place of each pointer, a copy that is the build's own.
+//!
+//! The index keeps the pointer's blob and gets the file's own length and times, as git-lfs leaves it. So `git status` is
+//! clean and reads no large file, whether the build has git-lfs configured or not. Once such a file is touched, git
+//! looks again: with git-lfs its filter makes the pointer of it, and it is clean still; without, it is a change.
+
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use git2::{Index, IndexTime};
+
+use super::materialise::directory;
+use crate::repository::LfsFile;
+
+/// Git does not trust the times of a file that is not older than the index, to the second: it may have been written to in
+/// the same moment. So what is placed is made older.
+const OLDER_BY: Duration = Duration::from_secs(2);
+
+/// Puts the content in the place of each pointer. Nothing runs in the workspace yet, so a walk by path is safe.
+pub(super) fn place(src: &Path, files: &[LfsFile]) -> io::Result<()> {
+    let mut shares_blocks = true;
+    for file in files {
+        let target = src.join(&file.path);
+        let mode = fs::symlink_metadata(&target)?.permissions().mode() & 0o777;
+        fs::remove_file(&target)?;
+        let to = new_file(&target, mode)?;
+        shares_blocks = copy(&file.object, &to)?;
+        to.set_times(FileTimes::new().set_modified(SystemTime::now() - OLDER_BY))?;
+    }
+    // What `git lfs checkout` and `git lfs fsck` look for. A second copy would double what the build holds on the disk, and
+    // a link would let it write to what others read: so only where blocks are shared.
+    if shares_blocks && !files.is_empty() {
+        keep_objects(src, files)?;
+    }
+    Ok(())
+}
+
+fn keep_objects(src: &Path, files: &[LfsFile]) -> io::Result<()> {
+    let lfs = src.join(".git/lfs");
+    let objects = lfs.join("objects");
+    directory(&lfs, 0o755)?;
+    directory(&objects, 0o755)?;
+    for file in files {
+        let target = objects.join(file.oid.path());
+        let second = target.parent().unwrap_or(&objects);
+        directory(second.parent().unwrap_or(&objects), 0o755)?;
+        directory(second, 0o755)?;
+        match new_file(&target, 0o444) {
+            Ok(to) => copy(&file.object, &to).map(drop)?,
+            // Two paths of one content.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn new_file(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// The content into an empty file. True: they share their blocks until one is written to.
+fn copy(from: &Path, to: &File) -> io::Result<bool> {
+    let mut from = File::open(from)?;
+    if rustix::fs::ioctl_ficlone(to, &from).is_ok() {
+        return Ok(true);
+    }
+    let mut to = to;
+    io::copy(&mut from, &mut to).map(|_| false)
+}
+
+/// Tells the index of the files that were placed, when nothing more is done to them.
+pub(super) fn refresh_index(src: &Path, files: &[LfsFile]) -> io::Result<()> {
+    let path = src.join(".git/index");
+    let owner = fs::metadata(&path)?;
+    let mut index = Index::open(&path).map_err(io::Error::other)?;
+    for file in files {
+        let mut entry = index
+            .get_path(&file.path, 0)
+            .ok_or_else(|| io::Error::other(format!("{} is not in the index", file.path.display())))?;
+        let meta = fs::symlink_metadata(src.join(&file.path))?;
+        entry.ctime = time(meta.ctime(), meta.ctime_nsec());
+        entry.mtime = time(meta.mtime(), meta.mtime_nsec());
+        // Git keeps the lower half of each.
+        (entry.dev, entry.ino) = (low(meta.dev()), low(meta.ino()));
+        (entry.uid, entry.gid, entry.file_size) = (meta.uid(), meta.gid(), low(meta.len()));
+        index.add(&entry).map_err(io::Error::other)?;
+    }
+    index.write().map_err(io::Error::other)?;
+    // It was written anew, by us.
+    std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))
+}
+
+fn time(seconds: i64, nanoseconds: i64) -> IndexTime {
+    IndexTime::new(i32::try_from(seconds).unwrap_or(i32::MAX), u32::try_from(nanoseconds).unwrap_or(0))
+}
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0)
+}
