@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::contain::{Containment, Plan, lend, own_binary};
+use super::contain::{Containment, Plan, lend};
 use super::credentials::{Credentials, handover};
 pub use super::git_error::GitError;
 use super::progress::{Progress, StderrReader};
@@ -449,8 +449,8 @@ impl Command {
         let Some(containment) = self.git.containment() else { return tokio::process::Command::new(program) };
         let mut plan = self.plan.clone();
         plan.reads.extend(self.global_config.clone());
-        let mut command = own_binary();
-        command.args(containment.arguments(&plan)).arg(program);
+        let mut command = containment.command(&plan);
+        command.arg(program);
         command
     }
 

@@ -448,7 +448,8 @@ impl Shared {
 
 /// What this program does where the agent or git start it for themselves: it becomes git, or answers git. `args` begin
 /// with the program's name. Nothing for all other arguments.
-pub(crate) fn hidden_command(args: &[OsString]) -> Option<u8> {
+#[must_use]
+pub fn hidden_command(args: &[OsString]) -> Option<u8> {
     let rest = || args.iter().skip(2).cloned();
     match args.get(1)?.to_str()? {
         contain::CHILD_WORD => Some(contain::child::main(rest())),

@@ -1,7 +1,7 @@
 //! How git children are kept: as a user of their own, with bounds, and with only those files that they need.
 //!
 //! Git parses what strangers send, so a flaw in it must not be a way to the node. The agent starts each child through
-//! its own binary ([`child`]), which bounds itself, lays off its rights and becomes git by `exec`: the process and its
+//! its own binary or a part of it ([`child`]), which bounds itself, lays off its rights and becomes git by `exec`: the process and its
 //! group stay the same, and nothing of ours runs between `fork` and `exec`. What a child wrote into a store is taken
 //! from it before anything is published ([`lend`]).
 //!
@@ -13,6 +13,8 @@ mod confine;
 pub(super) mod lend;
 
 use std::ffi::OsString;
+use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,8 @@ use crate::config::git::{GitChild, GitUser, USER_DEFAULT};
 
 /// This program, also where its file was replaced or lies where git's user cannot reach it.
 const OWN_BINARY: &str = "/proc/self/exe";
+/// The part of this program that becomes git, beside it.
+const CHILD_BINARY: &str = "stoker-git";
 /// The hidden first argument by which this program becomes git.
 pub(crate) const CHILD_WORD: &str = "git-child";
 /// How a child says that the agent cannot keep it.
@@ -38,8 +42,31 @@ pub struct Containment {
     shared: Arc<Shared>,
 }
 
+/// The program that becomes git. It is held open: an update that exchanges the file does not mix two versions.
+#[derive(Debug)]
+struct Wrapper {
+    path: PathBuf,
+    _file: Option<fs::File>,
+}
+
+impl Wrapper {
+    /// The small one where it lies beside this program, else this program itself.
+    fn find() -> Self {
+        let beside = std::env::current_exe().map(|own| own.with_file_name(CHILD_BINARY));
+        match beside.and_then(fs::File::open) {
+            Ok(file) => {
+                // Closed by `exec`, which has found the program by then.
+                let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                Self { path, _file: Some(file) }
+            }
+            Err(_) => Self { path: PathBuf::from(OWN_BINARY), _file: None },
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
+    wrapper: Wrapper,
     /// As whom git should run; none for the agent's own user.
     user: Option<GitUser>,
     /// The configuration names the user: then git runs as no other.
@@ -83,6 +110,7 @@ impl Containment {
             None => own.is_root().then_some(USER_DEFAULT),
         };
         let shared = Shared {
+            wrapper: Wrapper::find(),
             user,
             named: config.user.is_some(),
             memory_bytes: config.memory_bytes,
@@ -124,7 +152,7 @@ impl Containment {
         if matches!(&*self.reach(), Reach::Good(before) if before == root) {
             return Ok(());
         }
-        let found = match probe(user, root) {
+        let found = match self.probe(user, root) {
             Ok(said) => {
                 tracing::info!(%user, root = %root.display(), "git runs as a user of its own; {said}");
                 Reach::Good(root.to_owned())
@@ -185,8 +213,15 @@ impl Containment {
         values.map(|(key, value)| (key.to_owned(), value.to_string())).to_vec()
     }
 
-    /// The arguments with which this program becomes git.
-    pub(super) fn arguments(&self, plan: &Plan) -> Vec<OsString> {
+    /// A command that becomes the git that is named after it.
+    pub(super) fn command(&self, plan: &Plan) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.shared.wrapper.path);
+        command.arg0("stoker").args(self.arguments(plan));
+        command
+    }
+
+    /// What the child does before it is git.
+    fn arguments(&self, plan: &Plan) -> Vec<OsString> {
         let mut args: Vec<OsString> =
             vec![CHILD_WORD.into(), "--memory".into(), self.shared.memory_bytes.to_string().into()];
         if let Some(user) = plan.user {
@@ -215,7 +250,21 @@ impl Containment {
 
     /// Whether git's user may look into `path`; says where the way ends. Blocks for some milliseconds.
     pub(super) fn may_enter(&self, user: GitUser, path: &Path) -> Result<(), String> {
-        probe(user, path).map(drop)
+        self.probe(user, path).map(drop)
+    }
+
+    /// Has a child look whether `user` can be become and reaches `path`: modes, access lists and capabilities all count,
+    /// so it is tried and not computed. Gives what the child says of the kernel.
+    fn probe(&self, user: GitUser, path: &Path) -> Result<String, String> {
+        let mut command = std::process::Command::new(&self.shared.wrapper.path);
+        command.arg(CHILD_WORD).arg("--user").arg(user.to_string()).arg("--probe").arg(path);
+        command.env_clear().current_dir("/").stdin(Stdio::null());
+        let output = command.output().map_err(|error| format!("its program does not start: {error}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
     }
 }
 
@@ -232,27 +281,6 @@ pub(super) struct Plan {
     pub(super) secret: bool,
     /// As the agent, on all of the agent's files.
     pub(super) as_agent: bool,
-}
-
-/// A command that runs this program again.
-pub(super) fn own_binary() -> tokio::process::Command {
-    let mut command = tokio::process::Command::new(OWN_BINARY);
-    command.arg0("stoker");
-    command
-}
-
-/// Has a child look whether `user` can be become and reaches `path`: modes, access lists and capabilities all count, so
-/// it is tried and not computed. Gives what the child says of the kernel.
-fn probe(user: GitUser, path: &Path) -> Result<String, String> {
-    let mut command = std::process::Command::new(OWN_BINARY);
-    command.arg(CHILD_WORD).arg("--user").arg(user.to_string()).arg("--probe").arg(path);
-    command.env_clear().current_dir("/").stdin(Stdio::null());
-    let output = command.output().map_err(|error| format!("this program does not start again: {error}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    match output.status.success() {
-        true => Ok(text(&output.stdout)),
-        false => Err(text(&output.stderr)),
-    }
 }
 
 #[cfg(test)]
