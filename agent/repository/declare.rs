@@ -69,7 +69,8 @@ impl Shared {
             meta.declared_by.clone_from(by);
             meta.fork_of.clone_from(&mirror.fork_of);
             meta.pinned |= mirror.pin;
-            meta.submodules |= mirror.submodules;
+            // What somebody asked for on top stays until the configuration is read anew.
+            meta.submodules = mirror.submodules || (meta.submodules && !(again && by == CONFIGURATION));
             state.ephemeral = false;
             changed
         };
@@ -95,7 +96,7 @@ impl Shared {
             let declared = Declared { mirror, by: CONFIGURATION.to_owned(), kept_fresh: true };
             all.insert(declared.mirror.url.key().to_owned(), declared);
         }
-        let classes: BTreeMap<String, String> = self.all().iter().map(|entry| class(entry)).collect();
+        let classes: BTreeMap<String, String> = self.all().iter().map(class).collect();
         for (by, list) in lock(&self.lists).iter() {
             for url in &list.urls {
                 let foreign = classes.get(url.key()).is_some_and(|trust| !same_class(trust, &list.trust));
@@ -113,7 +114,7 @@ impl Shared {
 
     /// Those of a list that another trust class has, as a reason.
     pub(super) fn conflict(&self, list: &super::lists::List) -> Option<Reason> {
-        let known: BTreeMap<String, String> = self.all().iter().map(|entry| class(entry)).collect();
+        let known: BTreeMap<String, String> = self.all().iter().map(class).collect();
         let foreign: BTreeSet<&str> = list
             .urls
             .iter()
