@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
 use stoker_core::admission::Facts as LedgerFacts;
 use stoker_core::quantity::Amounts;
@@ -30,6 +31,7 @@ use crate::pressure::{Configured, Pressure};
 use crate::repository::Repositories;
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
+use crate::repository::serve::Serve;
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
@@ -179,6 +181,8 @@ impl Agent {
         if let Some(listener) = http {
             let routes = crate::http::routes(self.rooms.clone());
             let closing = self.closing.clone().cancelled_owned();
+            let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
+            let listener = listener.tap_io(crate::http::git::cut_when_idle);
             let serve = axum::serve(listener, routes).with_graceful_shutdown(closing);
             self.serving.spawn(log_end("http", async move { serve.await }));
         }
@@ -318,6 +322,7 @@ async fn build(
     };
     Ok(Rooms {
         admission,
+        serve: Serve::new(repositories.clone()),
         repositories,
         workspaces,
         pools,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::serve::ServeSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
@@ -240,6 +241,8 @@ pub struct RepositoriesSection {
     pub protocols: Vec<ProtocolWord>,
     /// Repositories that are filled at start and kept fresh: at most 10000.
     pub mirrors: Vec<MirrorSection>,
+    /// Git over HTTP.
+    pub serve: ServeSection,
 }
 
 impl Default for RepositoriesSection {
@@ -255,6 +258,7 @@ impl Default for RepositoriesSection {
             allow: Vec::new(),
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
             mirrors: Vec::new(),
+            serve: ServeSection::default(),
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod file;
 mod problem;
 pub mod reload;
 pub mod run;
+pub mod serve;
 mod shape;
 pub mod units;
 mod validate;
@@ -34,6 +35,7 @@ pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
+pub use serve::Serve;
 
 /// The trust class of what names none.
 pub const TRUST_DEFAULT: &str = "default";
@@ -263,6 +265,8 @@ pub struct Repositories {
     pub protocols: Vec<String>,
     /// Filled at start and kept fresh.
     pub mirrors: Vec<Mirror>,
+    /// Git over HTTP.
+    pub serve: Serve,
 }
 
 /// Who may add a repository.
@@ -332,4 +336,6 @@ pub struct Listen {
     pub grpc: Option<SocketAddr>,
     /// Metrics, health, page, git.
     pub http: Option<SocketAddr>,
+    /// Git on a free port of the loopback address, below a path that only this agent's builds are told.
+    pub private_git: bool,
 }

@@ -107,7 +107,8 @@ fn diff_pools(old: &[Pool], new: &[Pool], changes: &mut Changes) {
 }
 
 fn diff_repositories(old: &super::Repositories, new: &super::Repositories, changes: &mut Changes) {
-    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors } = old;
+    let super::Repositories { pool, limit, refresh, parallel, fetch_within, add, allow, protocols, mirrors, serve } =
+        old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
     changes.live(*limit != new.limit, "repositories.limit");
@@ -117,6 +118,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
+    changes.live(*serve != new.serve, "repositories.serve");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };

@@ -79,6 +79,7 @@ impl Config {
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
                 protocols: ["https", "http", "ssh", "git", "file"].map(String::from).to_vec(),
                 mirrors: Vec::new(),
+                serve: super::Serve::default(),
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },
             pressure: Pressure {
@@ -91,7 +92,7 @@ impl Config {
                 tickets_max: count(admission.tickets_max),
                 time_budget: TimeBudget::End,
             },
-            listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None },
+            listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None, private_git: true },
         }
     }
 }

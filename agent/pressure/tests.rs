@@ -60,6 +60,7 @@ fn config(host_root: &Path) -> Config {
             allow: Vec::new(),
             protocols: Vec::new(),
             mirrors: Vec::new(),
+            serve: config::Serve::default(),
         },
         workspaces: Workspaces { pool: "data".to_owned() },
         pressure: config::Pressure {
@@ -68,7 +69,7 @@ fn config(host_root: &Path) -> Config {
             hold: Duration::ZERO,
         },
         admission: config::Admission { leases_max: 1, tickets_max: 1, time_budget: TimeBudget::End },
-        listen: Listen { socket: None, grpc: None, http: None },
+        listen: Listen { socket: None, grpc: None, http: None, private_git: false },
     }
 }
 

@@ -23,6 +23,7 @@ mod read;
 mod recover;
 mod refs;
 mod resolve;
+pub mod serve;
 mod snapshot;
 mod store;
 mod view;
@@ -52,7 +53,7 @@ use store::{Entry, work};
 
 pub use listing::Head;
 pub use progress::Progress;
-pub use read::{Extent, ReadError, Reader, TreeSummary};
+pub use read::{Extent, ReadError, Reader, TreeSummary, Verdict};
 pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};

@@ -6,6 +6,7 @@
 mod listen;
 mod pools;
 mod repositories;
+mod serve;
 pub(super) mod text;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::{count, limit, pools, text, within};
+use super::{count, limit, pools, serve, text, within};
 use crate::config::file::{AddWord, File, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::{Add, Mirror, Repositories};
@@ -42,6 +42,7 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         allow: allow(file, &place.field("allow"), problems),
         protocols: protocols.iter().map(|protocol| protocol.scheme().to_owned()).collect(),
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
+        serve: serve::validate(&section.serve, &place.field("serve"), problems),
     }
 }
 

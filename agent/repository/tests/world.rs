@@ -132,6 +132,7 @@ impl World {
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
             mirrors: Vec::new(),
+            serve: config::Serve::default(),
         };
         change(&mut config, dir.path());
         Self::over(dir, config).await
