@@ -25,6 +25,7 @@ mod numbers {
     pub(crate) mod pressure;
     pub(crate) mod report;
     pub(crate) mod rest;
+    pub(crate) mod serve;
     pub(crate) mod sources;
     pub(crate) mod workspaces;
     pub(crate) mod world;
@@ -37,7 +38,7 @@ use clap::Parser as _;
 use numbers::options::Options;
 use numbers::report::Report;
 use numbers::world::World;
-use numbers::{admission, pressure, rest, sources, workspaces};
+use numbers::{admission, pressure, rest, serve, sources, workspaces};
 
 /// Something that is measured, and gives one line or more.
 struct Bench {
@@ -47,7 +48,7 @@ struct Bench {
 }
 
 /// All there are, the quick ones first: a machine that is too small shows it soon.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "evaluate",
         what: "Evaluate with many live leases, and beside an empty call",
@@ -65,6 +66,7 @@ const BENCHES: [Bench; 8] = [
         what: "memory and CPU at rest with mirrors and leases, start after SIGKILL",
         run: rest::rest,
     },
+    Bench { name: "serve", what: "clones over HTTP, beside git http-backend, and many at once", run: serve::serve },
     Bench { name: "prefill", what: "a mirror filled and published, beside git clone --mirror", run: sources::prefill },
     Bench {
         name: "workspace",

@@ -23,14 +23,14 @@ use futures_util::{StreamExt, stream};
 use stoker_core::source::RepositoryUrl;
 use tokio::net::TcpStream;
 
-use crate::repository::serve::{Answer, Body as GitBody, BodyError, Client, IDLE_MAX, Refusal, Serve, Version};
+use crate::repository::serve::{
+    Answer, Body as GitBody, BodyError, Client, IDLE_MAX, OR_UPSTREAM, Refusal, Serve, Version,
+};
 
 /// How long a whole request may take to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(600);
 /// When a client that finds no place should come again, in seconds.
 const RETRY_AFTER: &str = "5";
-/// The part of a path that says: what is not served here is upstream's.
-pub const OR_UPSTREAM: &str = "or-upstream:/";
 
 /// The paths below `/git/`, for one listener.
 pub fn routes(serve: Serve) -> Router {
@@ -125,6 +125,7 @@ async fn answer(State(serve): State<Serve>, request: Request) -> Response {
     let scheme = target.scheme.unwrap_or_else(|| serve.scheme());
     let url: RepositoryUrl = match format!("{scheme}://{}", target.rest).parse() {
         Ok(url) => url,
+        Err(_) if redirect => return to_upstream(&upstream("git-upload-pack")),
         Err(error) => {
             serve.count("invalid");
             return (StatusCode::BAD_REQUEST, format!("the path {error}\n")).into_response();

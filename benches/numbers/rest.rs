@@ -52,7 +52,7 @@ fn memory(node: &Node, report: &mut Report, what: String) {
 }
 
 /// Of the process and of its children that have ended (proc_pid_stat(5), fields 14 to 17), to a hundredth of a second.
-fn cpu_seconds(process: &Process) -> f64 {
+pub(crate) fn cpu_seconds(process: &Process) -> f64 {
     let stat = process.stat().unwrap();
     let children = u64::try_from(stat.cutime + stat.cstime).unwrap();
     (stat.utime + stat.stime + children) as f64 / procfs::ticks_per_second() as f64

@@ -63,7 +63,7 @@ impl Serve {
         Ok(entry)
     }
 
-    fn may_read(&self, trust: &str) -> bool {
+    pub(super) fn may_read(&self, trust: &str) -> bool {
         let trust = if trust.is_empty() { TRUST_DEFAULT } else { trust };
         self.inner.repositories.shared.config().serve.trust.iter().any(|class| class == trust)
     }

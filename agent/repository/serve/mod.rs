@@ -10,6 +10,7 @@
 
 mod body;
 mod child;
+mod environment;
 mod mirror;
 mod pkt;
 mod request;
@@ -18,7 +19,7 @@ mod spool;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -36,6 +37,7 @@ use request::{Fetch, Request};
 use spool::Spools;
 
 pub use body::{Body, BodyError, Inflow};
+pub use environment::{Base, OR_UPSTREAM};
 pub use request::Version;
 
 /// The most `git upload-pack` at a time.
@@ -61,6 +63,7 @@ struct Inner {
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
     bytes_sent: AtomicU64,
     shared: AtomicU64,
+    base: OnceLock<Base>,
 }
 
 impl std::fmt::Debug for Serve {
@@ -166,6 +169,7 @@ impl Serve {
             outcomes: Mutex::default(),
             bytes_sent: AtomicU64::new(0),
             shared: AtomicU64::new(0),
+            base: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -286,7 +290,9 @@ impl Serve {
         let shared = &self.inner.repositories.shared;
         let command = shared.git.command(["upload-pack", "--strict", "--stateless-rpc"]).args(args).args(["."]);
         let mut command = command.work_dir(pin.path()).env("GIT_PROTOCOL", version.word());
-        for key in ["allowFilter", "allowAnySHA1InWant", "allowRefInWant"] {
+        // Not `allowRefInWant`: where it is advertised, git's own clients (2.47) use it with `--depth` too, and then fail on
+        // the order of what git's own server answers ("expected 'packfile', received 'shallow-info'").
+        for key in ["allowFilter", "allowAnySHA1InWant"] {
             command = command.config(format!("uploadpack.{key}"), "true");
         }
         // No refresh follows them, so they are not shown as if one did; but to who asks for one by its name.

@@ -229,7 +229,6 @@ fn pull_number(name: &[u8]) -> Option<u64> {
 
 fn fetch(capabilities: &BTreeSet<&[u8]>, arguments: &BTreeSet<&[u8]>) -> Result<Request, &'static str> {
     let mut fetch = Fetch::default();
-    let mut asked = false;
     for line in arguments {
         let (word, rest) = match line.iter().position(|b| *b == b' ') {
             Some(at) => (line.get(..at).unwrap_or_default(), line.get(at + 1..)),
@@ -240,7 +239,6 @@ fn fetch(capabilities: &BTreeSet<&[u8]>, arguments: &BTreeSet<&[u8]>) -> Result<
                 fetch.wants.insert(parse_id(id).ok_or("a want without an object's name")?);
             }
             (b"have" | b"shallow", Some(id)) if parse_id(id).is_some() => {}
-            (b"want-ref", Some(_)) => asked = true,
             (b"done", None) => fetch.sends_pack = true,
             (b"deepen" | b"deepen-since" | b"deepen-not" | b"filter" | b"packfile-uris", Some(_)) => {}
             (
@@ -251,7 +249,7 @@ fn fetch(capabilities: &BTreeSet<&[u8]>, arguments: &BTreeSet<&[u8]>) -> Result<
             _ => return Err("an argument of fetch that is not known"),
         }
     }
-    if fetch.wants.is_empty() && !asked {
+    if fetch.wants.is_empty() {
         return Err("nothing is wanted");
     }
     let mut key = Key::new(Version::V2);

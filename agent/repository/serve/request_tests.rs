@@ -66,8 +66,6 @@ fn requests_of_version_2_are_read() {
     assert!(listing("nonsense").is_err());
     let fetch = fetched(Version::V2, &["command=fetch", "0001", "thin-pack", &format!("want {A}"), "done", "0000"]);
     assert_eq!((fetch.wants, fetch.sends_pack), (wants(&[A]), true));
-    let named = fetched(Version::V2, &["command=fetch", "0001", "want-ref refs/heads/main", "0000"]);
-    assert_eq!((named.wants, named.sends_pack), (wants(&[]), false));
     assert_eq!(parse(Version::V2, b"0000"), Ok(Request::Empty));
     assert_eq!(parse(Version::V0, b"0000"), Ok(Request::Empty));
 }
@@ -86,6 +84,8 @@ fn what_cannot_be_judged_is_refused() {
         &["command=fetch", "0001", "want", "0000"],
         &["command=fetch", "0001", &a, "upload-pack --evil", "0000"],
         &["command=fetch", "0001", "done", "0000"],
+        // Not advertised.
+        &["command=fetch", "0001", "want-ref refs/heads/main", "done", "0000"],
         &["command=fetch", "0000"],
         &[&a, "0000", "done"],
         &["agent=git/2", "0000"],
@@ -139,7 +139,7 @@ proptest! {
         for version in [Version::V0, Version::V1, Version::V2] {
             let whole = parse(version, &bytes);
             if let Ok(Request::Fetch(fetch)) = whole {
-                prop_assert!(!fetch.wants.is_empty() || version == Version::V2);
+                prop_assert!(!fetch.wants.is_empty());
             }
             let _ = parse(version, &bytes[..cut.min(bytes.len())]);
         }
