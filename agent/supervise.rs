@@ -179,7 +179,11 @@ impl Agent {
             self.serving.spawn(log_end("grpc", serve));
         }
         if let Some(listener) = http {
-            if let Ok(address) = listener.local_addr() {
+            // In a pod this address is that of no build: there `repositories.serve.url` says where they reach it.
+            let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+            if let Ok(address) = listener.local_addr()
+                && !in_a_pod
+            {
                 self.rooms.serve.reached_at(base_of(address));
             }
             let routes = crate::http::routes(self.rooms.clone());

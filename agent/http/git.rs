@@ -99,11 +99,6 @@ impl<'a> Target<'a> {
 
 async fn answer(State(serve): State<Serve>, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
-    if !serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
-        serve.count("forbidden");
-        let why = "git is served to clients of this machine only; see repositories.serve.anonymous\n";
-        return (StatusCode::FORBIDDEN, why).into_response();
-    }
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     let target = Target::of(path.strip_prefix("/git/").unwrap_or(path));
@@ -114,6 +109,14 @@ async fn answer(State(serve): State<Serve>, request: Request) -> Response {
         format!("{scheme}://{}/info/refs?service={service}", target.rest)
     };
     let redirect = target.or_upstream && target.service == Service::Refs && parts.method == Method::GET;
+    if !serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
+        serve.count("forbidden");
+        if redirect {
+            return to_upstream(&upstream(if writes { "git-receive-pack" } else { "git-upload-pack" }));
+        }
+        let why = "git is served to clients of this machine only; see repositories.serve.anonymous\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
     if writes {
         serve.count("read-only");
         if redirect {

@@ -183,17 +183,7 @@ fn parse_v2(body: &[u8]) -> Result<Request, &'static str> {
             None => return Err("the request does not end"),
         }
     };
-    let mut arguments = BTreeSet::new();
-    while delimited {
-        match packets.next()? {
-            Some(Packet::Data(line)) => {
-                arguments.insert(line);
-            }
-            Some(Packet::Flush) => break,
-            Some(Packet::Delimiter) => return Err("a second delimiter"),
-            None => return Err("the arguments do not end"),
-        }
-    }
+    let arguments = if delimited { arguments(&mut packets)? } else { BTreeSet::new() };
     if packets.next()?.is_some() {
         return Err("something behind the end");
     }
@@ -206,6 +196,21 @@ fn parse_v2(body: &[u8]) -> Result<Request, &'static str> {
         Some(b"fetch") => fetch(&capabilities, &arguments),
         Some(_) => Err("a command that is not served; ls-refs and fetch are"),
         None => Err("no command"),
+    }
+}
+
+/// Lines up to a flush.
+fn arguments<'a>(packets: &mut Packets<'a>) -> Result<BTreeSet<&'a [u8]>, &'static str> {
+    let mut lines = BTreeSet::new();
+    loop {
+        match packets.next()? {
+            Some(Packet::Data(line)) => {
+                lines.insert(line);
+            }
+            Some(Packet::Flush) => return Ok(lines),
+            Some(Packet::Delimiter) => return Err("a second delimiter"),
+            None => return Err("the arguments do not end"),
+        }
     }
 }
 
