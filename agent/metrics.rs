@@ -22,7 +22,7 @@ use stoker_core::quantity::Timestamp;
 use stoker_proto::v1;
 
 use crate::node::State;
-use crate::repository::{RepositoryState, View};
+use crate::repository::{RepositoryState, View, serve};
 
 /// The content type of [`Metrics::scrape`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -103,6 +103,7 @@ impl Metrics {
             fetches.get_or_create(&Fetch { outcome }).inc_by(*count);
         }
         registry.register("fetches", "Fetches from upstreams that ended, by outcome", fetches);
+        served(&seen.serve, &mut registry);
         let failures: ConstCounter<u64> = ConstCounter::new(seen.journal_failures);
         registry.register("journal_failures", "Batches that could not be written to the journal", failures);
         let node = seen.status.node.clone().unwrap_or_default();
@@ -113,6 +114,19 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
+}
+
+/// What git over HTTP counts.
+fn served(counts: &serve::Counts, registry: &mut Registry) {
+    let requests = Family::<Fetch, Counter>::default();
+    for (outcome, count) in &counts.outcomes {
+        requests.get_or_create(&Fetch { outcome }).inc_by(*count);
+    }
+    registry.register("git_requests", "Requests for git over HTTP that ended, by outcome", requests);
+    let sent: ConstCounter<u64> = ConstCounter::new(counts.bytes_sent);
+    registry.register_with_unit("git_sent", "Answers to git clients over HTTP", Unit::Bytes, sent);
+    let shared: ConstCounter<u64> = ConstCounter::new(counts.shared);
+    registry.register("git_shared", "Answers to git clients that another client's request had made", shared);
 }
 
 /// What the gauges are read from.
@@ -126,6 +140,8 @@ pub struct Seen<'a> {
     pub fetches: &'a BTreeMap<&'static str, u64>,
     /// Batches that could not be written to the journal, since the start.
     pub journal_failures: u64,
+    /// What git over HTTP counts.
+    pub serve: serve::Counts,
     /// What the agent itself takes.
     pub own: Own,
     /// When that is.
@@ -217,6 +233,9 @@ fn gauges(seen: &Seen<'_>) -> Gauges {
         self::ledger(ledger, &mut all);
     }
     repositories(seen, &mut all);
+    let number = |count: usize| Some(float(i64::try_from(count).unwrap_or(i64::MAX)));
+    all.one("git_clients", "Requests for git over HTTP that are served now", None, number(seen.serve.clients));
+    all.one("git_children", "Children that serve git over HTTP now", None, number(seen.serve.children));
     all
 }
 

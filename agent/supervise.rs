@@ -4,13 +4,14 @@
 //! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
 
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
 use stoker_core::admission::Facts as LedgerFacts;
 use stoker_core::quantity::Amounts;
@@ -29,6 +30,7 @@ use crate::node::facts::{Facts, FactsError};
 use crate::pressure::{Configured, Pressure};
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
+use crate::repository::serve::{Base, Serve};
 use crate::repository::{Containment, Repositories};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
@@ -182,12 +184,42 @@ impl Agent {
             self.serving.spawn(log_end("grpc", serve));
         }
         if let Some(listener) = http {
+            // In a pod this address is that of no build: there `repositories.serve.url` says where they reach it.
+            let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+            if let Ok(address) = listener.local_addr()
+                && !in_a_pod
+            {
+                self.rooms.serve.reached_at(base_of(address));
+            }
             let routes = crate::http::routes(self.rooms.clone());
             let closing = self.closing.clone().cancelled_owned();
+            let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
+            let listener = listener.tap_io(crate::http::git::cut_when_idle);
             let serve = axum::serve(listener, routes).with_graceful_shutdown(closing);
             self.serving.spawn(log_end("http", async move { serve.await }));
         }
+        if config.listen.private_git {
+            self.serve_privately().await?;
+        }
         self.rooms.repositories.start_prefill();
+        Ok(())
+    }
+
+    /// Git for the builds of this agent alone: other users of the machine can connect, and do not know the path.
+    async fn serve_privately(&self) -> Result<(), StartError> {
+        let what = || StartError::io("git for this agent's builds");
+        let secret = secret().map_err(what())?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(what())?;
+        let address = listener.local_addr().map_err(what())?;
+        let url = format!("http://{address}/{secret}/git/");
+        self.rooms.serve.reached_at(Base { url, loopback: true });
+        let routes =
+            axum::Router::new().nest(&format!("/{secret}"), crate::http::git::routes(self.rooms.serve.clone()));
+        let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
+        let closing = self.closing.clone().cancelled_owned();
+        let listener = listener.tap_io(crate::http::git::cut_when_idle);
+        let serve = axum::serve(listener, routes).with_graceful_shutdown(closing);
+        self.serving.spawn(log_end("git", async move { serve.await }));
         Ok(())
     }
 
@@ -238,6 +270,23 @@ impl Agent {
 async fn bind_tcp(what: &str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
     let Some(address) = address else { return Ok(None) };
     TcpListener::bind(address).await.map(Some).map_err(StartError::io(format!("{what} {address}")))
+}
+
+/// Where builds of this machine reach a listener.
+fn base_of(address: SocketAddr) -> Base {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Base { url: format!("http://{}/git/", SocketAddr::new(ip, address.port())), loopback: ip.is_loopback() }
+}
+
+/// 128 bits of the kernel's, in hexadecimal.
+fn secret() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 async fn log_end<E: std::fmt::Display>(what: &str, serve: impl Future<Output = Result<(), E>>) {
@@ -323,6 +372,7 @@ async fn build(
     };
     Ok(Rooms {
         admission,
+        serve: Serve::new(repositories.clone()),
         repositories,
         workspaces,
         pools,

@@ -26,6 +26,7 @@ mod numbers {
     pub(crate) mod refresh;
     pub(crate) mod report;
     pub(crate) mod rest;
+    pub(crate) mod serve;
     pub(crate) mod sources;
     pub(crate) mod workspaces;
     pub(crate) mod world;
@@ -38,7 +39,7 @@ use clap::Parser as _;
 use numbers::options::Options;
 use numbers::report::Report;
 use numbers::world::World;
-use numbers::{admission, pressure, refresh, rest, sources, workspaces};
+use numbers::{admission, pressure, refresh, rest, serve, sources, workspaces};
 
 /// Something that is measured, and gives one line or more.
 struct Bench {
@@ -48,7 +49,7 @@ struct Bench {
 }
 
 /// All there are, the quick ones first: a machine that is too small shows it soon.
-const BENCHES: [Bench; 9] = [
+const BENCHES: [Bench; 10] = [
     Bench {
         name: "evaluate",
         what: "Evaluate with many live leases, and beside an empty call",
@@ -67,6 +68,7 @@ const BENCHES: [Bench; 9] = [
         what: "memory and CPU at rest with mirrors and leases, start after SIGKILL",
         run: rest::rest,
     },
+    Bench { name: "serve", what: "clones over HTTP, beside git http-backend, and many at once", run: serve::serve },
     Bench { name: "prefill", what: "a mirror filled and published, beside git clone --mirror", run: sources::prefill },
     Bench {
         name: "workspace",

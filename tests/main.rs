@@ -14,6 +14,7 @@ mod admission;
 mod agent;
 mod commands;
 mod faces;
+mod git_http;
 mod harness;
 mod isolation;
 mod kubernetes;

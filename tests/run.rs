@@ -21,7 +21,7 @@ say git describe --all --always
 say git status --porcelain --branch
 say git rev-parse HEAD 'HEAD^{tree}' --abbrev-ref HEAD
 say git rev-list --count HEAD
-say git remote -v
+say git config --local --get-regexp '^remote[.].*url$'
 say git for-each-ref refs/remotes refs/tags
 say git submodule status
 say git diff --stat HEAD

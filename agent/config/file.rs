@@ -12,6 +12,7 @@ mod git;
 
 pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSection};
 
+use super::serve::ServeSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
@@ -258,6 +259,8 @@ pub struct RepositoriesSection {
     pub submodules: SubmodulesSection,
     /// Bounds of large files (git-lfs).
     pub lfs: LfsSection,
+    /// Git over HTTP.
+    pub serve: ServeSection,
 }
 
 /// Bounds of large files (git-lfs), which are fetched where a mirror or a workspace asks for them.
@@ -298,6 +301,7 @@ impl Default for RepositoriesSection {
             manifests: Vec::new(),
             submodules: SubmodulesSection::default(),
             lfs: LfsSection::default(),
+            serve: ServeSection::default(),
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod git;
 mod problem;
 pub mod reload;
 pub mod run;
+pub mod serve;
 mod shape;
 pub mod units;
 mod validate;
@@ -35,6 +36,7 @@ pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
+pub use serve::Serve;
 
 /// The trust class of what names none.
 pub const TRUST_DEFAULT: &str = "default";
@@ -276,6 +278,8 @@ pub struct Repositories {
     pub submodules: Submodules,
     /// Bounds of large files.
     pub lfs: Lfs,
+    /// Git over HTTP.
+    pub serve: Serve,
 }
 
 impl Repositories {
@@ -437,4 +441,6 @@ pub struct Listen {
     pub grpc: Option<SocketAddr>,
     /// Metrics, health, page, git.
     pub http: Option<SocketAddr>,
+    /// Git on a free port of the loopback address, below a path that only this agent's builds are told.
+    pub private_git: bool,
 }

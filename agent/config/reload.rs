@@ -124,6 +124,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         manifests,
         submodules,
         lfs,
+        serve,
     } = old;
     // Stores, snapshots and what leases pin lie there.
     changes.restart(*pool != new.pool, "repositories.pool");
@@ -141,6 +142,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*manifests != new.manifests, "repositories.manifests");
     changes.live(*submodules != new.submodules, "repositories.submodules");
     changes.live(*lfs != new.lfs, "repositories.lfs");
+    changes.live(*serve != new.serve, "repositories.serve");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };

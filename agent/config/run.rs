@@ -97,6 +97,7 @@ impl Config {
                     repositories: count(defaults.submodules.repositories),
                 },
                 lfs: Lfs { object_limit: defaults.lfs.object_limit.bytes().unwrap_or(u64::MAX), limit: None },
+                serve: super::Serve::default(),
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned() },
             pressure: Pressure {
@@ -109,7 +110,7 @@ impl Config {
                 tickets_max: count(admission.tickets_max),
                 time_budget: TimeBudget::End,
             },
-            listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None },
+            listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None, private_git: true },
         }
     }
 }

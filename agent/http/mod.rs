@@ -3,8 +3,10 @@
 //! Everything here reads what the rooms publish; nothing changes anything, and nothing waits for a pool or an upstream.
 //! `/livez` answers for as long as the process does. `/readyz` says that the rooms are built; what is wrong with pools
 //! or mirrors stands in its body, and does not make it fail: the Service through which builds reach their own node's
-//! cache would drop their packets. Answers are made in full before they are sent, at most 32 at a time.
+//! cache would drop their packets. Answers are made in full before they are sent, at most 32 at a time; those of [`git`]
+//! are streams, with bounds of their own.
 
+pub mod git;
 mod html;
 mod page;
 
@@ -40,6 +42,7 @@ struct Face {
 
 /// All paths, for one listener.
 pub fn routes(rooms: Rooms) -> Router {
+    let git = git::routes(rooms.serve.clone());
     let face = Face { metrics: rooms.metrics.clone(), rooms };
     let guard = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
@@ -53,8 +56,9 @@ pub fn routes(rooms: Rooms) -> Router {
         .layer(guard)
         .route("/livez", get(async || "ok\n"))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(map_response(guarded))
         .with_state(face)
+        .merge(git)
+        .layer(map_response(guarded))
 }
 
 /// The headers of every answer: nothing is cached, guessed, framed or loaded from elsewhere.
@@ -111,6 +115,7 @@ async fn scrape(State(face): State<Face>) -> Response {
         repositories: &repositories,
         fetches: &fetches,
         journal_failures: face.rooms.admission.journal_failures(),
+        serve: face.rooms.serve.counts(),
         own: Own::read(),
         now,
     };

@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
+use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode};
 use prost_types::Timestamp as ProtoTimestamp;
 use stoker_core::admission::{Lease, LeaseState, Request as BuildRequest, Source, Ticket};
@@ -323,6 +325,28 @@ async fn ask(routes: &axum::Router, method: Method, path: &str) -> (StatusCode, 
     let response = routes.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     (parts.status, parts.headers, String::from_utf8(to_bytes(body, 1 << 20).await.unwrap().to_vec()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_is_for_this_machine_unless_the_configuration_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = agent(folder.path()).await;
+    let routes = super::routes(agent.rooms().clone());
+    let ask = async |peer: Option<&str>| {
+        let mut request = Request::builder().uri("/git/example.org/a/info/refs?service=git-upload-pack");
+        if let Some(peer) = peer {
+            request = request.extension(ConnectInfo::<SocketAddr>(peer.parse().unwrap()));
+        }
+        routes.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    };
+    for peer in [None, Some("192.0.2.1:5"), Some("[2001:db8::1]:5"), Some("[::ffff:192.0.2.1]:5")] {
+        assert_eq!(ask(peer).await, StatusCode::FORBIDDEN, "{peer:?}");
+    }
+    // Nothing is declared there.
+    for peer in ["127.0.0.1:5", "127.1.2.3:5", "[::1]:5", "[::ffff:127.0.0.1]:5"] {
+        assert_eq!(ask(Some(peer)).await, StatusCode::NOT_FOUND, "{peer}");
+    }
+    agent.stop(std::time::Duration::from_secs(5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

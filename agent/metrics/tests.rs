@@ -19,6 +19,7 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
             repositories: &repositories,
             fetches: &BTreeMap::from([("fetched", 1)]),
             journal_failures: 1,
+            serve: serve::Counts { outcomes: BTreeMap::from([("sent", 3)]), bytes_sent: 9, ..Default::default() },
             own,
             now: NOW,
         })

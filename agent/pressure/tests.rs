@@ -66,6 +66,7 @@ fn config(host_root: &Path) -> Config {
             manifests: Vec::new(),
             submodules: config::Submodules { depth: 1, repositories: 1 },
             lfs: config::Lfs { object_limit: 1, limit: None },
+            serve: config::Serve::default(),
         },
         workspaces: Workspaces { pool: "data".to_owned() },
         pressure: config::Pressure {
@@ -74,7 +75,7 @@ fn config(host_root: &Path) -> Config {
             hold: Duration::ZERO,
         },
         admission: config::Admission { leases_max: 1, tickets_max: 1, time_budget: TimeBudget::End },
-        listen: Listen { socket: None, grpc: None, http: None },
+        listen: Listen { socket: None, grpc: None, http: None, private_git: false },
     }
 }
 

@@ -575,6 +575,9 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
+#[path = "git_stream.rs"]
+mod stream;
+
 #[cfg(test)]
 #[path = "git_tests.rs"]
 mod tests;

@@ -3,7 +3,7 @@
 //! Opening a repository costs 25 times a lookup, so handles are kept: a reader takes one out, works, and puts it back.
 //! Whether a commit is reachable is remembered by snapshot and commit: snapshots never change.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +13,11 @@ use stoker_core::source::Probed;
 
 use super::refs::RefTable;
 use super::snapshot::SnapshotPin;
+
+#[path = "reach.rs"]
+mod reach;
+
+pub use reach::Verdict;
 
 /// How many open repositories are kept.
 const HANDLES_MAX: usize = 16;
@@ -85,6 +90,8 @@ struct Inner {
     /// The one used last is at the back.
     handles: Mutex<VecDeque<(PathBuf, Repository)>>,
     tables: Mutex<VecDeque<(PathBuf, Arc<RefTable>)>>,
+    /// What the refs of a snapshot name.
+    tips: Mutex<VecDeque<(PathBuf, Arc<HashSet<CommitId>>)>>,
     memo: Mutex<HashMap<(PathBuf, CommitId), Probed>>,
 }
 
@@ -311,6 +318,7 @@ impl Reader {
     pub(super) fn forget(&self, path: &Path) {
         lock(&self.inner.handles).retain(|(of, _)| of != path);
         lock(&self.inner.tables).retain(|(of, _)| of != path);
+        lock(&self.inner.tips).retain(|(of, _)| of != path);
         lock(&self.inner.memo).retain(|(of, _), _| of != path);
     }
 

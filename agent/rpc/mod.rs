@@ -25,6 +25,7 @@ use crate::node::Pools;
 use crate::node::process::{self, ProcessId};
 use crate::pressure::Pressure;
 use crate::repository::Repositories;
+use crate::repository::serve::Serve;
 use crate::workspace::Workspaces;
 
 /// The largest message that is read.
@@ -41,6 +42,8 @@ pub struct Rooms {
     pub admission: Admission,
     /// The repositories.
     pub repositories: Repositories,
+    /// Git over HTTP.
+    pub serve: Serve,
     /// The workspaces.
     pub workspaces: Workspaces,
     /// The pools.

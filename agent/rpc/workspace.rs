@@ -1,5 +1,6 @@
 //! `WorkspaceService`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use futures_util::Stream;
@@ -43,7 +44,7 @@ impl WorkspaceService for Workspace {
         let order = Order { user, group, submodules, lfs, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
-        let cancel = self.0.cancel.clone();
+        let (cancel, serve) = (self.0.cancel.clone(), self.0.serve.clone());
         self.0.tasks.spawn(async move {
             use v1::prepare_workspace_response::Event;
             loop {
@@ -51,7 +52,7 @@ impl WorkspaceService for Workspace {
                 let event = match stage {
                     Preparing::Under(progress) => Event::Progress(wire_progress(&progress)),
                     Preparing::Ready(workspace) => {
-                        let event = Some(Event::Workspace(prepared(&workspace)));
+                        let event = Some(Event::Workspace(prepared(&workspace, &serve.build_environment().await)));
                         let _ = events.send(Ok(v1::PrepareWorkspaceResponse { event })).await;
                         return;
                     }
@@ -80,7 +81,8 @@ impl WorkspaceService for Workspace {
     ) -> Result<Response<v1::GetWorkspaceResponse>, Status> {
         let wanted: LeaseId = id("id", request.into_inner().id)?;
         let found = self.0.workspaces.get(wanted.as_str()).ok_or_else(|| unknown(wanted.as_str()))?;
-        Ok(Response::new(v1::GetWorkspaceResponse { workspace: Some(prepared(&found)) }))
+        let workspace = Some(prepared(&found, &self.0.serve.build_environment().await));
+        Ok(Response::new(v1::GetWorkspaceResponse { workspace }))
     }
 
     async fn list_workspaces(
@@ -90,7 +92,8 @@ impl WorkspaceService for Workspace {
         let request = request.into_inner();
         let all = self.0.workspaces.list().into_iter();
         let (found, next_page_token) = page(all, |held| held.id.clone(), request.page_size, &request.page_token)?;
-        let workspaces = found.iter().map(|held| prepared(held)).collect();
+        let git = self.0.serve.build_environment().await;
+        let workspaces = found.iter().map(|held| prepared(held, &git)).collect();
         Ok(Response::new(v1::ListWorkspacesResponse { workspaces, next_page_token }))
     }
 
@@ -175,7 +178,8 @@ fn wire_progress(progress: &Progress) -> v1::Progress {
     }
 }
 
-fn prepared(held: &Prepared) -> v1::Workspace {
+/// `git` sends the build's own git through the node.
+fn prepared(held: &Prepared, git: &BTreeMap<String, String>) -> v1::Workspace {
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     v1::Workspace {
         id: held.id.clone(),
@@ -190,7 +194,7 @@ fn prepared(held: &Prepared) -> v1::Workspace {
         scope: Some(scope(&held.scope)),
         created_at: Some(timestamp(held.created_at)),
         expires_at: held.expires_at.map(timestamp),
-        environment: held.environment().into_iter().collect(),
+        environment: git.clone().into_iter().chain(held.environment()).collect(),
         method: v1::Method::Checkout.into(),
         files: wire(held.files),
         bytes: wire(held.bytes),

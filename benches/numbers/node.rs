@@ -83,6 +83,7 @@ impl Node {
              pools: [{{name: data, path: $ROOT/data, mount: optional, floor: {{bytes: 1MiB, inodes: 1}}}}]\n\
              repositories: {{refresh: 1h, add: on-demand, allow: [127.0.0.1], protocols: [http]}}\n\
              pressure: {{hold: 100ms}}\n\
+             listen: {{socket: $ROOT/run/stoker.sock, http: {{address: \"127.0.0.1:$PORT\"}}}}\n\
              admission: {{leasesMax: 4096, timeBudget: report}}\n",
             host.0.path().display(),
         ));

@@ -409,6 +409,11 @@ impl Agent {
         self.wait_ready();
     }
 
+    /// The port of its HTTP side.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http.unwrap()
+    }
+
     /// `GET PATH` from its HTTP side: the status and the body; `None` where nothing answers.
     pub(crate) fn http_get(&self, path: &str) -> Option<(u16, String)> {
         http_get(self.http?, path)

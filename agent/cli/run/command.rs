@@ -1,5 +1,6 @@
 //! The build's command: started in the sources, measured while it runs, ended with all that it started.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
@@ -25,6 +26,8 @@ const SAMPLE_FIRST: Duration = Duration::from_millis(10);
 const SAMPLE_LAST: Duration = Duration::from_millis(500);
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
+/// How many pairs of git's configuration the environment has.
+const GIT_CONFIG_COUNT: &str = "GIT_CONFIG_COUNT";
 /// What a build leaves running gets so long.
 const LEFT_OVER_GRACE: Duration = Duration::from_secs(2);
 
@@ -85,7 +88,8 @@ pub(super) async fn run(
     // A build that reads the terminal must stay in its foreground group; else it gets a group of its own.
     let own_group = !std::io::stdin().is_terminal();
     let mut child = tokio::process::Command::new(program);
-    child.args(args).current_dir(&workspace.src).envs(&workspace.environment);
+    let inherited = std::env::var(GIT_CONFIG_COUNT).ok();
+    child.args(args).current_dir(&workspace.src).envs(environment(&workspace.environment, inherited.as_deref()));
     if own_group {
         child.process_group(0);
     }
@@ -149,6 +153,31 @@ pub(super) async fn run(
         // Larger than all that ended before, so it is of this tree: of use where it was too short to be sampled.
         peaks: sampler.finish(Some(max_rss_bytes()).filter(|after| *after > rss_before)),
     })
+}
+
+/// What the build gets beside this process's environment, `inherited` of which says how much configuration for git it
+/// has: that stays, and the workspace's comes behind it (git-config(1), `GIT_CONFIG_COUNT`).
+fn environment(workspace: &HashMap<String, String>, inherited: Option<&str>) -> Vec<(String, String)> {
+    let first = inherited.map_or(Some(0), |count| count.trim().parse::<usize>().ok());
+    let renumbered = |name: &str| {
+        let first = first?;
+        if name == GIT_CONFIG_COUNT {
+            return Some(name.to_owned());
+        }
+        let (prefix, number) = name.split_at(name.rfind('_')?.saturating_add(1));
+        Some(format!("{prefix}{}", number.parse::<usize>().ok()?.saturating_add(first)))
+    };
+    let own = |(name, value): (&String, &String)| {
+        if !name.starts_with("GIT_CONFIG_") {
+            return Some((name.clone(), value.clone()));
+        }
+        let value = match (name.as_str(), value.parse::<usize>(), first) {
+            (GIT_CONFIG_COUNT, Ok(count), Some(first)) => count.saturating_add(first).to_string(),
+            _ => value.clone(),
+        };
+        Some((renumbered(name)?, value))
+    };
+    workspace.iter().filter_map(own).collect()
 }
 
 /// The largest resident set of any child that has ended.
@@ -234,5 +263,31 @@ impl Signals {
             _ = self.hangup.recv() => Signal::SIGHUP,
             _ = self.quit.recv() => Signal::SIGQUIT,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn with(inherited: Option<&str>) -> BTreeMap<String, String> {
+        let pairs =
+            [("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "k"), ("GIT_CONFIG_VALUE_0", "v"), ("TMPDIR", "/t")];
+        let workspace = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        environment(&workspace, inherited).into_iter().collect()
+    }
+
+    #[test]
+    fn git_configuration_of_the_caller_stays() {
+        let alone = with(None);
+        assert_eq!((alone["GIT_CONFIG_COUNT"].as_str(), alone["GIT_CONFIG_KEY_0"].as_str()), ("1", "k"));
+        let behind = with(Some("2"));
+        assert_eq!((behind["GIT_CONFIG_COUNT"].as_str(), behind["GIT_CONFIG_VALUE_2"].as_str()), ("3", "v"));
+        assert!(!behind.contains_key("GIT_CONFIG_KEY_0"));
+        // What git itself would refuse is not made worse.
+        assert_eq!(with(Some("many")).keys().collect::<Vec<_>>(), ["TMPDIR"]);
     }
 }

@@ -47,6 +47,7 @@ repositories:
     - {match: github.com, token: {file: /etc/stoker/github/token}}
     - {match: "https://git.Example.org/team", basic: {username: ci, passwordFile: /etc/stoker/team/password}}
     - {match: github.com, ssh: {keyFile: /etc/stoker/ssh/key, knownHostsFile: /etc/stoker/ssh/known_hosts}}
+  serve: {trust: [default, public], anonymous: everyone, clients: 9, patience: 2s, spool: 0, url: "http://stoker:9418/git"}
   mirrors:
     - {url: https://github.com/projectbluefin/dakota, pin: true, trust: public}
 pressure: {memoryFloor: 2GiB, memoryNarrow: 12.5%, hold: 1m30s}
@@ -109,6 +110,15 @@ fn the_example_is_read_in_units() {
         (mirror.url.key(), mirror.pin, mirror.trust.as_str()),
         ("github.com/projectbluefin/dakota", true, "public")
     );
+    let serve = Serve {
+        trust: vec!["default".to_owned(), "public".to_owned()],
+        loopback_only: false,
+        clients: 9,
+        patience: Duration::from_secs(2),
+        spool: 0,
+        url: Some("http://stoker:9418/git/".to_owned()),
+    };
+    assert_eq!(config.repositories.serve, serve);
     assert_eq!(config.pressure.memory_narrow, Share::Basis(1250));
     assert_eq!(config.pressure.hold, Duration::from_secs(90));
     assert_eq!(config.listen.grpc.unwrap().to_string(), "127.0.0.1:9417");
@@ -175,6 +185,13 @@ fn the_defaults_are_these() {
         repositories: 200
       lfs:
         objectLimit: 10GiB
+      serve:
+        trust:
+        - default
+        anonymous: loopback
+        clients: 128
+        patience: 15s
+        spool: 8GiB
     workspaces:
       pool: data
     pressure:
@@ -305,14 +322,15 @@ fn run_has_one_pool_below_its_state() {
     assert_eq!(run.pressure, defaults.pressure);
     assert_eq!(run.admission, defaults.admission);
     let same = |config: &Config| {
-        let Repositories { refresh, parallel, fetch_within, .. } = config.repositories;
-        (refresh, parallel, fetch_within)
+        let Repositories { refresh, parallel, fetch_within, serve, .. } = config.repositories.clone();
+        (refresh, parallel, fetch_within, serve)
     };
     assert_eq!(same(&run), same(&defaults));
     assert_eq!(run.pools[0].path, PathBuf::from("/home/me/.local/state/stoker/pool"));
     assert!(!run.pools[0].mount_required);
     assert_eq!(run.pools[0].floor.bytes.of(0), 1 << 30);
-    assert_eq!(run.listen, Listen { socket: Some(run.state.join("run/agent.sock")), grpc: None, http: None });
+    let socket = Some(run.state.join("run/agent.sock"));
+    assert_eq!(run.listen, Listen { socket, grpc: None, http: None, private_git: true });
     assert_eq!(run.repositories.pool, run.pools[0].name);
     assert_eq!(run.workspaces.pool, run.pools[0].name);
     for protocol in &run.repositories.protocols {

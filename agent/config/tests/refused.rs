@@ -329,6 +329,23 @@ fn repositories_and_addresses_that_cannot_be() {
             Row("node: {hostRoot: host}", "node.hostRoot", 4, "not an absolute path", "begins with /"),
             Row("repositories: {pool: dat}", "repositories.pool", 4, "\"dat\" is not a declared pool", "data"),
             Row("workspaces: {pool: dat}", "workspaces.pool", 4, "\"dat\" is not a declared pool", "data"),
+            Row("repositories: {serve: {trust: [A]}}", "repositories.serve.trust[0]", 4, "not a name", "a-z"),
+            Row("repositories: {serve: {clients: 0}}", "repositories.serve.clients", 4, "is 0", "1 to 4096"),
+            Row("repositories: {serve: {patience: 0s}}", "repositories.serve.patience", 4, "is 0s", "1s to 1h"),
+            Row(
+                "repositories: {serve: {url: 'ssh://a/git'}}",
+                "repositories.serve.url",
+                4,
+                "plain http",
+                "no credentials",
+            ),
+            Row(
+                "repositories: {serve: {url: 'http://u@a/git'}}",
+                "repositories.serve.url",
+                4,
+                "plain http",
+                "no query",
+            ),
             Row("repositories: {add: on-demand}", "repositories.allow", 4, "is empty", "list hosts"),
             Row("repositories: {protocols: []}", "repositories.protocols", 4, "is empty", "at least one"),
             Row(

@@ -21,7 +21,12 @@ pub(super) fn validate(section: &ListenSection, place: &Place<'_>, problems: &mu
         let fault = Fault::new(format!("{http} takes the port of listen.grpc.address"), "write another port");
         problems.add(&at, fault);
     }
-    Listen { socket: Some(problems.take(&place.field("socket"), socket(&section.socket))), grpc, http }
+    Listen {
+        socket: Some(problems.take(&place.field("socket"), socket(&section.socket))),
+        grpc,
+        http,
+        private_git: false,
+    }
 }
 
 fn socket(written: &str) -> Result<PathBuf, Fault> {

@@ -8,6 +8,7 @@ mod listen;
 mod lists;
 mod pools;
 mod repositories;
+mod serve;
 pub(super) mod text;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::{count, git, limit, lists, pools, text, within};
+use super::{count, git, limit, lists, pools, serve, text, within};
 use crate::config::file::{AddWord, File, LfsSection, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::{Add, Lfs, Mirror, Repositories};
@@ -48,6 +48,7 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         manifests: lists::manifests(&section.manifests, &protocols, &place.field("manifests"), problems),
         submodules: lists::submodules(&section.submodules, &place.field("submodules"), problems),
         lfs: lfs(&section.lfs, &place.field("lfs"), problems),
+        serve: serve::validate(&section.serve, &place.field("serve"), problems),
     }
 }
 

@@ -141,6 +141,7 @@ impl World {
             manifests: Vec::new(),
             submodules: config::Submodules { depth: 5, repositories: 200 },
             lfs: config::Lfs { object_limit: 1 << 30, limit: None },
+            serve: config::Serve::default(),
         };
         change(&mut config, dir.path());
         Self::over(dir, config).await
