@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -31,7 +32,7 @@ pub(super) enum Sink {
 
 /// What one client gets. A channel that closes without an end is an answer that broke off.
 pub(super) enum Part {
-    Data(Vec<u8>),
+    Data(Bytes),
     End,
 }
 
@@ -59,7 +60,7 @@ impl Sink {
         }
     }
 
-    async fn put(&mut self, chunk: Vec<u8>) -> io::Result<()> {
+    async fn put(&mut self, chunk: Bytes) -> io::Result<()> {
         match self {
             Self::Shared(writer) => writer.put(chunk).await,
             Self::Own(sender) => sender.send(Part::Data(chunk)).await.map_err(io::Error::other),
@@ -80,7 +81,7 @@ impl Source {
     ///
     /// # Errors
     /// When the answer broke off.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         match self {
             Self::Shared(follower) => follower.next().await,
             Self::Own(receiver) => match receiver.recv().await {
@@ -178,11 +179,11 @@ async fn feed(stdin: Option<ChildStdin>, body: Body) {
 async fn pump(stdout: Option<ChildStdout>, sink: &mut Sink, said: &mut Said) -> io::Result<()> {
     let Some(mut stdout) = stdout else { return Ok(()) };
     loop {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         if stdout.read_buf(&mut chunk).await? == 0 {
             return Ok(());
         }
         said.heard(&chunk);
-        sink.put(chunk).await?;
+        sink.put(chunk.freeze()).await?;
     }
 }

@@ -9,7 +9,7 @@
 //! The file has no name: when the last who holds it lets go, or the agent dies, the kernel frees it. How much all of them
 //! may take is bounded, and reserved before a child starts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,8 @@ use super::super::lock;
 
 /// How much is read at a time.
 const CHUNK_BYTES: u64 = 256 << 10;
+/// How many of the last parts are kept in memory: who keeps pace with the child never reads the file.
+const RECENT_MAX: usize = 8;
 /// By how much a reservation grows that was too small.
 const GROW_BYTES: u64 = 64 << 20;
 
@@ -73,6 +76,7 @@ impl Spools {
         };
         let spool = Arc::new(Spool {
             file,
+            recent: Mutex::default(),
             written: watch::Sender::new(Written::default()),
             readers: Mutex::new(Some(0)),
             deserted: CancellationToken::new(),
@@ -127,6 +131,8 @@ struct Written {
 /// One shared answer.
 struct Spool {
     file: File,
+    /// The last parts, each with where it begins.
+    recent: Mutex<VecDeque<(u64, Bytes)>>,
     written: watch::Sender<Written>,
     /// How many read; none once the last has left: then nobody joins any more.
     readers: Mutex<Option<usize>>,
@@ -150,7 +156,7 @@ impl Writer {
     ///
     /// # Errors
     /// When the disk refuses, or more comes than there may be.
-    pub(super) async fn put(&mut self, chunk: Vec<u8>) -> io::Result<()> {
+    pub(super) async fn put(&mut self, chunk: Bytes) -> io::Result<()> {
         let (spool, at) = (Arc::clone(&self.spool), self.at);
         let end = at.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
         {
@@ -159,8 +165,16 @@ impl Writer {
                 return Err(io::Error::other("the answer is larger than what all shared answers may take"));
             }
         }
-        let written = tokio::task::spawn_blocking(move || spool.file.write_all_at(&chunk, at));
+        let copy = chunk.clone();
+        let written = tokio::task::spawn_blocking(move || spool.file.write_all_at(&copy, at));
         written.await.map_err(io::Error::other)??;
+        {
+            let mut recent = lock(&self.spool.recent);
+            if recent.len() >= RECENT_MAX {
+                recent.pop_front();
+            }
+            recent.push_back((at, chunk));
+        }
         self.at = end;
         self.spool.written.send_modify(|written| written.bytes = end);
         Ok(())
@@ -168,6 +182,7 @@ impl Writer {
 
     /// Nothing more comes. An answer that is not whole is a broken stream to all who read it.
     pub(super) fn end(self, whole: bool) {
+        lock(&self.spool.recent).clear();
         self.spool.written.send_modify(|written| written.end = Some(whole));
     }
 }
@@ -204,12 +219,12 @@ impl Follower {
     ///
     /// # Errors
     /// When the answer broke off, or the disk refuses.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             let written = *self.seen.borrow_and_update();
             let there = written.bytes.saturating_sub(self.at).min(CHUNK_BYTES);
             match (there, written.end) {
-                (1.., _) => return self.read(there).await.map(Some),
+                (1.., _) => return self.take(there).await.map(Some),
                 (0, Some(true)) => return Ok(None),
                 (0, Some(false)) => return Err(io::Error::other("the answer broke off")),
                 (0, None) => self.seen.changed().await.map_err(io::Error::other)?,
@@ -217,11 +232,25 @@ impl Follower {
         }
     }
 
-    async fn read(&mut self, bytes: u64) -> io::Result<Vec<u8>> {
+    /// At most so many bytes from where it is, from memory where they are there.
+    async fn take(&mut self, bytes: u64) -> io::Result<Bytes> {
+        let until = {
+            let recent = lock(&self.spool.recent);
+            if let Some((_, part)) = recent.iter().find(|(begins, _)| *begins == self.at) {
+                self.at = self.at.saturating_add(u64::try_from(part.len()).unwrap_or(u64::MAX));
+                return Ok(part.clone());
+            }
+            // Up to where a part in memory begins, so that the next one comes from there.
+            recent.iter().map(|(begins, _)| *begins).find(|begins| *begins > self.at)
+        };
+        self.read(until.map_or(bytes, |until| bytes.min(until.saturating_sub(self.at)))).await
+    }
+
+    async fn read(&mut self, bytes: u64) -> io::Result<Bytes> {
         let (spool, at) = (Arc::clone(&self.spool), self.at);
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
-            spool.file.read_exact_at(&mut chunk, at).map(|()| chunk)
+            spool.file.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
         });
         let chunk = read.await.map_err(io::Error::other)??;
         self.at = self.at.saturating_add(bytes);
