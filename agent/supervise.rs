@@ -338,9 +338,18 @@ async fn open_repositories(
 ) -> Result<Repositories, StartError> {
     let (pool, checked) = (config.repositories.pool.clone(), pools.clone());
     let root = Arc::new(move || checked.usable(&pool));
+    let (name, measured) = (config.repositories.pool.clone(), pools.clone());
     let discard = Arc::new(move |path: PathBuf| pools.discard(&path));
     let opened = Repositories::open(&config.repositories, git, root, discard, closing.child_token());
-    opened.await.map_err(|reason| StartError::Repositories(reason.message))
+    let repositories = opened.await.map_err(|reason| StartError::Repositories(reason.message))?;
+    repositories.measure_room(Arc::new(move || {
+        measured.usable(&name)?;
+        let pools = measured.measure();
+        let disk = pools.into_iter().find(|(pool, _)| *pool == name).and_then(|(_, disk)| disk.ok());
+        let disk = disk.ok_or_else(|| Reason::new(Code::PoolNotReady, name.clone(), "the pool cannot be measured"))?;
+        Ok(disk.free_bytes.saturating_sub(disk.floor_bytes))
+    }));
+    Ok(repositories)
 }
 
 /// What the gate needs of the ledger: the disk that leases hold.

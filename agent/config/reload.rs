@@ -114,6 +114,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         parallel,
         parallel_per_host,
         fetch_within,
+        check,
+        seeds,
         add,
         allow,
         protocols,
@@ -126,6 +128,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*parallel != new.parallel, "repositories.parallel");
     changes.live(*parallel_per_host != new.parallel_per_host, "repositories.parallelPerHost");
     changes.live(*fetch_within != new.fetch_within, "repositories.fetchWithin");
+    changes.live(*check != new.check, "repositories.check");
+    changes.live(*seeds != new.seeds, "repositories.seeds");
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
@@ -185,6 +189,8 @@ repositories:
   refresh: 1m
   parallel: 1
   fetchWithin: 1m
+  check: 1m
+  seeds: [/seeds]
   add: on-demand
   allow: [example.org]
   protocols: [https]
@@ -221,6 +227,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     pressure.memoryNarrow
     repositories.add
     repositories.allow
+    repositories.check
     repositories.fetchWithin
     repositories.limit
     repositories.mirrors[example.org/a]
@@ -229,6 +236,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.parallel
     repositories.protocols
     repositories.refresh
+    repositories.seeds
     ");
 
         let merged = merged(&old, &new);

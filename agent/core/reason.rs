@@ -107,6 +107,8 @@ codes! {
     RepositoryCorrupt = "REPOSITORY_CORRUPT",
     /// Upstream answers too slowly.
     UpstreamTimeout = "UPSTREAM_TIMEOUT",
+    /// What was brought to be imported is not what an import takes.
+    ArchiveInvalid = "ARCHIVE_INVALID",
     /// The build spec at the commit is not valid.
     SpecInvalid = "SPEC_INVALID",
     /// The reservation was not bound in time.

@@ -137,6 +137,7 @@ pub(crate) fn repository() -> View {
         failures: 2,
         store: String::new(),
         stale: 0,
+        heals: std::collections::BTreeMap::new(),
     }
 }
 

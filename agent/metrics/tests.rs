@@ -18,6 +18,7 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
             status: &status,
             repositories: &repositories,
             fetches: &BTreeMap::from([("fetched", 1)]),
+            heals: &BTreeMap::from([("repair", 2)]),
             journal_failures: 1,
             own,
             now: NOW,

@@ -341,7 +341,7 @@ impl Command {
         };
         let status = group.wait().await.map_err(GitError::Start)?;
         let stderr = lines.into_text();
-        if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr)) }
+        if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr, stdout)) }
     }
 
     fn build(&self) -> tokio::process::Command {
@@ -387,6 +387,16 @@ impl Command {
         command.envs(self.env.iter().map(|(key, value)| (key, value))).args(&self.args);
         command
     }
+}
+
+/// The same command, for which faults that harm nobody are none: `section` is `fsck` or `fetch.fsck`.
+pub(super) fn harmless(command: Command, section: &str) -> Command {
+    HARMLESS_FAULTS.iter().fold(command, |command, fault| command.config(format!("{section}.{fault}"), "ignore"))
+}
+
+/// The same as an option's value, for `git index-pack --strict=`.
+pub(super) fn harmless_types() -> String {
+    HARMLESS_FAULTS.map(|fault| format!("{fault}=ignore")).join(",")
 }
 
 /// All that the pipe gives, or nothing when it is more than `max` bytes.

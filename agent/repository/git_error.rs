@@ -37,6 +37,8 @@ pub enum GitError {
         line: String,
         /// The last lines of standard error.
         stderr: String,
+        /// What it printed before.
+        stdout: Vec<u8>,
     },
 }
 
@@ -83,9 +85,9 @@ const SIGNS: [(&str, Code); 38] = [
 ];
 
 impl GitError {
-    pub(super) fn failed(status: ExitStatus, stderr: String) -> Self {
+    pub(super) fn failed(status: ExitStatus, stderr: String, stdout: Vec<u8>) -> Self {
         let line = redact(telling_line(&stderr).unwrap_or("ended without a word"));
-        Self::Failed { status, code: classify(&stderr), line, stderr: redact(&stderr) }
+        Self::Failed { status, code: classify(&stderr), line, stderr: redact(&stderr), stdout }
     }
 
     /// What it means.
@@ -125,6 +127,27 @@ impl GitError {
     pub(super) fn is_store_damage(&self) -> bool {
         let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
         !stderr.contains("fsck error") && !stderr.contains("did not send all necessary objects")
+    }
+}
+
+/// What only an upstream or the way to it makes git say.
+const NETWORK_SIGNS: [&str; 8] = [
+    "could not resolve host",
+    "unable to access",
+    "rpc failed",
+    "remote error",
+    "hung up",
+    "failed to connect",
+    "early eof",
+    "could not read from remote",
+];
+
+impl GitError {
+    /// Whether it is about upstream, or the way there.
+    pub(super) fn speaks_of_network(&self) -> bool {
+        let Self::Failed { stderr, .. } = self else { return true };
+        let text = stderr.to_lowercase();
+        NETWORK_SIGNS.iter().any(|sign| text.contains(sign))
     }
 }
 

@@ -8,11 +8,16 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
+mod archive;
+mod check;
 mod disk;
 mod entry;
+mod export;
 mod fetch;
 pub mod git;
 mod git_error;
+mod heal;
+mod import;
 mod keep;
 mod listing;
 mod local;
@@ -28,6 +33,8 @@ mod refs;
 mod resolve;
 mod snapshot;
 mod store;
+mod transfer;
+mod verify;
 mod view;
 mod visit;
 
@@ -56,11 +63,15 @@ use places::Places;
 use presence::Presence;
 use store::Stores;
 
+pub use export::{Export, archive_of_path};
+pub use import::ImportTarget;
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
 pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
+pub use transfer::{CHUNK_BYTES, Chunks, Room};
+pub use verify::{Finding, VerifyHandle};
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
 
 /// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
@@ -106,6 +117,7 @@ struct Shared {
     tasks: TaskTracker,
     cancel: CancellationToken,
     superseded_for: Duration,
+    transfers: transfer::Transfers,
 }
 
 impl Repositories {
@@ -154,6 +166,7 @@ impl Repositories {
             tasks: TaskTracker::new(),
             cancel,
             superseded_for,
+            transfers: transfer::Transfers::default(),
         });
         for mirror in &config.mirrors {
             shared.insert(Meta::declared(mirror), false)?;
@@ -163,6 +176,7 @@ impl Repositories {
         }
         shared.tasks.spawn(keep::sweep_always(Arc::clone(&shared)));
         shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
+        shared.tasks.spawn(check::rotate(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -301,6 +315,17 @@ impl Repositories {
     #[must_use]
     pub fn fetches(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.shared.outcomes).clone()
+    }
+
+    /// How often each step of mending made a store whole since the start, and how often none did.
+    #[must_use]
+    pub fn heals(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.shared.transfers.heals).clone()
+    }
+
+    /// Says how an import finds out how much room there is. The first word counts.
+    pub fn measure_room(&self, room: Room) {
+        let _ = self.shared.transfers.room.set(room);
     }
 
     /// Reads snapshots.

@@ -9,12 +9,12 @@ use stoker_core::source::Origin;
 use stoker_proto::v1::{self, repository_service_server::RepositoryService};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{duration, reasons, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{page, source, url};
-use super::{Rooms, patience};
+use super::{Rooms, patience, transfer};
 use crate::repository::{Progress, RepositoryState, View};
 
 /// A fill of a large repository takes longer than a call whose caller names no deadline.
@@ -23,6 +23,15 @@ const REFRESH_WITHIN: Duration = Duration::from_secs(3600);
 pub(super) struct Repository(pub(super) Rooms);
 
 type Refreshing = Pin<Box<dyn Stream<Item = Result<v1::RefreshRepositoryResponse, Status>> + Send>>;
+
+/// Whether a text is a trust class, or nothing.
+pub(super) fn trust(field: &str, text: &str) -> Result<(), Status> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match text.len() <= 63 && text.chars().all(plain) {
+        true => Ok(()),
+        false => Err(bad(field, "is no trust class; use at most 63 of a-z 0-9 -")),
+    }
+}
 
 #[tonic::async_trait]
 impl RepositoryService for Repository {
@@ -79,10 +88,7 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::AddRepositoryResponse>, Status> {
         let request = request.into_inner();
         let wanted = url("url", &request.url)?;
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if request.trust.len() > 63 || !request.trust.chars().all(plain) {
-            return Err(bad("trust", "is no trust class; use at most 63 of a-z 0-9 -"));
-        }
+        trust("trust", &request.trust)?;
         let view = self.0.repositories.add(&wanted, request.pin, &request.trust).await;
         let view = view.map_err(|reason| refusal(&reason))?;
         Ok(Response::new(v1::AddRepositoryResponse { repository: Some(repository(&view)) }))
@@ -149,6 +155,27 @@ impl RepositoryService for Repository {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
+
+    async fn verify_repository(
+        &self,
+        request: Request<v1::VerifyRepositoryRequest>,
+    ) -> Result<Response<transfer::Verifying>, Status> {
+        transfer::verify(&self.0, request)
+    }
+
+    async fn import_repository(
+        &self,
+        request: Request<Streaming<v1::ImportRepositoryRequest>>,
+    ) -> Result<Response<v1::ImportRepositoryResponse>, Status> {
+        transfer::import(&self.0, request.into_inner()).await
+    }
+
+    async fn export_repository(
+        &self,
+        request: Request<v1::ExportRepositoryRequest>,
+    ) -> Result<Response<transfer::Exporting>, Status> {
+        transfer::export(&self.0, request).await
+    }
 }
 
 fn unknown(key: &str) -> Status {
@@ -164,7 +191,7 @@ pub(super) fn progress(progress: &Progress) -> v1::Progress {
     }
 }
 
-fn repository(view: &View) -> v1::Repository {
+pub(super) fn repository(view: &View) -> v1::Repository {
     v1::Repository {
         url: view.url.fetch_url().to_owned(),
         state: match view.state {
@@ -194,5 +221,10 @@ fn repository(view: &View) -> v1::Repository {
         misses: wire(view.misses),
         folder: view.folder.clone(),
         failures: i32::try_from(view.failures).unwrap_or(i32::MAX),
+        heals: view
+            .heals
+            .iter()
+            .map(|(step, count)| v1::Heal { step: (*step).to_owned(), count: wire(*count) })
+            .collect(),
     }
 }

@@ -6,9 +6,11 @@
 //!
 //! - [`RepositoryUrl`] is the canonical name of an upstream: all spellings of one repository are equal.
 //! - [`SourceRef`] is what a caller asks for there; [`RefName`] a name that git accepts.
+//! - [`heal`] orders the steps by which a damaged store is mended.
 //! - [`decide`] says what to do next to resolve a [`Request`]; [`allowed`] whether an upstream may be added.
 
 mod allow;
+pub mod heal;
 mod host;
 mod refs;
 mod resolve;
