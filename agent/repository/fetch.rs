@@ -107,7 +107,12 @@ impl Visit {
         let (wanted, subject) = (wanted.clone(), self.subject().to_owned());
         let listing = blocking(self.subject(), move || Listing::parse(&output.stdout, &wanted, &subject)).await??;
         if listing.is_empty() {
-            let message = format!("{} has no branches and no tags yet; push a commit there first", self.url);
+            // Git takes a page for people for the list of an empty repository.
+            let message = format!(
+                "{} lists no branches and no tags: push a commit there first, or look whether what answers is not a git \
+                 server but a page to sign in",
+                self.url
+            );
             return Err(Reason::new(Code::RepositoryEmpty, self.subject(), message));
         }
         Ok(listing)

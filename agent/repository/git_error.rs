@@ -43,7 +43,7 @@ pub enum GitError {
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 38] = [
+const SIGNS: [(&str, Code); 39] = [
     ("no space left on device", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
@@ -64,6 +64,7 @@ const SIGNS: [(&str, Code); 38] = [
     ("bad object", Code::RepositoryCorrupt),
     ("packfile", Code::RepositoryCorrupt),
     ("did not send all necessary objects", Code::RepositoryCorrupt),
+    ("did not receive expected object", Code::RepositoryCorrupt),
     ("not found", Code::UpstreamNotFound),
     ("does not appear to be a git repository", Code::UpstreamNotFound),
     ("does not exist", Code::UpstreamNotFound),
@@ -126,7 +127,15 @@ impl GitError {
     #[must_use]
     pub(super) fn is_store_damage(&self) -> bool {
         let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
-        !stderr.contains("fsck error") && !stderr.contains("did not send all necessary objects")
+        // What `index-pack` says of the pack that comes.
+        let came = [
+            "fsck error",
+            "did not send all necessary objects",
+            "did not receive expected object",
+            "pack has bad object",
+            "pack is corrupted",
+        ];
+        !came.iter().any(|sign| stderr.contains(sign))
     }
 }
 

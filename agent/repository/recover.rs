@@ -142,8 +142,8 @@ fn look(pin: &SnapshotPin, reader: &Reader) -> Look {
     }
 }
 
-/// Removes what killed git children left anywhere in a store.
-fn clean(dir: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
+/// Removes what killed or failed git children left anywhere in a store. The caller has its turn.
+pub(super) fn clean(dir: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
     let mut todo = vec![dir.to_owned()];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {

@@ -24,6 +24,7 @@ use super::local::SafeDirectory;
 use super::meta::Pin;
 use super::network::{Claim, choose};
 use super::places::Place;
+use super::recover::clean;
 use super::snapshot::SnapshotPin;
 use super::store::{Store, Suspicion, Turn, name_of};
 
@@ -88,7 +89,13 @@ async fn run(
         return record(shared, entry, &visit, listing.head, asked_at, false).await;
     }
     let writer = begin(shared, entry, &mut visit, &listing, place).await?;
-    let come = bring(shared, entry, &visit, &writer.store, &missing, unchanged, safe.as_deref()).await?;
+    let come = match bring(shared, entry, &visit, &writer.store, &missing, unchanged, safe.as_deref()).await {
+        Ok(come) => come,
+        Err(reason) => {
+            tidy(shared, &visit).await;
+            return Err(reason);
+        }
+    };
     let mut objects_came = come == Come::Whole;
     for commit in &wanted.commits {
         let fetched = visit.fetch_commit(*commit, safe.as_deref()).await;
@@ -213,6 +220,14 @@ pub(super) async fn enter(
     visit.store = StorePaths::new(&root, &name);
     visit.deadline = std::time::Instant::now() + shared.config().fetch_within;
     Ok((store, turn, claim))
+}
+
+/// Half a pack of a fetch that failed would keep the disk full.
+async fn tidy(shared: &Shared, visit: &Visit) {
+    let (store, discard) = (visit.store.folder.clone(), Arc::clone(&shared.discard));
+    if let Err(reason) = blocking(visit.url.key(), move || clean(&store, &*discard)).await {
+        tracing::warn!(repository = visit.url.key(), "{}", reason.message);
+    }
 }
 
 /// What a visit brought into the store.
