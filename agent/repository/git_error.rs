@@ -43,7 +43,7 @@ pub enum GitError {
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 39] = [
+const SIGNS: [(&str, Code); 40] = [
     ("no space left on device", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
@@ -56,6 +56,8 @@ const SIGNS: [(&str, Code); 39] = [
     ("mismatched algorithms", Code::ObjectFormatUnsupported),
     ("unsupported object format", Code::ObjectFormatUnsupported),
     ("unknown repository extension", Code::ObjectFormatUnsupported),
+    // It speaks another protocol than it said.
+    ("', received '", Code::UpstreamUnreachable),
     ("fsck error", Code::RepositoryCorrupt),
     ("object corrupt or missing", Code::RepositoryCorrupt),
     ("loose object", Code::RepositoryCorrupt),

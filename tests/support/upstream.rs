@@ -65,8 +65,10 @@ pub(crate) enum Fault {
     FlipPack(u64),
     /// Packs have a commit and its tree, and no file.
     BarePack,
-    /// Packs never end: some 10 MB a second.
+    /// Packs of clones never end: some 10 MB a second.
     EndlessPack,
+    /// The same for those who have something already.
+    EndlessFetch,
     /// Lists of refs never end: as fast.
     EndlessRefs,
     /// Connections end without an answer.
@@ -332,6 +334,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         Fault::Html => return Ok(answer("text/html", once(b"<html><body>Sign in</body></html>".to_vec()))),
         Fault::EndlessRefs if kind == Kind::LsRefs => return Ok(answer(RESULT, endless(0, ref_lines))),
         Fault::EndlessPack if kind == Kind::Fetch => return Ok(answer(RESULT, endless(0, pack_lines))),
+        Fault::EndlessFetch if kind == Kind::Fetch => return Ok(answer(RESULT, endless(0, acknowledged))),
         _ => {}
     }
     let bend = match fault {
@@ -378,6 +381,16 @@ fn packet(bytes: &[u8]) -> Vec<u8> {
 fn ref_lines(number: u64) -> Vec<u8> {
     let line = |i: u64| packet(format!("{:040x} refs/heads/branch-{}\n", i + 1, number * 1000 + i).as_bytes());
     (0..1000).flat_map(line).collect()
+}
+
+/// What comes before a pack for those who said what they have (gitprotocol-v2(5)), then as [`pack_lines`].
+fn acknowledged(number: u64) -> Vec<u8> {
+    let before = if number == 0 {
+        [packet(b"acknowledgments\n"), packet(b"ready\n"), b"0001".to_vec()].concat()
+    } else {
+        Vec::new()
+    };
+    [before, pack_lines(number)].concat()
 }
 
 /// The beginning of a pack with one file of a terabyte (gitformat-pack(5)), then that file, in stored blocks of RFC 1951.
