@@ -65,6 +65,11 @@ struct Admission {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Heal {
+    step: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Fetch {
     outcome: &'static str,
 }
@@ -104,6 +109,12 @@ impl Metrics {
         }
         registry.register("fetches", "Fetches from upstreams that ended, by outcome", fetches);
         served(&seen.serve, &mut registry);
+        let heals = Family::<Heal, Counter>::default();
+        for (step, count) in seen.heals {
+            heals.get_or_create(&Heal { step }).inc_by(*count);
+        }
+        let help = "Damaged stores of repositories, by the step that made them whole again, or failed";
+        registry.register("repository_heals", help, heals);
         let failures: ConstCounter<u64> = ConstCounter::new(seen.journal_failures);
         registry.register("journal_failures", "Batches that could not be written to the journal", failures);
         let node = seen.status.node.clone().unwrap_or_default();
@@ -138,6 +149,8 @@ pub struct Seen<'a> {
     pub repositories: &'a [View],
     /// How many fetches ended how, since the start.
     pub fetches: &'a BTreeMap<&'static str, u64>,
+    /// How often each step made a damaged store whole again, since the start.
+    pub heals: &'a BTreeMap<&'static str, u64>,
     /// Batches that could not be written to the journal, since the start.
     pub journal_failures: u64,
     /// What git over HTTP counts.

@@ -397,6 +397,13 @@ async fn open_repositories(
     let discard = Arc::new(move |path: PathBuf| pools.discard(&path));
     let opened = Repositories::open(&config.repositories, git, root, discard, closing.child_token());
     let opened = opened.await.map_err(|reason| StartError::Repositories(reason.message))?;
+    let (name, room) = (config.repositories.pool.clone(), measured.1.clone());
+    opened.measure_room(Arc::new(move || {
+        room.usable(&name)?;
+        let disk = room.measure().into_iter().find(|(pool, _)| *pool == name).and_then(|(_, disk)| disk.ok());
+        let disk = disk.ok_or_else(|| Reason::new(Code::PoolNotReady, name.clone(), "the pool cannot be measured"))?;
+        Ok(disk.free_bytes.saturating_sub(disk.floor_bytes))
+    }));
     opened.set_headroom(Arc::new(move || {
         let (pool, pools) = &measured;
         let (_, disk) = pools.measure().into_iter().find(|(name, _)| name == pool)?;

@@ -70,16 +70,10 @@ async fn reflection_lists_the_services_and_describes_them() {
 #[tokio::test]
 async fn what_nothing_fills_yet_says_so() {
     let agent = Agent::start(PLAIN);
-    let (mut admission, mut repository) = (agent.admission().await, agent.repository().await);
+    let mut admission = agent.admission().await;
     let mut workspace = agent.workspace().await;
-    let import = futures_util::stream::iter([v1::ImportRepositoryRequest::default()]);
-    let verify = v1::VerifyRepositoryRequest { url: "https://example.org/a".into() };
-    let export = v1::ExportRepositoryRequest { url: "https://example.org/a".into() };
     for (method, status) in [
         ("WatchLeases", admission.watch_leases(v1::WatchLeasesRequest::default()).await.err()),
-        ("VerifyRepository", repository.verify_repository(verify).await.err()),
-        ("ImportRepository", repository.import_repository(import).await.err()),
-        ("ExportRepository", repository.export_repository(export).await.err()),
         ("ReleaseOutput", workspace.release_output(v1::ReleaseOutputRequest { id: "1".into() }).await.err()),
         ("ListOutputs", workspace.list_outputs(v1::ListOutputsRequest::default()).await.err()),
     ] {

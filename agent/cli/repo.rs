@@ -10,6 +10,8 @@ use super::screen::{self, Steps, bytes, counted, grouped};
 use super::table::{self, Fields, Grid, Tone, View, cell};
 use super::{Common, DONE, amount};
 
+mod transfer;
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// All that this node knows
@@ -26,6 +28,12 @@ pub(super) enum Command {
     Unpin(Name),
     /// Fetch now, and wait for the end
     Refresh(Name),
+    /// Look for damage, and mend it
+    Verify(transfer::Verify),
+    /// Take in what you bring: an archive of `export`, a git bundle, a repository of this machine
+    Import(transfer::Import),
+    /// Write the newest state into an archive, for `import` elsewhere
+    Export(transfer::Export),
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +76,9 @@ async fn obey(common: &Common, command: &Command) -> Ended {
         Command::Add(Add { url, .. }) => named(url)?,
         Command::Show(name) | Command::Remove(name) | Command::Refresh(name) => named(&name.url)?,
         Command::Pin(name) | Command::Unpin(name) => named(&name.url)?,
+        Command::Verify(verify) => return transfer::verify(common, verify).await,
+        Command::Import(import) => return transfer::import(common, import).await,
+        Command::Export(export) => return transfer::export(common, export).await,
     };
     let client = Client::of(common).await?;
     let mut asked = client.repositories();
@@ -103,6 +114,8 @@ async fn obey(common: &Common, command: &Command) -> Ended {
             let answer = v1::GetRepositoryResponse { repository: Some(repository) };
             ask::answer(format, &answer, |answer, view| render_optional(answer.repository.as_ref(), view))?;
         }
+        // They have gone their way above.
+        Command::Verify(_) | Command::Import(_) | Command::Export(_) => {}
     }
     Ok::<u8, Failure>(DONE)
 }
@@ -239,6 +252,18 @@ fn share(repository: &v1::Repository) -> String {
     }
 }
 
+/// A step of mending in plain words.
+fn heal_word(step: &str) -> String {
+    match step {
+        "recheck" => "looking again".to_owned(),
+        "fetch" => "fetching".to_owned(),
+        "repair" => "repair".to_owned(),
+        "clone" => "cloning anew".to_owned(),
+        "failed" => "nothing (it failed)".to_owned(),
+        other => screen::safe(other),
+    }
+}
+
 fn render_optional(repository: Option<&v1::Repository>, view: &View) -> String {
     repository.map(|repository| render(repository, view)).unwrap_or_default()
 }
@@ -275,6 +300,11 @@ fn render(repository: &v1::Repository, view: &View) -> String {
             share(repository)
         ),
     );
+    let mended = repository
+        .heals
+        .iter()
+        .map(|heal| format!("{} by {}", counted(heal.count, "time", "times"), heal_word(&heal.step)));
+    fields.add("mended", mended.collect::<Vec<_>>().join(", "));
     fields.add("trust", &repository.trust);
     let kept = [(repository.declared, "declared"), (repository.pinned, "pinned")];
     let kept: Vec<&str> = kept.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();

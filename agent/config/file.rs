@@ -238,6 +238,11 @@ pub struct RepositoriesSection {
     pub parallel_per_host: u64,
     /// How long one fetch may take: a time from 1s to 24h.
     pub fetch_within: Time,
+    /// How often each repository is looked through for damage on the disk: a time from 1s to 8760h.
+    pub check: Time,
+    /// Absolute paths of directories with seeds: unpacked archives of `stoker repo export`, one a directory. A mirror that
+    /// is filled for the first time takes its seed first, and only the rest from upstream. At most 16.
+    pub seeds: Vec<String>,
     /// Who may add a repository.
     pub add: AddWord,
     /// Hosts from which repositories may be added on demand: a name (github.com), all below a name (*.example.org),
@@ -292,6 +297,8 @@ impl Default for RepositoriesSection {
             parallel: 8,
             parallel_per_host: 4,
             fetch_within: "1h".into(),
+            check: "24h".into(),
+            seeds: Vec::new(),
             add: AddWord::default(),
             allow: Vec::new(),
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],

@@ -260,6 +260,10 @@ pub struct Repositories {
     pub parallel_per_host: usize,
     /// How long one fetch may take.
     pub fetch_within: Duration,
+    /// How often each repository is looked through for damage.
+    pub check: Duration,
+    /// Directories of seeds.
+    pub seeds: Vec<PathBuf>,
     /// Who may add a repository.
     pub add: Add,
     /// Host patterns for repositories that are added on demand: `github.com`, `*.example.org`, `*`.

@@ -115,6 +115,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         parallel,
         parallel_per_host,
         fetch_within,
+        check,
+        seeds,
         add,
         allow,
         protocols,
@@ -133,6 +135,8 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*parallel != new.parallel, "repositories.parallel");
     changes.live(*parallel_per_host != new.parallel_per_host, "repositories.parallelPerHost");
     changes.live(*fetch_within != new.fetch_within, "repositories.fetchWithin");
+    changes.live(*check != new.check, "repositories.check");
+    changes.live(*seeds != new.seeds, "repositories.seeds");
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
@@ -199,6 +203,8 @@ repositories:
   refresh: 1m
   parallel: 1
   fetchWithin: 1m
+  check: 1m
+  seeds: [/seeds]
   add: on-demand
   allow: [example.org]
   protocols: [https]
@@ -250,6 +256,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.add
     repositories.allow
     repositories.credentials
+    repositories.check
     repositories.fetchWithin
     repositories.lfs
     repositories.limit
@@ -261,6 +268,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.protocols
     repositories.refresh
     repositories.submodules
+    repositories.seeds
     ");
 
         let merged = merged(&old, &new);

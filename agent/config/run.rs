@@ -79,6 +79,8 @@ impl Config {
                 parallel: count(defaults.parallel),
                 parallel_per_host: count(defaults.parallel_per_host),
                 fetch_within: time(&defaults.fetch_within),
+                check: time(&defaults.check),
+                seeds: Vec::new(),
                 add: Add::OnDemand,
                 // The caller is this user: what the user names may be fetched. Local hosts count only where listed.
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),

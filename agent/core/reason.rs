@@ -127,6 +127,8 @@ codes! {
     LfsObjectCorrupt = "LFS_OBJECT_CORRUPT",
     /// Large files above what the configuration lets in.
     LfsLimit = "LFS_LIMIT",
+    /// What was brought to be imported is not what an import takes.
+    ArchiveInvalid = "ARCHIVE_INVALID",
     /// The build spec at the commit is not valid.
     SpecInvalid = "SPEC_INVALID",
     /// The reservation was not bound in time.

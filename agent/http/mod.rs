@@ -109,11 +109,12 @@ fn ready_text(status: &stoker_proto::v1::Status) -> String {
 async fn scrape(State(face): State<Face>) -> Response {
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let now = crate::admission::now();
-    let fetches = face.rooms.repositories.fetches();
+    let (fetches, heals) = (face.rooms.repositories.fetches(), face.rooms.repositories.heals());
     let seen = Seen {
         status: &status,
         repositories: &repositories,
         fetches: &fetches,
+        heals: &heals,
         journal_failures: face.rooms.admission.journal_failures(),
         serve: face.rooms.serve.counts(),
         own: Own::read(),

@@ -142,6 +142,7 @@ pub(crate) fn repository() -> View {
         store: String::new(),
         stale: 0,
         filled: false,
+        heals: std::collections::BTreeMap::new(),
     }
 }
 

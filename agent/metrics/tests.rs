@@ -18,6 +18,7 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
             status: &status,
             repositories: &repositories,
             fetches: &BTreeMap::from([("fetched", 1)]),
+            heals: &BTreeMap::from([("repair", 2)]),
             journal_failures: 1,
             serve: serve::Counts { outcomes: BTreeMap::from([("sent", 3)]), bytes_sent: 9, ..Default::default() },
             own,

@@ -59,6 +59,8 @@ fn config(host_root: &Path) -> Config {
             parallel: 1,
             parallel_per_host: 1,
             fetch_within: SLOW_EVERY,
+            check: SLOW_EVERY,
+            seeds: Vec::new(),
             add: Add::Declared,
             allow: Vec::new(),
             protocols: Vec::new(),

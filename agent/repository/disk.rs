@@ -109,12 +109,15 @@ pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
 pub(super) fn replace(file: &Path, content: &[u8], durable: bool) -> io::Result<()> {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
     let temporary = file.with_file_name(format!(".tmp-{name}"));
-    let mut writer = File::create(&temporary)?;
-    writer.write_all(content)?;
-    if durable {
-        writer.sync_all()?;
+    let written = File::create(&temporary).and_then(|mut writer| {
+        writer.write_all(content)?;
+        if durable { writer.sync_all() } else { Ok(()) }
+    });
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, file)) {
+        // On a full disk it would stand in the way.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
     }
-    fs::rename(&temporary, file)?;
     match file.parent() {
         Some(parent) if durable => sync_directory(parent),
         _ => Ok(()),

@@ -102,6 +102,14 @@ pub(super) struct State {
     /// Its files are being moved away: nobody begins it anew yet.
     pub(super) removing: bool,
     pub(super) quarantined: bool,
+    /// The store is being mended, and why.
+    pub(super) healing: Option<Reason>,
+    /// How often each step mended it.
+    pub(super) heals: BTreeMap<&'static str, u64>,
+    /// When the cheap check last looked.
+    pub(super) checked_at: Option<Instant>,
+    /// Imports and thorough checks at work, beside the serial task.
+    pub(super) beside: usize,
     pub(super) current: Option<SnapshotPin>,
     /// With the time since when each is not the newest.
     pub(super) superseded: Vec<(SnapshotPin, Instant)>,
@@ -141,6 +149,10 @@ impl Entry {
             busy: false,
             removing: false,
             quarantined: false,
+            healing: None,
+            heals: BTreeMap::new(),
+            checked_at: None,
+            beside: 0,
             current: None,
             superseded: Vec::new(),
             next_refresh: None,
@@ -222,7 +234,8 @@ impl Entry {
     pub(super) fn view(&self) -> View {
         let state = self.state();
         let meta = &state.meta;
-        let here = match (state.busy, state.is_filled()) {
+        let busy = state.busy || state.beside > 0;
+        let here = match (busy, state.is_filled()) {
             _ if state.quarantined => RepositoryState::Quarantined,
             (true, false) => RepositoryState::Filling,
             (true, true) => RepositoryState::Fetching,
@@ -230,7 +243,7 @@ impl Entry {
             (false, true) if meta.error.is_some() => RepositoryState::Stale,
             (false, true) => RepositoryState::Ready,
         };
-        let mut reasons: Vec<Reason> = meta.error.iter().cloned().collect();
+        let mut reasons: Vec<Reason> = state.healing.iter().chain(meta.error.iter()).cloned().collect();
         if !state.is_filled() && meta.declared && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty) {
             let message = format!("the mirror of {} never filled", meta.url);
             reasons.push(Reason::new(Code::RepositoryEmpty, meta.url.key(), message));
@@ -254,7 +267,7 @@ impl Entry {
             snapshot: state.current.as_ref().map(|pin| pin.name().to_owned()).unwrap_or_default(),
             snapshots: state.superseded.len() + usize::from(state.current.is_some()),
             reasons,
-            progress: state.busy.then(|| self.progress.borrow().clone()),
+            progress: busy.then(|| self.progress.borrow().clone()),
             hits: meta.hits,
             misses: meta.misses,
             folder: self.folder.clone(),
@@ -262,6 +275,7 @@ impl Entry {
             store: meta.store.clone().unwrap_or_default(),
             stale: meta.stale,
             filled: state.is_filled(),
+            heals: state.heals.clone(),
         }
     }
 }

@@ -11,6 +11,7 @@ use stoker_core::source::{Fetched, Protocol, RepositoryUrl};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::check::packs;
 use super::credentials::Credentials;
 use super::disk::{GENERATION, Paths, StorePaths, io_reason, make_directory, remove_unfinished, repositories};
 use super::git::{Command, Git, GitError};
@@ -48,12 +49,12 @@ pub(super) struct Visit {
 
 impl Visit {
     /// The namespace of this repository's refs in the store, which forks may share.
-    fn followed(&self, kind: &str) -> String {
+    pub(super) fn followed(&self, kind: &str) -> String {
         format!("refs/namespaces/{}/refs/{kind}/", self.folder)
     }
 
     /// Where refs lie that no refspec follows and no client sees.
-    fn pins(&self) -> String {
+    pub(super) fn pins(&self) -> String {
         format!("refs/pins/{}/", self.folder)
     }
 
@@ -94,7 +95,7 @@ impl Visit {
             .time_limit(self.remaining())
     }
 
-    fn remaining(&self) -> Duration {
+    pub(super) fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
     }
 
@@ -110,7 +111,12 @@ impl Visit {
             None => self.list_by_git(wanted, safe).await?,
         };
         if listing.is_empty() {
-            let message = format!("{} has no branches and no tags yet; push a commit there first", self.url);
+            // Git takes a page for people for the list of an empty repository.
+            let message = format!(
+                "{} lists no branches and no tags: push a commit there first, or look whether what answers is not a git \
+                 server but a page to sign in",
+                self.url
+            );
             return Err(Reason::new(Code::RepositoryEmpty, self.subject(), message));
         }
         Ok(listing)
@@ -196,6 +202,10 @@ impl Visit {
 
     /// A later fetch: branches and tags follow upstream, and these further refs are pinned.
     pub(super) async fn fetch(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        self.run_fetch(&["--prune"], self.refspecs(listing), safe).await
+    }
+
+    fn refspecs(&self, listing: &Listing) -> Vec<String> {
         let mut refspecs = vec![
             format!("+refs/heads/*:{}*", self.followed("heads")),
             format!("+refs/tags/*:{}*", self.followed("tags")),
@@ -204,7 +214,12 @@ impl Visit {
         if matches!(listing.head, Some(Head::Detached(_))) {
             refspecs.push(format!("+HEAD:{}detached", self.pins()));
         }
-        self.run_fetch(&["--prune"], refspecs, safe).await
+        refspecs
+    }
+
+    /// As [`Visit::fetch`], but all objects come, whatever is here.
+    pub(super) async fn fetch_again(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        self.run_fetch(&["--prune", "--refetch"], self.refspecs(listing), safe).await
     }
 
     /// Fetches refs that no refresh follows, and nothing else.
@@ -243,7 +258,7 @@ impl Visit {
         command.run_in_store(&self.store.git()).await.map(drop)
     }
 
-    fn local<const N: usize>(&self, args: [&str; N]) -> Command {
+    pub(super) fn local<const N: usize>(&self, args: [&str; N]) -> Command {
         self.inside(self.git.command(args)).cancel(self.cancel.clone()).time_limit(self.remaining())
     }
 
@@ -251,6 +266,17 @@ impl Visit {
     /// began on, and never to the disk below the mount point (it makes directories that its paths miss).
     fn inside(&self, command: Command) -> Command {
         command.git_dir(".").work_dir(self.store.git())
+    }
+
+    /// Nothing is published of a store that is seen to be damaged.
+    async fn has_good_packs(&self) -> Result<(), Reason> {
+        let objects = self.store.git().join("objects");
+        let found = blocking(self.subject(), move || packs(&objects)).await?;
+        let found = found.map_err(|error| io_reason(self.subject(), "looking through the store", &error))?;
+        match found.first() {
+            Some(first) => Err(Reason::new(Code::RepositoryCorrupt, self.subject(), first.to_string())),
+            None => Ok(()),
+        }
     }
 
     /// Publishes a snapshot of what the store holds now, unless `previous` has the same refs and no new objects came.
@@ -262,6 +288,7 @@ impl Visit {
         first: u64,
     ) -> Result<Option<(SnapshotPin, usize)>, Reason> {
         self.progress.send_replace(Progress::phase("publishing"));
+        self.has_good_packs().await?;
         let packed = self.local(["pack-refs", "--all", "--prune"]).run_in_store(&self.store.git()).await;
         packed.map_err(|error| self.reason("packing the refs of", &error))?;
         let namespace = format!("refs/namespaces/{}/", self.folder).into_bytes();

@@ -408,7 +408,7 @@ impl Command {
         };
         let status = group.wait().await.map_err(GitError::Start)?;
         let stderr = lines.into_text();
-        if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr)) }
+        if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr, stdout)) }
     }
 
     /// Runs a command that changes the store at `dir`, which is git's for that time and the agent's before and after.
@@ -508,6 +508,16 @@ async fn on_disk(dir: &Path, work: impl FnOnce(&Path) -> std::io::Result<()> + S
     let dir = dir.to_owned();
     let done = tokio::task::spawn_blocking(move || work(&dir)).await;
     done.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(GitError::Disk)
+}
+
+/// The same command, for which faults that harm nobody are none: `section` is `fsck` or `fetch.fsck`.
+pub(super) fn harmless(command: Command, section: &str) -> Command {
+    HARMLESS_FAULTS.iter().fold(command, |command, fault| command.config(format!("{section}.{fault}"), "ignore"))
+}
+
+/// The same as an option's value, for `git index-pack --strict=`.
+pub(super) fn harmless_types() -> String {
+    HARMLESS_FAULTS.map(|fault| format!("{fault}=ignore")).join(",")
 }
 
 /// All that the pipe gives, or nothing when it is more than `max` bytes.

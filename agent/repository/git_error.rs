@@ -40,11 +40,13 @@ pub enum GitError {
         line: String,
         /// The last lines of standard error.
         stderr: String,
+        /// What it printed before.
+        stdout: Vec<u8>,
     },
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 45] = [
+const SIGNS: [(&str, Code); 47] = [
     ("cannot be contained", Code::ContainmentReduced),
     ("no user exists for uid", Code::ContainmentReduced),
     ("out of memory", Code::GitMemoryLimit),
@@ -61,6 +63,8 @@ const SIGNS: [(&str, Code); 45] = [
     ("mismatched algorithms", Code::ObjectFormatUnsupported),
     ("unsupported object format", Code::ObjectFormatUnsupported),
     ("unknown repository extension", Code::ObjectFormatUnsupported),
+    // It speaks another protocol than it said.
+    ("', received '", Code::UpstreamUnreachable),
     ("fsck error", Code::RepositoryCorrupt),
     ("object corrupt or missing", Code::RepositoryCorrupt),
     ("loose object", Code::RepositoryCorrupt),
@@ -69,6 +73,7 @@ const SIGNS: [(&str, Code); 45] = [
     ("bad object", Code::RepositoryCorrupt),
     ("packfile", Code::RepositoryCorrupt),
     ("did not send all necessary objects", Code::RepositoryCorrupt),
+    ("did not receive expected object", Code::RepositoryCorrupt),
     ("not found", Code::UpstreamNotFound),
     ("does not appear to be a git repository", Code::UpstreamNotFound),
     ("does not exist", Code::UpstreamNotFound),
@@ -93,9 +98,9 @@ const SIGNS: [(&str, Code); 45] = [
 ];
 
 impl GitError {
-    pub(super) fn failed(status: ExitStatus, stderr: String) -> Self {
+    pub(super) fn failed(status: ExitStatus, stderr: String, stdout: Vec<u8>) -> Self {
         let line = redact(telling_line(&stderr).unwrap_or("ended without a word"));
-        Self::Failed { status, code: classify(&stderr), line, stderr: redact(&stderr) }
+        Self::Failed { status, code: classify(&stderr), line, stderr: redact(&stderr), stdout }
     }
 
     /// What it means.
@@ -147,7 +152,36 @@ impl GitError {
     #[must_use]
     pub(super) fn is_store_damage(&self) -> bool {
         let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
-        !stderr.contains("fsck error") && !stderr.contains("did not send all necessary objects")
+        // What `index-pack` says of the pack that comes.
+        let came = [
+            "fsck error",
+            "did not send all necessary objects",
+            "did not receive expected object",
+            "pack has bad object",
+            "pack is corrupted",
+        ];
+        !came.iter().any(|sign| stderr.contains(sign))
+    }
+}
+
+/// What only an upstream or the way to it makes git say.
+const NETWORK_SIGNS: [&str; 8] = [
+    "could not resolve host",
+    "unable to access",
+    "rpc failed",
+    "remote error",
+    "hung up",
+    "failed to connect",
+    "early eof",
+    "could not read from remote",
+];
+
+impl GitError {
+    /// Whether it is about upstream, or the way there.
+    pub(super) fn speaks_of_network(&self) -> bool {
+        let Self::Failed { stderr, .. } = self else { return true };
+        let text = stderr.to_lowercase();
+        NETWORK_SIGNS.iter().any(|sign| text.contains(sign))
     }
 }
 

@@ -57,6 +57,6 @@ impl Streaming {
         // As elsewhere: the child is awaited only after its pipes have closed.
         let (talked, ()) = tokio::join!(talk, lines.read(self.stderr.take()));
         let status = self.group.wait().await.map_err(GitError::Start)?;
-        if status.success() { Ok(talked) } else { Err(GitError::failed(status, lines.into_text())) }
+        if status.success() { Ok(talked) } else { Err(GitError::failed(status, lines.into_text(), Vec::new())) }
     }
 }

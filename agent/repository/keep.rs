@@ -15,6 +15,7 @@ use super::fetch::blocking;
 use super::recover::{Found, recover};
 use super::refs::RefTable;
 use super::snapshot::SnapshotPin;
+use super::store::Suspicion;
 use super::{Repositories, Shared, lock, unknown};
 
 impl Repositories {
@@ -103,6 +104,9 @@ impl Shared {
         }
         if let Some(trust) = trust {
             self.change_trust(&entry, &trust).await;
+        }
+        if let Some(why) = found.damage.filter(|_| !removed) {
+            self.suspect(&entry, Suspicion { why, full: false });
         }
         let (measured, root) = (Arc::clone(&entry), root.to_owned());
         blocking(entry.url.key(), move || measured.measure(&root)).await

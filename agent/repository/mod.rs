@@ -8,15 +8,20 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
+mod archive;
+mod check;
 mod contain;
 mod credentials;
 mod declare;
 mod disk;
 mod entry;
+mod export;
 mod fetch;
 pub mod git;
 mod git_error;
 mod gitmodules;
+mod heal;
+mod import;
 mod keep;
 mod lfs;
 mod listing;
@@ -37,7 +42,9 @@ pub mod serve;
 mod snapshot;
 mod store;
 mod submodules;
+mod transfer;
 mod upstream_http;
+mod verify;
 mod view;
 mod visit;
 
@@ -72,6 +79,8 @@ use upstream_http::Http;
 
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
+pub use export::{Export, archive_of_path};
+pub use import::ImportTarget;
 pub use lfs::{Headroom, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
@@ -80,6 +89,8 @@ pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
 pub use submodules::Nested;
 pub(crate) use submodules::under;
+pub use transfer::{CHUNK_BYTES, Chunks, Room};
+pub use verify::{Finding, VerifyHandle};
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
 
 /// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
@@ -129,6 +140,7 @@ struct Shared {
     tasks: TaskTracker,
     cancel: CancellationToken,
     superseded_for: Duration,
+    transfers: transfer::Transfers,
 }
 
 impl Repositories {
@@ -182,6 +194,7 @@ impl Repositories {
             tasks,
             cancel,
             superseded_for,
+            transfers: transfer::Transfers::default(),
         });
         for mirror in config.declared() {
             shared.insert(Meta::declared(&mirror), false)?;
@@ -193,6 +206,7 @@ impl Repositories {
         shared.tasks.spawn(presence::guard(Arc::clone(&shared)));
         shared.tasks.spawn(lists::follow(Arc::clone(&shared)));
         shared.tasks.spawn(lfs::prefill_always(Arc::clone(&shared)));
+        shared.tasks.spawn(check::rotate(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -337,6 +351,17 @@ impl Repositories {
     #[must_use]
     pub fn fetches(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.shared.outcomes).clone()
+    }
+
+    /// How often each step of mending made a store whole since the start, and how often none did.
+    #[must_use]
+    pub fn heals(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.shared.transfers.heals).clone()
+    }
+
+    /// Says how an import finds out how much room there is. The first word counts.
+    pub fn measure_room(&self, room: Room) {
+        let _ = self.shared.transfers.room.set(room);
     }
 
     /// Reads snapshots.

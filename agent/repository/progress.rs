@@ -6,7 +6,7 @@ use tokio::sync::watch;
 /// How far a fetch is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// `connecting`, `counting`, `receiving`, `resolving`, `publishing`; empty where nothing runs.
+    /// `connecting`, `counting`, `receiving`, `resolving`, `checking`, `publishing`; empty where nothing runs.
     pub phase: &'static str,
     /// Objects so far.
     pub done: u64,
@@ -33,6 +33,7 @@ impl Progress {
             "Enumerating objects" | "Counting objects" | "Compressing objects" => "counting",
             "Receiving objects" | "Unpacking objects" => "receiving",
             "Resolving deltas" | "Checking connectivity" => "resolving",
+            "Indexing objects" | "Checking objects" | "Checking object directories" | "Verifying OIDs" => "checking",
             "Updating files" => "checking out",
             _ => return None,
         };

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::check::{TIPS_AT_START, snapshot};
 use super::disk::{Paths, StorePaths, is_leftover, names, repositories, snapshot_number, stores};
 use super::meta::Meta;
 use super::read::Reader;
@@ -18,6 +19,8 @@ pub(super) struct Found {
     pub(super) snapshots: Vec<SnapshotPin>,
     /// Refs in the newest.
     pub(super) refs: u64,
+    /// What is wrong with one that was whole once: the store may have it too.
+    pub(super) damage: Option<String>,
 }
 
 /// Finds all repositories below `root`. What cannot be used goes through `discard`. Blocks.
@@ -95,11 +98,19 @@ fn recover_one(
             remove(&paths.folder.join(name), discard);
         }
     }
-    let mut snapshots = Vec::new();
+    let (mut snapshots, mut damage) = (Vec::new(), None);
     for name in names(&paths.snapshots()).unwrap_or_default() {
-        let good = snapshot_number(&name)
-            .map(|number| SnapshotPin::new(meta.url.clone(), &paths, number))
-            .filter(|pin| is_good(pin, reader));
+        let good =
+            snapshot_number(&name).map(|number| SnapshotPin::new(meta.url.clone(), &paths, number)).filter(|pin| {
+                match look(pin, reader) {
+                    Look::Good => true,
+                    Look::Unfinished => false,
+                    Look::Damaged(what) => {
+                        damage = Some(what);
+                        false
+                    }
+                }
+            });
         match good {
             Some(pin) => snapshots.push(pin),
             None => {
@@ -110,19 +121,29 @@ fn recover_one(
     }
     snapshots.sort_by_key(SnapshotPin::number);
     let refs = snapshots.last().and_then(|pin| reader.refs(pin).ok()).map_or(0, |refs| refs.len());
-    Found { meta, snapshots, refs: u64::try_from(refs).unwrap_or(u64::MAX) }
+    Found { meta, snapshots, refs: u64::try_from(refs).unwrap_or(u64::MAX), damage }
 }
 
-/// Whether the snapshot opens and has what its first refs name.
-fn is_good(pin: &SnapshotPin, reader: &Reader) -> bool {
+/// What a look at a snapshot shows.
+enum Look {
+    Good,
+    /// Never published as a whole.
+    Unfinished,
+    Damaged(String),
+}
+
+/// Whether the snapshot is whole, as far as that is seen soon.
+fn look(pin: &SnapshotPin, reader: &Reader) -> Look {
     let whole = ["HEAD", "config", "packed-refs"].iter().all(|name| pin.path().join(name).is_file());
-    let Ok(refs) = reader.refs(pin) else { return false };
-    let branch = refs.iter().find(|line| line.name.starts_with(b"refs/heads/"));
-    whole && branch.is_none_or(|line| reader.exists(pin, line.target()).unwrap_or(false))
+    match snapshot(pin, reader, TIPS_AT_START) {
+        _ if !whole => Look::Unfinished,
+        Ok(problems) => problems.first().map_or(Look::Good, |first| Look::Damaged(first.to_string())),
+        Err(error) => Look::Damaged(error.to_string()),
+    }
 }
 
-/// Removes what killed git children left anywhere in a store.
-fn clean(dir: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
+/// Removes what killed or failed git children left anywhere in a store. The caller has its turn.
+pub(super) fn clean(dir: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
     let mut todo = vec![dir.to_owned()];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {

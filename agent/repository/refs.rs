@@ -70,6 +70,15 @@ impl RefTable {
         table
     }
 
+    /// These refs: name, what it names, what an annotated tag peels to.
+    pub(super) fn of(refs: impl IntoIterator<Item = (Vec<u8>, CommitId, Option<CommitId>)>) -> Self {
+        let mut bytes = Vec::new();
+        for (name, id, peeled) in refs {
+            push_line(&mut bytes, &name, id, peeled);
+        }
+        Self::parse(bytes)
+    }
+
     fn name_at(&self, at: u32) -> &[u8] {
         self.line_at(at).map_or(&[], |line| line.name)
     }

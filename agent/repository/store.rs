@@ -19,6 +19,18 @@ use super::lock;
 pub(super) struct Store {
     turn: Arc<tokio::sync::Mutex<()>>,
     waiting: watch::Sender<usize>,
+    suspicion: Mutex<Option<Suspicion>>,
+    /// What the last mending did, in words.
+    mended: Mutex<Option<String>>,
+}
+
+/// Why a store may be damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Suspicion {
+    /// What was seen.
+    pub(super) why: String,
+    /// Only reading every object tells whether it is whole.
+    pub(super) full: bool,
 }
 
 /// The right to write to a store, for as long as it lives.
@@ -38,7 +50,42 @@ impl Drop for Waiter<'_> {
 
 impl Store {
     fn new() -> Self {
-        Self { turn: Arc::default(), waiting: watch::Sender::new(0) }
+        Self {
+            turn: Arc::default(),
+            waiting: watch::Sender::new(0),
+            suspicion: Mutex::default(),
+            mended: Mutex::default(),
+        }
+    }
+
+    /// The turn, where it is free and nobody waits for it.
+    pub(super) fn try_turn(&self) -> Option<Turn> {
+        let free = *self.waiting.borrow() == 0;
+        let guard = if free { Arc::clone(&self.turn).try_lock_owned().ok() } else { None };
+        guard.map(|guard| Turn { _guard: guard })
+    }
+
+    /// It may be damaged: whoever has the turn next mends it. A suspicion of what only a full look shows stays one.
+    pub(super) fn suspect(&self, suspicion: Suspicion) {
+        let mut held = lock(&self.suspicion);
+        let full = suspicion.full || held.as_ref().is_some_and(|held| held.full);
+        *held = Some(Suspicion { full, ..suspicion });
+    }
+
+    /// Why it may be damaged, where it may be.
+    pub(super) fn suspicion(&self) -> Option<Suspicion> {
+        lock(&self.suspicion).clone()
+    }
+
+    /// It is whole.
+    pub(super) fn trust_again(&self, mended: String) {
+        *lock(&self.suspicion) = None;
+        *lock(&self.mended) = Some(mended);
+    }
+
+    /// What the last mending did; asked once.
+    pub(super) fn take_mended(&self) -> Option<String> {
+        lock(&self.mended).take()
     }
 
     /// Waits for the turn.

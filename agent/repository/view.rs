@@ -1,5 +1,6 @@
 //! What the room shows of a repository.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stoker_core::identity::CommitId;
@@ -83,6 +84,8 @@ pub struct View {
     pub filled: bool,
     /// Requests that were answered with something older than they asked for.
     pub stale: u64,
+    /// How often each step of mending made it whole since the start: `recheck`, `fetch`, `repair`, `clone`, or `failed`.
+    pub heals: BTreeMap<&'static str, u64>,
 }
 
 /// One commit, and the snapshot that holds it for as long as this value lives.

@@ -1,12 +1,14 @@
 //! One visit to upstream, from the question what it has to the published snapshot.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::Fetched;
+use stoker_core::source::heal::Step;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,13 +19,16 @@ use super::disk::{Paths, StorePaths, io_reason};
 use super::entry::{Entry, Outcome, stopping};
 use super::fetch::{Visit, blocking};
 use super::git::GitError;
+use super::heal::Patient;
+use super::import::plant;
 use super::listing::{Head, Listing, Wanted};
 use super::local::SafeDirectory;
 use super::meta::Pin;
 use super::network::{Claim, choose};
 use super::places::Place;
+use super::recover::clean;
 use super::snapshot::SnapshotPin;
-use super::store::{Turn, name_of};
+use super::store::{Store, Suspicion, Turn, name_of};
 
 /// From so many branches and tags on, the first fill begins with those that somebody waits for: how much all the others
 /// bring is not known before, and asking twice costs one more round trip.
@@ -71,31 +76,30 @@ async fn run(
     cancel: &CancellationToken,
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
-    let root = (shared.root)()?;
-    shared.git.settle(&root).await?;
-    let meta = entry.state().meta.clone();
-    let mut visit = Visit {
-        git: shared.git.clone(),
-        credentials: Credentials::of(&shared.config()),
-        ls_refs: shared.ls_refs.clone(),
-        url: entry.url.clone(),
-        folder: entry.folder.clone(),
-        paths: Paths::new(&root, &entry.folder),
-        store: StorePaths::new(&root, &name_of(&meta.trust, &entry.url)),
-        protocols: shared.config().protocols.clone(),
-        redirects: meta.declared,
-        deadline: std::time::Instant::now() + shared.config().fetch_within,
-        cancel: cancel.clone(),
-        progress: entry.progress.clone(),
-        root,
+    plant(shared, entry, cancel).await;
+    let mut visit = prepare(shared, entry, (shared.root)()?, cancel).await?;
+    let listed = async {
+        let safe = visit.inspect().await?;
+        let asked_at = shared.now();
+        visit.list(wanted, safe.as_deref()).await.map(|listing| (listing, safe, asked_at))
     };
-    let safe = visit.inspect().await?;
-    let asked_at = shared.now();
-    let listing = visit.list(wanted, safe.as_deref()).await?;
+    let (listing, safe, asked_at) = match listed.await {
+        Ok(listed) => listed,
+        Err(reason) => {
+            mend_alone(shared, entry, &mut visit).await;
+            return Err(reason);
+        }
+    };
     // A pool that was exchanged has lost it.
     let current = entry.current().filter(|pin| pin.path().is_dir());
     let (unchanged, missing) = compare(shared, entry, &listing, current.as_ref()).await?;
-    if unchanged && missing.extra.is_empty() && wanted.commits.is_empty() && !drops_pins(entry, &listing, wanted) {
+    let suspect = held_store(shared, entry).is_some_and(|store| store.suspicion().is_some());
+    if unchanged
+        && !suspect
+        && missing.extra.is_empty()
+        && wanted.commits.is_empty()
+        && !drops_pins(entry, &listing, wanted)
+    {
         update_pins(entry, &listing, wanted, asked_at);
         return record(shared, entry, &visit, listing.head, asked_at, false).await;
     }
@@ -106,7 +110,13 @@ async fn run(
         shared.tick();
     }
     let current = entry.current().filter(|pin| pin.path().is_dir());
-    let come = bring(shared, entry, &visit, &missing, unchanged, safe.as_deref()).await?;
+    let come = match bring(shared, entry, &visit, &writer.store, &missing, unchanged, safe.as_deref()).await {
+        Ok(come) => come,
+        Err(reason) => {
+            tidy(shared, &visit).await;
+            return Err(reason);
+        }
+    };
     let mut objects_came = come == Come::Whole;
     for commit in &wanted.commits {
         let fetched = visit.fetch_commit(*commit, safe.as_deref()).await;
@@ -120,7 +130,18 @@ async fn run(
     let fetched = come != Come::Nothing || objects_came;
     if fetched || !dropped.is_empty() || current.is_none() {
         let first = entry.state().meta.first_snapshot;
-        let published = visit.publish(listing.head.clone(), current, objects_came, first).await?;
+        // A snapshot that was taken out of service meanwhile is nothing to go by.
+        let current = current.filter(|pin| entry.current().is_some_and(|now| now.number() == pin.number()));
+        let published = match visit.publish(listing.head.clone(), current.clone(), objects_came, first).await {
+            Err(reason) if reason.code == Code::RepositoryCorrupt => {
+                let suspicion = Suspicion { why: reason.message, full: false };
+                let patient = Patient { shared, entry, visit: &visit, store: &writer.store };
+                patient.mend(&suspicion, Some((&listing, safe.as_deref()))).await?;
+                entry.state().meta.generation = visit.store.generation();
+                visit.publish(listing.head.clone(), current, true, first).await?
+            }
+            published => published?,
+        };
         adopt(entry, published);
     }
     let recorded = record(shared, entry, &visit, listing.head, asked_at, fetched).await;
@@ -154,14 +175,67 @@ async fn bring_first(
     shared.save(entry).await
 }
 
+/// What a visit or an import needs, before it is known which store is the repository's.
+pub(super) async fn prepare(
+    shared: &Shared,
+    entry: &Entry,
+    root: PathBuf,
+    cancel: &CancellationToken,
+) -> Result<Visit, Reason> {
+    shared.git.settle(&root).await?;
+    let meta = entry.state().meta.clone();
+    Ok(Visit {
+        git: shared.git.clone(),
+        credentials: Credentials::of(&shared.config()),
+        ls_refs: shared.ls_refs.clone(),
+        url: entry.url.clone(),
+        folder: entry.folder.clone(),
+        paths: Paths::new(&root, &entry.folder),
+        store: StorePaths::new(&root, &name_of(&meta.trust, &entry.url)),
+        protocols: shared.config().protocols.clone(),
+        redirects: meta.declared,
+        deadline: std::time::Instant::now() + shared.config().fetch_within,
+        cancel: cancel.clone(),
+        progress: entry.progress.clone(),
+        root,
+    })
+}
+
+/// The store that the repository fetches into, where it did.
+fn held_store(shared: &Shared, entry: &Entry) -> Option<Arc<Store>> {
+    let name = entry.state().meta.store.clone()?;
+    Some(shared.stores.get(&name))
+}
+
+/// Upstream is away: a damaged store is mended as far as that goes without it.
+async fn mend_alone(shared: &Arc<Shared>, entry: &Arc<Entry>, visit: &mut Visit) {
+    let Some(name) = entry.state().meta.store.clone() else { return };
+    let store = shared.stores.get(&name);
+    if store.suspicion().is_none() {
+        return;
+    }
+    let Ok((store, _turn, _claim)) = enter(shared, entry, visit, &[]).await else { return };
+    // Looked at again under the turn: another visit may have mended it.
+    let Some(suspicion) = store.suspicion() else { return };
+    let patient = Patient { shared, entry, visit, store: &store };
+    if patient.mend(&suspicion, None).await.is_ok() && entry.current().is_none() {
+        let (head, first) = (entry.state().meta.head.clone(), entry.state().meta.first_snapshot);
+        match visit.publish(head, None, true, first).await {
+            Ok(published) => adopt(entry, published),
+            Err(reason) => tracing::warn!(repository = entry.url.key(), "{}", reason.message),
+        }
+    }
+}
+
 /// The right to write to the store, and what goes with it.
 struct Writer {
+    store: Arc<Store>,
     _turn: Turn,
     _place: Place,
     _claim: Option<Claim>,
 }
 
-/// Finds the repository's store, and waits for its turn there. Who waits gives its place to others.
+/// Waits for the turn of the repository's store, and for a place. Who waits gives its place to others.
 async fn begin(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
@@ -170,14 +244,25 @@ async fn begin(
     place: Place,
 ) -> Result<Writer, Reason> {
     drop(place);
+    let (store, turn, claim) = enter(shared, entry, visit, &listing.tips).await?;
+    let place = visit.cancel.run_until_cancelled(shared.places.take(&entry.url)).await.flatten();
+    let place = place.ok_or_else(|| stopping(&entry.url))?;
+    // Others had their time; this one's begins now.
+    visit.deadline = std::time::Instant::now() + shared.config().fetch_within;
+    Ok(Writer { store, _turn: turn, _place: place, _claim: claim })
+}
+
+/// Finds the repository's store, and waits for its turn there.
+pub(super) async fn enter(
+    shared: &Arc<Shared>,
+    entry: &Arc<Entry>,
+    visit: &mut Visit,
+    tips: &[CommitId],
+) -> Result<(Arc<Store>, Turn, Option<Claim>), Reason> {
     let trust = entry.state().meta.trust.clone();
-    let (name, claim) = choose(shared, entry, &listing.tips).await?;
+    let (name, claim) = choose(shared, entry, tips).await?;
     let store = shared.stores.get(&name);
-    let ready = async { (store.turn().await, shared.places.take(&entry.url).await) };
-    let (turn, place) = match visit.cancel.run_until_cancelled(ready).await {
-        Some((turn, Some(place))) => (turn, place),
-        _ => return Err(stopping(&entry.url)),
-    };
+    let turn = visit.cancel.run_until_cancelled(store.turn()).await.ok_or_else(|| stopping(&entry.url))?;
     {
         let mut state = entry.state();
         if state.meta.trust != trust || state.meta.store.as_ref().is_some_and(|store| *store != name) {
@@ -188,9 +273,16 @@ async fn begin(
     }
     let root = (shared.root)()?;
     visit.store = StorePaths::new(&root, &name);
-    // Others had their time; this one's begins now.
     visit.deadline = std::time::Instant::now() + shared.config().fetch_within;
-    Ok(Writer { _turn: turn, _place: place, _claim: claim })
+    Ok((store, turn, claim))
+}
+
+/// Half a pack of a fetch that failed would keep the disk full.
+async fn tidy(shared: &Shared, visit: &Visit) {
+    let (store, discard) = (visit.store.folder.clone(), Arc::clone(&shared.discard));
+    if let Err(reason) = blocking(visit.url.key(), move || clean(&store, &*discard)).await {
+        tracing::warn!(repository = visit.url.key(), "{}", reason.message);
+    }
 }
 
 /// What a visit brought into the store.
@@ -207,22 +299,27 @@ async fn bring(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
     visit: &Visit,
+    store: &Store,
     missing: &Listing,
     unchanged: bool,
     safe: Option<&SafeDirectory>,
 ) -> Result<Come, Reason> {
+    let patient = Patient { shared, entry, visit, store };
     let reason = |error: GitError| error.reason(entry.url.key(), &format!("fetching {}", entry.url));
     let whole = async || {
         visit.fill(missing.head.as_ref(), safe).await?;
         if missing.extra.is_empty() { Ok(()) } else { visit.fetch_extra(missing, safe).await }
     };
-    let generation = visit.store.generation();
     if !visit.has_store() {
         whole().await.map_err(reason)?;
         entry.state().meta.generation = visit.store.generation();
         return Ok(Come::Whole);
     }
+    if let Some(suspicion) = store.suspicion() {
+        patient.mend(&suspicion, Some((missing, safe))).await?;
+    }
     // A store that was made anew, or that this repository joins, has not its refs yet.
+    let generation = visit.store.generation();
     let joined = generation.is_some() && entry.state().meta.generation == generation;
     let done = match (unchanged && joined, missing.extra.is_empty()) {
         (true, true) => return Ok(Come::Nothing),
@@ -235,11 +332,14 @@ async fn bring(
             Ok(Come::Refs)
         }
         Err(error) if error.is_store_damage() => {
-            tracing::error!(repository = entry.url.key(), %error, "the store is damaged: it is cloned anew");
-            entry.state().quarantined = true;
-            shared.tick();
-            shared.discard(visit.store.git()).await?;
-            whole().await.map_err(reason)?;
+            let suspicion = Suspicion { why: error.to_string(), full: true };
+            let step = patient.mend(&suspicion, Some((missing, safe))).await?;
+            // Whole again is not yet what was asked for.
+            if step == Step::Recheck {
+                visit.fetch(missing, safe).await.map_err(reason)?;
+            } else if !missing.extra.is_empty() {
+                visit.fetch_extra(missing, safe).await.map_err(reason)?;
+            }
             entry.state().meta.generation = visit.store.generation();
             Ok(Come::Whole)
         }
@@ -294,7 +394,7 @@ fn update_pins(entry: &Entry, listing: &Listing, wanted: &Wanted, asked_at: Time
 }
 
 /// The published snapshot is the newest now.
-fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>) {
+pub(super) fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>) {
     let Some((pin, refs)) = published else { return };
     let mut state = entry.state();
     state.refs = u64::try_from(refs).unwrap_or(u64::MAX);

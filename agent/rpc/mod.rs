@@ -9,6 +9,7 @@ mod error;
 mod node;
 mod repository;
 mod request;
+mod transfer;
 mod workspace;
 
 use std::sync::{Arc, RwLock};

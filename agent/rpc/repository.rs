@@ -9,12 +9,12 @@ use stoker_core::source::Origin;
 use stoker_proto::v1::{self, repository_service_server::RepositoryService};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{duration, reasons, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{page, source, url};
-use super::{Rooms, patience};
+use super::{Rooms, patience, transfer};
 use crate::repository::{Progress, RepositoryState, View};
 
 /// A fill of a large repository takes longer than a call whose caller names no deadline.
@@ -23,6 +23,15 @@ const REFRESH_WITHIN: Duration = Duration::from_secs(3600);
 pub(super) struct Repository(pub(super) Rooms);
 
 type Refreshing = Pin<Box<dyn Stream<Item = Result<v1::RefreshRepositoryResponse, Status>> + Send>>;
+
+/// Whether a text is a trust class, or nothing.
+pub(super) fn trust(field: &str, text: &str) -> Result<(), Status> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match text.len() <= 63 && text.chars().all(plain) {
+        true => Ok(()),
+        false => Err(bad(field, "is no trust class; use at most 63 of a-z 0-9 -")),
+    }
+}
 
 #[tonic::async_trait]
 impl RepositoryService for Repository {
@@ -80,10 +89,7 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::AddRepositoryResponse>, Status> {
         let request = request.into_inner();
         let wanted = url("url", &request.url)?;
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if request.trust.len() > 63 || !request.trust.chars().all(plain) {
-            return Err(bad("trust", "is no trust class; use at most 63 of a-z 0-9 -"));
-        }
+        trust("trust", &request.trust)?;
         let view = match self.0.repositories.add(&wanted, request.pin, &request.trust).await {
             Ok(_) if request.submodules => self.0.repositories.follow_submodules(&wanted).await,
             added => added,
@@ -153,6 +159,27 @@ impl RepositoryService for Repository {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
+
+    async fn verify_repository(
+        &self,
+        request: Request<v1::VerifyRepositoryRequest>,
+    ) -> Result<Response<transfer::Verifying>, Status> {
+        transfer::verify(&self.0, request)
+    }
+
+    async fn import_repository(
+        &self,
+        request: Request<Streaming<v1::ImportRepositoryRequest>>,
+    ) -> Result<Response<v1::ImportRepositoryResponse>, Status> {
+        transfer::import(&self.0, request.into_inner()).await
+    }
+
+    async fn export_repository(
+        &self,
+        request: Request<v1::ExportRepositoryRequest>,
+    ) -> Result<Response<transfer::Exporting>, Status> {
+        transfer::export(&self.0, request).await
+    }
 }
 
 fn unknown(key: &str) -> Status {
@@ -169,7 +196,7 @@ pub(super) fn progress(progress: &Progress) -> v1::Progress {
     }
 }
 
-fn repository(view: &View) -> v1::Repository {
+pub(super) fn repository(view: &View) -> v1::Repository {
     v1::Repository {
         url: view.url.fetch_url().to_owned(),
         state: match view.state {
@@ -201,5 +228,10 @@ fn repository(view: &View) -> v1::Repository {
         failures: i32::try_from(view.failures).unwrap_or(i32::MAX),
         declared_by: view.declared_by.clone(),
         submodules: view.submodules,
+        heals: view
+            .heals
+            .iter()
+            .map(|(step, count)| v1::Heal { step: (*step).to_owned(), count: wire(*count) })
+            .collect(),
     }
 }

@@ -69,18 +69,6 @@ pub(crate) fn moved(asked: &Asked) -> Option<Response<Body>> {
     Some(response)
 }
 
-/// A list of refs, by protocol 2, that goes on for as long as somebody reads.
-pub(crate) fn endless_refs() -> Response<Body> {
-    let line = "0047aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa refs/heads/endless-branch\n";
-    assert_eq!(usize::from_str_radix(&line[..4], 16), Ok(line.len()));
-    let part = Bytes::from(line.repeat(1000));
-    let parts = stream::repeat_with(move || Ok(Frame::data(part.clone())));
-    let mut response = Response::new(StreamBody::new(parts).boxed_unsync());
-    let kind = HeaderValue::from_static("application/x-git-upload-pack-result");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
-}
-
 /// Reads as much of the body as the kind needs; the rest stays in its stream.
 pub(crate) async fn ask(mut request: Request<Incoming>) -> Result<Asked, hyper::Error> {
     let path = request.uri().path().to_owned();
@@ -142,6 +130,19 @@ fn classify(seen: &[u8], gzip: bool) -> Option<Kind> {
     }
 }
 
+/// What is done to an answer's body on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bend {
+    /// Nothing.
+    Whole,
+    /// It ends with an error after so many bytes.
+    Cut(u64),
+    /// Nothing comes after so many bytes, and the connection stays.
+    Hang(u64),
+    /// So many bytes later one is another.
+    Flip(u64),
+}
+
 /// The child's process group, ended when this is dropped, and counted while it lives.
 struct Running {
     child: Child,
@@ -160,16 +161,17 @@ impl Drop for Running {
     }
 }
 
-/// Answers by `git http-backend` over the repositories below `root`. The answer's body ends with an error after `cut`
-/// bytes, where that is set. `count` is the number of children that live.
+/// Answers by `git http-backend` over the repositories below `root`. `hook` makes the packs, where it is set
+/// (`uploadpack.packObjectsHook`). `count` is the number of children that live.
 pub(crate) async fn answer(
     asked: Asked,
     root: &Path,
     log: &Path,
-    cut: Option<u64>,
+    bend: Bend,
+    hook: Option<&Path>,
     count: &Arc<AtomicUsize>,
 ) -> io::Result<Response<Body>> {
-    let mut command = backend(&asked.request, root, log)?;
+    let mut command = backend(&asked.request, root, log, hook)?;
     let mut child = command.spawn()?;
     count.fetch_add(1, Ordering::SeqCst);
     let mut stdin = child.stdin.take().ok_or_else(|| io::Error::other("no stdin"))?;
@@ -207,11 +209,11 @@ pub(crate) async fn answer(
             response.headers_mut().append(name, HeaderValue::from_str(value).map_err(io::Error::other)?);
         }
     }
-    Ok(response.map(|()| body(reader, running, cut)))
+    Ok(response.map(|()| body(reader, running, bend)))
 }
 
 /// The command, with the variables of the common gateway interface (RFC 3875) that `git-http-backend(1)` reads.
-fn backend(request: &Request<Incoming>, root: &Path, log: &Path) -> io::Result<Command> {
+fn backend(request: &Request<Incoming>, root: &Path, log: &Path, hook: Option<&Path>) -> io::Result<Command> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut command = Command::new("git");
     command
@@ -222,7 +224,9 @@ fn backend(request: &Request<Incoming>, root: &Path, log: &Path) -> io::Result<C
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         // What the large forges allow.
-        .env("GIT_CONFIG_COUNT", "2")
+        .env("GIT_CONFIG_COUNT", if hook.is_some() { "3" } else { "2" })
+        .env("GIT_CONFIG_KEY_2", "uploadpack.packObjectsHook")
+        .env("GIT_CONFIG_VALUE_2", hook.unwrap_or(Path::new("")))
         .env("GIT_CONFIG_KEY_0", "uploadpack.allowAnySHA1InWant")
         .env("GIT_CONFIG_VALUE_0", "true")
         .env("GIT_CONFIG_KEY_1", "uploadpack.allowFilter")
@@ -277,11 +281,18 @@ fn decode(path: &str) -> std::ffi::OsString {
 }
 
 /// The child's output as a body. It owns the child: whoever drops it ends that.
-fn body(reader: BufReader<ChildStdout>, running: Running, cut: Option<u64>) -> Body {
-    let parts = stream::unfold(Some((reader, running, cut)), |state| async {
-        let (mut reader, running, cut) = state?;
-        let most = cut.map_or(64 * 1024, |left| usize::try_from(left).unwrap_or(usize::MAX).min(64 * 1024));
+fn body(reader: BufReader<ChildStdout>, running: Running, bend: Bend) -> Body {
+    let parts = stream::unfold(Some((reader, running, bend)), |state| async {
+        let (mut reader, running, bend) = state?;
+        let left = match bend {
+            Bend::Cut(left) | Bend::Hang(left) => left,
+            Bend::Whole | Bend::Flip(_) => u64::MAX,
+        };
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(64 * 1024);
         if most == 0 {
+            if matches!(bend, Bend::Hang(_)) {
+                std::future::pending::<()>().await;
+            }
             return Some((Err(io::Error::other("cut as asked")), None));
         }
         let mut buffer = vec![0; most];
@@ -289,8 +300,18 @@ fn body(reader: BufReader<ChildStdout>, running: Running, cut: Option<u64>) -> B
             Ok(0) => None,
             Ok(count) => {
                 buffer.truncate(count);
-                let cut = cut.map(|left| left.saturating_sub(count as u64));
-                Some((Ok(Frame::data(Bytes::from(buffer))), Some((reader, running, cut))))
+                let less = |left: u64| left.saturating_sub(count as u64);
+                let bend = match bend {
+                    Bend::Whole => Bend::Whole,
+                    Bend::Cut(left) => Bend::Cut(less(left)),
+                    Bend::Hang(left) => Bend::Hang(less(left)),
+                    Bend::Flip(left) if left < count as u64 => {
+                        buffer[usize::try_from(left).unwrap()] ^= 0x55;
+                        Bend::Whole
+                    }
+                    Bend::Flip(left) => Bend::Flip(less(left)),
+                };
+                Some((Ok(Frame::data(Bytes::from(buffer))), Some((reader, running, bend))))
             }
             Err(error) => Some((Err(error), None)),
         }

@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::cgi::{self, Body, Kind};
+use super::cgi::{self, Bend, Body, Kind};
 use super::large::LargeFiles;
 use super::repository::TestRepo;
 
@@ -64,8 +64,22 @@ pub(crate) enum Fault {
     CutPack(u64),
     /// It is old: it knows protocol 0 alone.
     Protocol0,
-    /// Lists of refs by protocol 2 have no end.
+    /// Nothing comes after so many bytes of a pack, and the connection stays.
+    HangPack(u64),
+    /// One byte of each pack, so far in, is another.
+    FlipPack(u64),
+    /// Packs have a commit and its tree, and no file.
+    BarePack,
+    /// Packs of clones never end: some 10 MB a second.
+    EndlessPack,
+    /// The same for those who have something already.
+    EndlessFetch,
+    /// Lists of refs never end: as fast.
     EndlessRefs,
+    /// Connections end without an answer.
+    Reset,
+    /// Everything is answered by a page for people.
+    Html,
 }
 
 /// What a handler reads on each request.
@@ -141,6 +155,11 @@ impl Upstream {
         let root = tempfile::Builder::new().prefix("upstream-").tempdir().unwrap();
         let repositories = root.path().join("repositories");
         std::fs::create_dir(&repositories).unwrap();
+        // By a child: a test beside may fork while this process has it open for writing, and it could not be started.
+        let script = "printf '#!/bin/sh\\ncat > /dev/null\\ngit rev-parse HEAD HEAD^{tree} | git pack-objects --stdout -q\\n' > \"$1\" && chmod 755 \"$1\"";
+        let written =
+            std::process::Command::new("sh").args(["-c", script, "sh"]).arg(root.path().join("bare-pack")).status();
+        assert!(written.unwrap().success());
         let (weather, seen) = watch::channel(Weather::default());
         let shared = Arc::new(Shared {
             root: repositories,
@@ -400,13 +419,89 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     if let Some(response) = closed {
         return Ok(response.map(|()| empty()));
     }
-    if fault == Fault::EndlessRefs && kind == Kind::LsRefs {
-        return Ok(cgi::endless_refs());
+    match fault {
+        Fault::Reset => return Err(io::Error::other("reset as asked")),
+        Fault::Html => return Ok(answer("text/html", once(b"<html><body>Sign in</body></html>".to_vec()))),
+        Fault::EndlessRefs if kind == Kind::LsRefs => return Ok(answer(RESULT, endless(0, ref_lines))),
+        Fault::EndlessPack if kind == Kind::Fetch => return Ok(answer(RESULT, endless(0, pack_lines))),
+        Fault::EndlessFetch if kind == Kind::Fetch => return Ok(answer(RESULT, endless(0, acknowledged))),
+        _ => {}
     }
-    let cut = match fault {
-        Fault::CutPack(bytes) if kind == Kind::Fetch => Some(bytes),
-        _ => None,
+    let bend = match fault {
+        Fault::CutPack(bytes) if kind == Kind::Fetch => Bend::Cut(bytes),
+        Fault::HangPack(bytes) if kind == Kind::Fetch => Bend::Hang(bytes),
+        Fault::FlipPack(bytes) if kind == Kind::Fetch => Bend::Flip(bytes),
+        _ => Bend::Whole,
     };
     let asked = if fault == Fault::Protocol0 { asked.of_protocol_0() } else { asked };
-    cgi::answer(asked, &shared.root, &shared.log, cut, &shared.children).await
+    let hook = shared.root.with_file_name("bare-pack");
+    let hook = (fault == Fault::BarePack).then_some(hook.as_path());
+    cgi::answer(asked, &shared.root, &shared.log, bend, hook, &shared.children).await
+}
+
+/// The content type of answers to `git-upload-pack`.
+const RESULT: &str = "application/x-git-upload-pack-result";
+/// Between two pieces of what never ends.
+const PIECE_EVERY: Duration = Duration::from_millis(5);
+
+fn answer(kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+fn once(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Pieces without end: `piece` makes the one of a number.
+fn endless(first: u64, piece: fn(u64) -> Vec<u8>) -> Body {
+    let parts = futures_util::stream::unfold(first, move |number| async move {
+        tokio::time::sleep(PIECE_EVERY).await;
+        Some((Ok(hyper::body::Frame::data(Bytes::from(piece(number)))), number + 1))
+    });
+    http_body_util::StreamBody::new(parts).boxed_unsync()
+}
+
+/// Packet lines (gitprotocol-common(5)).
+fn packet(bytes: &[u8]) -> Vec<u8> {
+    [format!("{:04x}", bytes.len() + 4).as_bytes(), bytes].concat()
+}
+
+/// A thousand refs.
+fn ref_lines(number: u64) -> Vec<u8> {
+    let line = |i: u64| packet(format!("{:040x} refs/heads/branch-{}\n", i + 1, number * 1000 + i).as_bytes());
+    (0..1000).flat_map(line).collect()
+}
+
+/// What comes before a pack for those who said what they have (gitprotocol-v2(5)), then as [`pack_lines`].
+fn acknowledged(number: u64) -> Vec<u8> {
+    let before = if number == 0 {
+        [packet(b"acknowledgments\n"), packet(b"ready\n"), b"0001".to_vec()].concat()
+    } else {
+        Vec::new()
+    };
+    [before, pack_lines(number)].concat()
+}
+
+/// The beginning of a pack with one file of a terabyte (gitformat-pack(5)), then that file, in stored blocks of RFC 1951.
+fn pack_lines(number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if number == 0 {
+        bytes.extend(packet(b"packfile\n"));
+        let mut begin = b"\x01PACK\0\0\0\x02\0\0\0\x01".to_vec();
+        let mut size = 1_u64 << 40;
+        begin.push(0xb0 | u8::try_from(size & 15).unwrap());
+        size >>= 4;
+        while size > 0 {
+            let more = if size > 0x7f { 0x80 } else { 0 };
+            begin.push(more | u8::try_from(size & 0x7f).unwrap());
+            size >>= 7;
+        }
+        begin.extend([0x78, 0x01]);
+        bytes.extend(packet(&begin));
+    }
+    let block = [&[0x01, 0x00][..], &50_000_u16.to_le_bytes(), &(!50_000_u16).to_le_bytes(), &[b'x'; 50_000]].concat();
+    bytes.extend(packet(&block));
+    bytes
 }

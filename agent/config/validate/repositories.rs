@@ -1,6 +1,7 @@
 //! Repositories: their pool, who may add which, and the declared mirrors.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
@@ -12,6 +13,8 @@ use crate::config::{Add, Lfs, Mirror, Repositories};
 
 /// The most declared mirrors.
 const MIRRORS_MAX: usize = 10_000;
+/// The most directories of seeds.
+const SEEDS_MAX: usize = 16;
 /// The most host patterns.
 const PATTERNS_MAX: usize = 256;
 
@@ -22,6 +25,7 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
     let day = Duration::from_secs(24 * 3600);
     let refresh = within(&section.refresh, second, 7 * day, "1s to 168h");
     let fetch_within = within(&section.fetch_within, second, day, "1s to 24h");
+    let check = within(&section.check, second, 365 * day, "1s to 8760h");
     let mut protocols = section.protocols.clone();
     protocols.sort_unstable();
     protocols.dedup();
@@ -36,6 +40,8 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         parallel: problems.take(&place.field("parallel"), count(section.parallel, 64)),
         parallel_per_host: problems.take(&place.field("parallelPerHost"), count(section.parallel_per_host, 64)),
         fetch_within: problems.take(&place.field("fetchWithin"), fetch_within),
+        check: problems.take(&place.field("check"), check),
+        seeds: seeds(file, &place.field("seeds"), problems),
         add: match section.add {
             AddWord::Declared => Add::Declared,
             AddWord::OnDemand => Add::OnDemand,
@@ -73,6 +79,17 @@ fn pool(file: &File, place: &Place<'_>, problems: &mut Problems) -> String {
         problems.add(&place, fault);
     }
     first.clone()
+}
+
+fn seeds(file: &File, place: &Place<'_>, problems: &mut Problems) -> Vec<PathBuf> {
+    let seeds = &file.repositories.seeds;
+    if seeds.len() > SEEDS_MAX {
+        problems
+            .add(place, Fault::new(format!("has {} directories", seeds.len()), format!("write at most {SEEDS_MAX}")));
+        return Vec::new();
+    }
+    let paths = seeds.iter().enumerate();
+    paths.map(|(index, path)| problems.take(&place.entry(index), text::absolute(path))).collect()
 }
 
 fn allow(file: &File, place: &Place<'_>, problems: &mut Problems) -> Vec<String> {

@@ -6,10 +6,12 @@
 //!
 //! - [`RepositoryUrl`] is the canonical name of an upstream: all spellings of one repository are equal.
 //! - [`SourceRef`] is what a caller asks for there; [`RefName`] a name that git accepts.
+//! - [`heal`] orders the steps by which a damaged store is mended.
 //! - [`decide`] says what to do next to resolve a [`Request`]; [`allowed`] whether an upstream may be added.
 //! - [`manifest`] reads the lists of the `repo` tool; [`submodules`] what a commit says of its submodules.
 
 mod allow;
+pub mod heal;
 mod host;
 pub mod manifest;
 mod refs;

@@ -17,16 +17,16 @@ use crate::config;
 use crate::repository::git::Git;
 use crate::repository::{Discard, Repositories, Resolved, Root};
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(in crate::repository) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An upstream with a worktree, made by the git of this machine.
-pub(super) struct Upstream {
-    pub(super) path: PathBuf,
+pub(in crate::repository) struct Upstream {
+    pub(in crate::repository) path: PathBuf,
 }
 
 impl Upstream {
     /// `main` with two commits.
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(in crate::repository) fn new(path: PathBuf) -> Self {
         let upstream = Self { path };
         std::fs::create_dir_all(&upstream.path).unwrap();
         upstream.git(["init", "-q", "-b", "main"]);
@@ -35,7 +35,7 @@ impl Upstream {
         upstream
     }
 
-    pub(super) fn git<I, S>(&self, args: I) -> String
+    pub(in crate::repository) fn git<I, S>(&self, args: I) -> String
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -43,27 +43,27 @@ impl Upstream {
         git_in(&self.path, args)
     }
 
-    pub(super) fn commit(&self, message: &str) -> CommitId {
+    pub(in crate::repository) fn commit(&self, message: &str) -> CommitId {
         std::fs::write(self.path.join("file.txt"), message).unwrap();
         self.git(["add", "."]);
         self.git(["commit", "-q", "--allow-empty", "-m", message]);
         self.rev("HEAD")
     }
 
-    pub(super) fn rev(&self, name: &str) -> CommitId {
+    pub(in crate::repository) fn rev(&self, name: &str) -> CommitId {
         self.git(["rev-parse", name]).parse().unwrap()
     }
 
     /// A commit on `main` that no ref names.
-    pub(super) fn loose_commit(&self, message: &str) -> CommitId {
+    pub(in crate::repository) fn loose_commit(&self, message: &str) -> CommitId {
         self.git(["commit-tree", "-p", "main", "-m", message, "main^{tree}"]).parse().unwrap()
     }
 
-    pub(super) fn url(&self) -> RepositoryUrl {
+    pub(in crate::repository) fn url(&self) -> RepositoryUrl {
         format!("file://{}", self.path.display()).parse().unwrap()
     }
 
-    pub(super) fn request(&self, reference: &str) -> Request {
+    pub(in crate::repository) fn request(&self, reference: &str) -> Request {
         Request::new(self.url(), reference.parse().unwrap())
     }
 }
@@ -99,7 +99,7 @@ pub(in crate::repository) fn write_program(path: &Path, script: &str) {
 }
 
 /// A git in the real one's place that counts what it is started for.
-pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
+pub(in crate::repository) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
     // While a file `hold` is there, no fetch of all branches begins.
     let hold =
@@ -109,8 +109,8 @@ pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
 }
 
 /// A node: a pool, and the room over it.
-pub(super) struct World {
-    pub(super) dir: tempfile::TempDir,
+pub(in crate::repository) struct World {
+    pub(in crate::repository) dir: tempfile::TempDir,
     pub(super) repositories: Repositories,
     pub(super) mounted: Arc<AtomicBool>,
     pub(super) git_log: PathBuf,
@@ -132,6 +132,8 @@ impl World {
             parallel: 2,
             parallel_per_host: 2,
             fetch_within: Duration::from_secs(60),
+            check: Duration::from_secs(24 * 3600),
+            seeds: Vec::new(),
             add: config::Add::OnDemand,
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
