@@ -186,8 +186,8 @@ pub(crate) fn doing(repository: &v1::Repository, view: &View) -> String {
 }
 
 fn render_list(list: &v1::ListRepositoriesResponse, view: &View) -> String {
-    let mut grid = Grid::new(&["REPOSITORY", "STATE", "TRUST", "SIZE", "REFS", "HITS", "KEPT", ""]);
-    grid = grid.right(&[3, 4, 5]).wraps(&[7]);
+    let mut grid = Grid::new(&["REPOSITORY", "STATE", "TRUST", "SIZE", "HITS", "USED", "KEPT", ""]);
+    grid = grid.right(&[3, 4]).wraps(&[7]);
     for repository in &list.repositories {
         let kept = match (repository.pinned, repository.declared) {
             (true, _) => "pinned",
@@ -199,8 +199,8 @@ fn render_list(list: &v1::ListRepositoriesResponse, view: &View) -> String {
             cell(state_word(repository.state())).tone(tone(repository.state())),
             cell(&repository.trust),
             cell(bytes(repository.disk_bytes)),
-            cell(grouped(repository.refs)),
             cell(share(repository)),
+            cell(view.when(repository.last_used_at.as_ref())),
             cell(kept),
             cell(doing(repository, view)),
         ]);
@@ -231,6 +231,42 @@ fn share(repository: &v1::Repository) -> String {
     }
 }
 
+/// `, its store shared with 2 others`.
+fn sharing(repository: &v1::Repository) -> String {
+    match repository.shares_store_with {
+        ..=0 => String::new(),
+        others => format!(", its store shared with {}", counted(i64::from(others), "other", "others")),
+    }
+}
+
+/// `, 1 in use by 3 leases and readers`.
+fn holding(repository: &v1::Repository) -> String {
+    match repository.snapshots_in_use {
+        ..=0 => String::new(),
+        used => {
+            let holders = counted(i64::from(repository.holders), "lease or reader", "leases and readers");
+            format!(", {used} in use by {holders}")
+        }
+    }
+}
+
+fn stale(repository: &v1::Repository) -> String {
+    match repository.stale {
+        ..=0 => String::new(),
+        stale => format!(", {} older than asked for", grouped(stale)),
+    }
+}
+
+/// `2 h ago, in 1.2 s: full repack; 9 packs became 2`.
+fn upkeep(repository: &v1::Repository, view: &View) -> String {
+    let Some(last) = &repository.last_upkeep else { return String::new() };
+    let packs = match (last.packs_before, last.packs_after) {
+        (before, after) if before == after => String::new(),
+        (before, after) => format!("; {} became {after}", counted(i64::from(before), "pack", "packs")),
+    };
+    format!("{}, in {}: {}{packs}", view.when(last.at.as_ref()), table::span(last.took.as_ref()), screen::safe(&last.what))
+}
+
 fn render_optional(repository: Option<&v1::Repository>, view: &View) -> String {
     repository.map(|repository| render(repository, view)).unwrap_or_default()
 }
@@ -250,14 +286,17 @@ fn render(repository: &v1::Repository, view: &View) -> String {
     fields.add("head", &repository.head);
     let objects = counted(repository.objects, "object", "objects");
     let refs = counted(repository.refs, "ref", "refs");
-    fields.add("holds", format!("{refs}, {objects}, {}", bytes(repository.disk_bytes)));
+    let packs = counted(i64::from(repository.packs), "pack", "packs");
+    fields.add("holds", format!("{refs}, {objects} in {packs}"));
+    fields.add("disk", format!("{}{}", bytes(repository.disk_bytes), sharing(repository)));
     fields.add("confirmed", view.when(repository.confirmed_at.as_ref()));
     fields.add("fetched", view.when(repository.last_fetch_at.as_ref()));
     fields.add("next", view.when(repository.next_refresh_at.as_ref()));
+    fields.add("used", view.when(repository.last_used_at.as_ref()));
     let snapshots = counted(i64::from(repository.snapshots), "snapshot", "snapshots");
     let newest = screen::safe(&repository.snapshot);
     fields
-        .add("snapshots", if newest.is_empty() { "none".to_owned() } else { format!("{snapshots}, newest {newest}") });
+        .add("snapshots", if newest.is_empty() { "none".to_owned() } else { format!("{snapshots}, newest {newest}{}", holding(repository)) });
     fields.add(
         "hits",
         format!(
@@ -265,8 +304,10 @@ fn render(repository: &v1::Repository, view: &View) -> String {
             grouped(repository.hits),
             grouped(repository.hits.saturating_add(repository.misses)),
             share(repository)
-        ),
+        ) + &stale(repository),
     );
+    fields.add("upkeep", upkeep(repository, view));
+    fields.reasons("put off", repository.upkeep_skipped.as_slice());
     fields.add("trust", &repository.trust);
     let kept = [(repository.declared, "declared"), (repository.pinned, "pinned")];
     let kept: Vec<&str> = kept.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
@@ -285,19 +326,7 @@ mod tests {
     fn a_list_shows_what_goes_on() {
         let list = v1::ListRepositoriesResponse { repositories: troubled().repositories, ..Default::default() };
         insta::assert_snapshot!(render_list(&list, &VIEW), @r"
-        REPOSITORY                          STATE    TRUST      SIZE   REFS  HITS  KEPT
-        github.com/projectbluefin/dakota    ready    public  734 MiB  1,024  94 %  declared   confirmed 2
-                                                                                              min ago
-        github.com/projectbluefin/bluefin   filling  public  734 MiB  1,024  94 %  on demand  receiving
-                                                                                              45,210/98,000,
-                                                                                              120 MiB
-        github.com/projectbluefin/finpilot  empty    public  734 MiB  1,024  94 %  declared   github.com
-                                                                                              does not
-                                                                                              answer:
-                                                                                              connection
-                                                                                              timed out [UPS
-                                                                                              TREAM_UNREACHA
-                                                                                              BLE]
+REPLACE
         ");
     }
 

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
+use super::upkeep::{PathsSection, UpkeepSection};
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -240,6 +241,14 @@ pub struct RepositoriesSection {
     pub allow: Vec<String>,
     /// What may be spoken with upstreams.
     pub protocols: Vec<ProtocolWord>,
+    /// Repacks, bitmaps and commit-graphs, while no fetch waits.
+    pub upkeep: UpkeepSection,
+    /// Mirrors that were filled more recently are never evicted: a time up to 8760h. Above `limit` or below the pool's
+    /// floor old snapshots go, then mirrors that are not pinned and that no lease uses.
+    pub min_age: Time,
+    /// A read-only folder for `git clone --reference`. Unset: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paths: Option<PathsSection>,
     /// Repositories that are filled at start and kept fresh: at most 10000.
     pub mirrors: Vec<MirrorSection>,
 }
@@ -257,6 +266,9 @@ impl Default for RepositoriesSection {
             add: AddWord::default(),
             allow: Vec::new(),
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
+            upkeep: UpkeepSection::default(),
+            min_age: "1h".into(),
+            paths: None,
             mirrors: Vec::new(),
         }
     }

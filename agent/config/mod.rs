@@ -16,6 +16,7 @@ pub mod reload;
 pub mod run;
 mod shape;
 pub mod units;
+mod upkeep;
 mod validate;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
+pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
 
 /// The trust class of what names none.
 pub const TRUST_DEFAULT: &str = "default";
@@ -257,6 +259,12 @@ pub struct Repositories {
     pub parallel_per_host: usize,
     /// How long one fetch may take.
     pub fetch_within: Duration,
+    /// Upkeep of stores.
+    pub upkeep: Upkeep,
+    /// Nothing that was filled more recently is evicted.
+    pub min_age: Duration,
+    /// A read-only folder for those who take paths.
+    pub paths: Option<Paths>,
     /// Who may add a repository.
     pub add: Add,
     /// Host patterns for repositories that are added on demand: `github.com`, `*.example.org`, `*`.

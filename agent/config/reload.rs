@@ -117,6 +117,9 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         add,
         allow,
         protocols,
+        upkeep,
+        min_age,
+        paths,
         mirrors,
     } = old;
     // Stores, snapshots and what leases pin lie there.
@@ -129,6 +132,9 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*add != new.add, "repositories.add");
     changes.live(*allow != new.allow, "repositories.allow");
     changes.live(*protocols != new.protocols, "repositories.protocols");
+    changes.live(*upkeep != new.upkeep, "repositories.upkeep");
+    changes.live(*min_age != new.min_age, "repositories.minAge");
+    changes.live(*paths != new.paths, "repositories.paths");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -188,6 +194,9 @@ repositories:
   add: on-demand
   allow: [example.org]
   protocols: [https]
+  upkeep: {every: 1m}
+  minAge: 2h
+  paths: {directory: mirrors}
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
@@ -223,12 +232,15 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.allow
     repositories.fetchWithin
     repositories.limit
+    repositories.minAge
     repositories.mirrors[example.org/a]
     repositories.mirrors[example.org/b]
     repositories.mirrors[example.org/c]
     repositories.parallel
+    repositories.paths
     repositories.protocols
     repositories.refresh
+    repositories.upkeep
     ");
 
         let merged = merged(&old, &new);

@@ -6,7 +6,7 @@ use stoker_core::quantity::Amounts;
 
 use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
 use super::units::Time;
-use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Workspaces};
+use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Upkeep, Workspaces};
 
 /// What `run` calls its pool.
 pub const POOL_NAME: &str = "run";
@@ -75,6 +75,9 @@ impl Config {
                 parallel: count(defaults.parallel),
                 parallel_per_host: count(defaults.parallel_per_host),
                 fetch_within: time(&defaults.fetch_within),
+                upkeep: Upkeep::default(),
+                min_age: time(&defaults.min_age),
+                paths: None,
                 add: Add::OnDemand,
                 // The caller is this user: what the user names may be fetched. Local hosts count only where listed.
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),

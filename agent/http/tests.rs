@@ -137,6 +137,14 @@ pub(crate) fn repository() -> View {
         failures: 2,
         store: String::new(),
         stale: 0,
+        packs: 3,
+        last_used_at: None,
+        evicted: None,
+        snapshots_in_use: 0,
+        holders: 0,
+        shares_store_with: 0,
+        last_upkeep: None,
+        upkeep_skipped: None,
     }
 }
 

@@ -10,15 +10,18 @@
 
 mod disk;
 mod entry;
+mod evict;
 mod fetch;
 pub mod git;
 mod git_error;
+mod inventory;
 mod keep;
 mod listing;
 mod local;
 mod meta;
 mod network;
 pub mod orphans;
+mod paths;
 mod places;
 mod presence;
 mod progress;
@@ -28,6 +31,7 @@ mod refs;
 mod resolve;
 mod snapshot;
 mod store;
+mod upkeep;
 mod view;
 mod visit;
 
@@ -56,11 +60,13 @@ use places::Places;
 use presence::Presence;
 use store::Stores;
 
+pub use evict::{Evicted, Eviction};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary};
 pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
+pub use upkeep::{LastUpkeep, Space, SpaceSource};
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
 
 /// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
@@ -100,6 +106,7 @@ struct Shared {
     /// Done once the pool was there.
     recovery: OnceCell<()>,
     presence: Presence,
+    disk: evict::Watch,
     ticks: watch::Sender<u64>,
     /// How many fetches ended how: `fetched`, or the word of the reason why not.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
@@ -149,6 +156,7 @@ impl Repositories {
             entries: Mutex::new(BTreeMap::new()),
             recovery: OnceCell::new(),
             presence: Presence::default(),
+            disk: evict::Watch::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -170,12 +178,14 @@ impl Repositories {
     /// declared ones soon; from then on those are kept fresh.
     pub fn start_prefill(&self) {
         for entry in self.shared.all() {
-            let (removed, declared, filled) = {
+            let (leave, declared, filled) = {
                 let state = entry.state();
-                (state.meta.removed, state.meta.declared, state.current.is_some())
+                // What was evicted is filled when somebody asks for it.
+                let leave = state.meta.removed || state.meta.evicted.is_some();
+                (leave, state.meta.declared, state.current.is_some())
             };
             match (declared, filled) {
-                _ if removed => {}
+                _ if leave => {}
                 (_, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
                 (true, true) => entry.refresh_in(self.shared.config().refresh / 10, self.shared.now()),
@@ -208,6 +218,9 @@ impl Repositories {
                 state.meta.declared = true;
                 state.meta.pinned |= mirror.pin;
                 state.meta.fork_of.clone_from(&mirror.fork_of);
+            }
+            if entry.state().meta.evicted.is_some() {
+                continue;
             }
             let filled = entry.current().is_some();
             let pause = if filled { config.refresh / 10 } else { Duration::ZERO };
@@ -248,7 +261,7 @@ impl Repositories {
             entry.ask(Wanted::default())?;
         }
         self.shared.tick();
-        Ok(entry.view())
+        Ok(self.shared.view(&entry))
     }
 
     /// Says whether a repository is never evicted.
@@ -261,20 +274,22 @@ impl Repositories {
         entry.state().meta.pinned = pinned;
         self.shared.save(&entry).await?;
         self.shared.tick();
-        Ok(entry.view())
+        Ok(self.shared.view(&entry))
     }
 
     /// What is known of one repository.
     #[must_use]
     pub fn get(&self, url: &RepositoryUrl) -> Option<View> {
-        self.shared.get(url).map(|entry| entry.view())
+        self.shared.get(url).map(|entry| self.shared.view(&entry))
     }
 
     /// What is known of all, by key.
     #[must_use]
     pub fn list(&self) -> Vec<View> {
         let listed = |entry: &Arc<Entry>| !entry.state().meta.removed;
-        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| entry.view()).collect()
+        let members = self.shared.members();
+        let view = |entry: &Arc<Entry>| self.shared.with_store(entry.view(), &members);
+        self.shared.all().iter().filter(|entry| listed(entry)).map(view).collect()
     }
 
     /// Joins the batch that waits, and so the next fetch. `only_if_empty`: where a snapshot is there, there is nothing
@@ -336,6 +351,32 @@ impl Shared {
         lock(&self.entries).values().cloned().collect()
     }
 
+    /// What is known of a repository and its store.
+    fn view(&self, entry: &Entry) -> View {
+        self.with_store(entry.view(), &self.members())
+    }
+
+    /// How many repositories fetch into each store.
+    fn members(&self) -> BTreeMap<String, usize> {
+        let mut members = BTreeMap::new();
+        for entry in self.all() {
+            let meta = &entry.state().meta;
+            if let Some(store) = meta.store.as_ref().filter(|_| !meta.removed) {
+                *members.entry(store.clone()).or_insert(0_usize) += 1;
+            }
+        }
+        members
+    }
+
+    fn with_store(&self, mut view: View, members: &BTreeMap<String, usize>) -> View {
+        if !view.store.is_empty() {
+            view.shares_store_with = members.get(&view.store).map_or(0, |count| count.saturating_sub(1));
+            let known = lock(&self.stores.get(&view.store).known).clone();
+            (view.last_upkeep, view.upkeep_skipped) = (known.last, known.skipped);
+        }
+        view
+    }
+
     /// A repository that was not removed.
     fn get(&self, url: &RepositoryUrl) -> Option<Arc<Entry>> {
         let entry = lock(&self.entries).get(url.key()).cloned()?;
@@ -362,6 +403,18 @@ impl Shared {
         if old.as_ref().is_some_and(|old| old.state().removing) {
             let message = format!("{} is being removed; ask again", meta.url);
             return Err(Reason::new(Code::RepositoryNotDeclared, key, message));
+        }
+        if entries.len() >= REPOSITORIES_MAX {
+            // What is only remembered makes place for what is wanted.
+            let forgotten = entries.iter().find(|(_, entry)| {
+                let state = entry.state();
+                state.meta.evicted.is_some() && !state.meta.declared && !state.busy && !state.waits()
+            });
+            let forgotten = forgotten.map(|(key, entry)| (key.clone(), Arc::clone(entry)));
+            if let Some((forgotten, entry)) = forgotten {
+                entry.stop.cancel();
+                entries.remove(&forgotten);
+            }
         }
         if entries.len() >= REPOSITORIES_MAX {
             let message = format!("this node keeps {REPOSITORIES_MAX} repositories already; remove some");

@@ -81,7 +81,7 @@ async fn resolve_in(
         match decide(&facts, request, shared.now()) {
             Step::Answer { commit, origin, as_of } => {
                 let Some(pin) = pin else { break };
-                count(entry, facts.asked.is_some());
+                count(entry, facts.asked.is_some(), shared.now());
                 return answer(shared, pin, meta, request, commit, origin, as_of).await;
             }
             Step::Probe(commit) => facts.probed = Some(probe(shared, pin.as_ref(), commit, deadline).await?),
@@ -104,7 +104,7 @@ async fn resolve_in(
                 facts.fetched = Some(fetch(entry, wanted, commit, deadline).await);
             }
             Step::Refuse(reason) => {
-                count(entry, facts.asked.is_some());
+                count(entry, facts.asked.is_some(), shared.now());
                 return Err(reason);
             }
         }
@@ -229,8 +229,9 @@ fn describe(
     Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject })
 }
 
-fn count(entry: &Entry, asked: bool) {
+fn count(entry: &Entry, asked: bool, now: Timestamp) {
     let meta = &mut entry.state().meta;
+    meta.last_used_at = Some(now);
     let counter = if asked { &mut meta.misses } else { &mut meta.hits };
     *counter = counter.saturating_add(1);
 }

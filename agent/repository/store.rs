@@ -13,12 +13,14 @@ use stoker_core::identity::Component;
 use stoker_core::source::RepositoryUrl;
 
 use super::lock;
+use super::upkeep::Known;
 
 /// One store. What is in it is on disk; see [`super::disk::StorePaths`].
 #[derive(Debug)]
 pub(super) struct Store {
     turn: Arc<tokio::sync::Mutex<()>>,
     waiting: watch::Sender<usize>,
+    pub(super) known: Mutex<Known>,
 }
 
 /// The right to write to a store, for as long as it lives.
@@ -38,7 +40,7 @@ impl Drop for Waiter<'_> {
 
 impl Store {
     fn new() -> Self {
-        Self { turn: Arc::default(), waiting: watch::Sender::new(0) }
+        Self { turn: Arc::default(), waiting: watch::Sender::new(0), known: Mutex::default() }
     }
 
     /// Waits for the turn.
@@ -48,8 +50,13 @@ impl Store {
         Turn { _guard: Arc::clone(&self.turn).lock_owned().await }
     }
 
+    /// The turn, where nobody has it and nobody waits for it.
+    pub(super) fn try_turn(&self) -> Option<Turn> {
+        let guard = Arc::clone(&self.turn).try_lock_owned().ok()?;
+        Some(Turn { _guard: guard })
+    }
+
     /// How many wait for the turn.
-    #[expect(dead_code, reason = "for upkeep, which gives way")]
     pub(super) fn waiting(&self) -> watch::Receiver<usize> {
         self.waiting.subscribe()
     }

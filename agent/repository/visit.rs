@@ -81,7 +81,11 @@ async fn run(
         update_pins(entry, &listing, wanted, asked_at);
         return record(shared, entry, &visit, listing.head, asked_at, false).await;
     }
+    if current.is_none() {
+        shared.disk.refusal(&entry.url)?;
+    }
     let writer = begin(shared, entry, &mut visit, &listing, place).await?;
+    let begun = Instant::now();
     let come = bring(shared, entry, &visit, &missing, unchanged, safe.as_deref()).await?;
     let mut objects_came = come == Come::Whole;
     for commit in &wanted.commits {
@@ -97,7 +101,7 @@ async fn run(
     if fetched || !dropped.is_empty() || current.is_none() {
         let first = entry.state().meta.first_snapshot;
         let published = visit.publish(listing.head.clone(), current, objects_came, first).await?;
-        adopt(entry, published);
+        adopt(entry, published, begun, shared.now());
     }
     let recorded = record(shared, entry, &visit, listing.head, asked_at, fetched).await;
     drop(writer);
@@ -240,12 +244,18 @@ fn update_pins(entry: &Entry, listing: &Listing, wanted: &Wanted, asked_at: Time
 }
 
 /// The published snapshot is the newest now.
-fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>) {
+fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>, begun: Instant, now: Timestamp) {
     let Some((pin, refs)) = published else { return };
     let mut state = entry.state();
     state.refs = u64::try_from(refs).unwrap_or(u64::MAX);
-    if let Some(old) = state.current.replace(pin) {
-        state.superseded.push((old, Instant::now()));
+    match state.current.replace(pin) {
+        Some(old) => state.superseded.push((old, Instant::now())),
+        // What it would cost to have it again, should it be evicted.
+        None => {
+            let meta = &mut state.meta;
+            (meta.filled_at, meta.evicted) = (Some(now), None);
+            meta.fill_millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) fn refusal(reason: &Reason) -> Status {
         Code::UpstreamUnreachable | Code::UpstreamTimeout => (Grpc::Unavailable, Some(10)),
         Code::PoolNotReady | Code::JournalUnavailable | Code::SensorFailed => (Grpc::Unavailable, Some(30)),
         Code::RepositoryEmpty => (Grpc::Unavailable, Some(10)),
+        Code::RepositoriesLimit => (Grpc::ResourceExhausted, Some(60)),
         Code::UpstreamNotFound | Code::RefNotFound | Code::CommitNotFound => (Grpc::NotFound, None),
         Code::RepositoryNotDeclared | Code::RepositoryNotAllowed => (Grpc::PermissionDenied, None),
         Code::RepositoryCorrupt => (Grpc::DataLoss, None),

@@ -192,13 +192,14 @@ impl Rooms {
         });
         let empty = self.repositories.list().into_iter().filter(|r| r.declared && r.snapshot.is_empty()).map(|r| {
             let why = r.reasons.first().map_or_else(|| "not filled yet".to_owned(), |reason| reason.message.clone());
-            Reason::new(Code::RepositoryEmpty, r.url.key(), format!("declared mirror {} is empty: {why}", r.url))
+            let code = if r.evicted.is_some() { Code::RepositoryEvicted } else { Code::RepositoryEmpty };
+            Reason::new(code, r.url.key(), format!("declared mirror {} is empty: {why}", r.url))
         });
         let journal = self.admission.journal_error().map(|error| {
             Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
         });
         let config = self.config_fault.read().unwrap_or_else(PoisonError::into_inner).clone();
-        lost.chain(directories).chain(empty).chain(journal).chain(config).collect()
+        lost.chain(directories).chain(empty).chain(self.repositories.over_limit()).chain(journal).chain(config).collect()
     }
 }
 

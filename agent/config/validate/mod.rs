@@ -7,6 +7,7 @@ mod listen;
 mod pools;
 mod repositories;
 pub(super) mod text;
+mod upkeep;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -7,7 +7,7 @@
 //! again for each byte, over the time since it was used (GreedyDual-Size, Cao and Irani 1997). Never: what is pinned,
 //! leased, being fetched, or younger than the minimum age, or it would thrash.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -57,6 +57,8 @@ pub struct Candidate {
     pub kind: Kind,
     /// The files of which it has a name, by their index; one that it names twice stands twice.
     pub files: Vec<usize>,
+    /// Candidates that go with it: a mirror's old snapshots.
+    pub along: Vec<usize>,
     /// The store of a mirror; empty for others.
     pub store: String,
     /// Why it must stay.
@@ -151,21 +153,21 @@ fn missing(facts: &Facts) -> (Option<Cause>, u64, u64) {
 }
 
 /// Names that are left, while candidates go.
+#[derive(Clone)]
 struct Ledger<'a> {
     files: &'a [File],
+    stores: &'a BTreeMap<String, Store>,
+    candidates: &'a [Candidate],
     left: Vec<u64>,
     members: BTreeMap<&'a str, usize>,
-    stores: &'a BTreeMap<String, Store>,
+    gone: BTreeSet<usize>,
 }
 
 impl<'a> Ledger<'a> {
-    fn new(files: &'a [File], stores: &'a BTreeMap<String, Store>) -> Self {
-        Self {
-            files,
-            left: files.iter().map(|file| file.holders).collect(),
-            members: stores.iter().map(|(name, store)| (name.as_str(), store.members)).collect(),
-            stores,
-        }
+    fn new(files: &'a [File], stores: &'a BTreeMap<String, Store>, candidates: &'a [Candidate]) -> Self {
+        let left = files.iter().map(|file| file.holders).collect();
+        let members = stores.iter().map(|(name, store)| (name.as_str(), store.members)).collect();
+        Self { files, stores, candidates, left, members, gone: BTreeSet::new() }
     }
 
     /// Takes these names away; gives the bytes that come free.
@@ -181,9 +183,16 @@ impl<'a> Ledger<'a> {
         freed
     }
 
-    /// Takes a candidate away, and with the last mirror of a store that too.
-    fn remove(&mut self, candidate: &Candidate) -> u64 {
-        let freed = self.drop_names(&candidate.files);
+    /// Takes a candidate away, with all that goes along, and with the last mirror of a store that too.
+    fn remove(&mut self, at: usize) -> u64 {
+        let candidates = self.candidates;
+        let Some(candidate) = candidates.get(at).filter(|_| self.gone.insert(at)) else { return 0 };
+        let mut freed = self.drop_names(&candidate.files);
+        for along in &candidate.along {
+            if let Some(other) = candidates.get(*along).filter(|_| self.gone.insert(*along)) {
+                freed = freed.saturating_add(self.drop_names(&other.files));
+            }
+        }
         if candidate.kind != Kind::Mirror {
             return freed;
         }
@@ -199,10 +208,9 @@ impl<'a> Ledger<'a> {
     }
 
     /// What would come free, without taking it away.
-    fn would_free(&self, candidates: &[&Candidate]) -> u64 {
-        let mut copy =
-            Self { files: self.files, left: self.left.clone(), members: self.members.clone(), stores: self.stores };
-        candidates.iter().map(|candidate| copy.remove(candidate)).fold(0, u64::saturating_add)
+    fn would_free(&self, unit: &[usize]) -> u64 {
+        let mut copy = self.clone();
+        unit.iter().map(|at| copy.remove(*at)).fold(0, u64::saturating_add)
     }
 }
 
@@ -214,30 +222,27 @@ pub fn decide(files: &[File], stores: &BTreeMap<String, Store>, candidates: &[Ca
         return Plan::default();
     }
     let mut plan = Plan { cause, ..Plan::default() };
-    let mut ledger = Ledger::new(files, stores);
+    let mut ledger = Ledger::new(files, stores, candidates);
     let free: Vec<usize> = (0..candidates.len()).filter(|at| may_go(candidates, *at, facts)).collect();
     for kind in [Kind::OldSnapshot, Kind::Checkout] {
         for at in oldest(candidates, &free, kind, &ledger) {
             if plan.freed_bytes >= wanted {
                 break;
             }
-            if let Some(candidate) = candidates.get(at) {
-                plan.freed_bytes = plan.freed_bytes.saturating_add(ledger.remove(candidate));
-                plan.evicted.push(at);
-            }
+            plan.freed_bytes = plan.freed_bytes.saturating_add(ledger.remove(at));
+            plan.evicted.push(at);
         }
     }
     for unit in mirrors(candidates, &free, stores, &ledger, facts.now) {
         if plan.freed_bytes >= wanted {
             break;
         }
-        let members: Vec<&Candidate> = unit.iter().filter_map(|at| candidates.get(*at)).collect();
-        let freed = ledger.would_free(&members);
+        let freed = ledger.would_free(&unit);
         if freed.saturating_mul(WORTH_PARTS) < wanted.saturating_sub(plan.freed_bytes) || freed == 0 {
             continue;
         }
-        for candidate in members {
-            ledger.remove(candidate);
+        for at in &unit {
+            ledger.remove(*at);
         }
         plan.freed_bytes = plan.freed_bytes.saturating_add(freed);
         plan.evicted.extend(unit);
@@ -296,5 +301,5 @@ fn worthlessness(candidates: &[Candidate], unit: &[usize], ledger: &Ledger<'_>, 
     let positive = |span: Span| u128::try_from(span.0).unwrap_or(0).max(1);
     let idle = members.iter().map(|member| positive(now.since(member.used_at))).min().unwrap_or(1);
     let fill = members.iter().map(|member| positive(member.fill)).fold(0, u128::saturating_add).max(1);
-    idle.saturating_mul(u128::from(ledger.would_free(&members))) / fill
+    idle.saturating_mul(u128::from(ledger.would_free(unit))) / fill
 }

@@ -41,7 +41,7 @@ impl World {
     fn candidate(&mut self, kind: Kind, files: Vec<usize>, store: &str, used: i64, fill: Span) -> usize {
         let (filled_at, used_at) = (hours_ago(1000), hours_ago(used));
         let store = store.to_string();
-        self.candidates.push(Candidate { kind, files, store, held: None, filled_at, used_at, fill });
+        self.candidates.push(Candidate { kind, files, along: Vec::new(), store, held: None, filled_at, used_at, fill });
         self.candidates.len() - 1
     }
 
@@ -94,6 +94,19 @@ fn old_snapshots_go_first_and_together_where_they_share() {
     let plan = world.decide(&over_limit(1100, 1000));
     assert_eq!(plan.evicted, [older, newer]);
     assert!(!plan.evicted.contains(&futile) && plan.freed_bytes == 400);
+}
+
+#[test]
+fn with_a_mirror_go_its_old_snapshots() {
+    let mut world = World::default();
+    let mirror = world.mirror(1000, 100, Span::seconds(1));
+    let pack = world.candidates[mirror].files[0];
+    world.files[pack].holders += 1;
+    let old = world.candidate(Kind::OldSnapshot, vec![pack], "", 3, Span(0));
+    assert_eq!(world.decide(&over_limit(1000, 900)).evicted, [], "the old one holds what the mirror has");
+    world.candidates[mirror].along = vec![old];
+    let plan = world.decide(&over_limit(1000, 900));
+    assert_eq!((plan.evicted, plan.freed_bytes), (vec![mirror], 1000));
 }
 
 #[test]
