@@ -265,8 +265,10 @@ fn oldest(candidates: &[Candidate], free: &[usize], kind: Kind, ledger: &Ledger<
     for file in of_kind().filter_map(|at| candidates.get(at)).flat_map(|found| &found.files) {
         *names.entry(*file).or_default() += 1;
     }
-    let goes = |file: &usize| names.get(file).is_some_and(|count| ledger.left.get(*file).is_some_and(|all| count >= all));
-    let mut sorted: Vec<usize> = of_kind().filter(|at| candidates.get(*at).is_some_and(|c| c.files.iter().any(goes))).collect();
+    let goes =
+        |file: &usize| names.get(file).is_some_and(|count| ledger.left.get(*file).is_some_and(|all| count >= all));
+    let mut sorted: Vec<usize> =
+        of_kind().filter(|at| candidates.get(*at).is_some_and(|c| c.files.iter().any(goes))).collect();
     sorted.sort_by_key(|at| candidates.get(*at).map(|candidate| candidate.used_at));
     sorted
 }
@@ -288,7 +290,8 @@ fn mirrors(
     let mut units: Vec<(u128, Vec<usize>)> = Vec::new();
     for (store, members) in networks {
         let whole = stores.get(store).is_some_and(|store| store.members == members.len());
-        let split: Vec<Vec<usize>> = if whole { alloc::vec![members] } else { members.iter().map(|at| alloc::vec![*at]).collect() };
+        let split: Vec<Vec<usize>> =
+            if whole { alloc::vec![members] } else { members.iter().map(|at| alloc::vec![*at]).collect() };
         units.extend(split.into_iter().map(|unit| (worthlessness(candidates, &unit, ledger, now), unit)));
     }
     units.sort_by(|a, b| b.0.cmp(&a.0));

@@ -33,7 +33,7 @@ pub struct Pack {
 /// The state of a store's commit-graph (gitformat-commit-graph(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Graph {
-    /// There is none.
+    /// There is none, though there are packs.
     Missing,
     /// Packs came since it was written.
     Behind,
@@ -121,7 +121,7 @@ impl Why {
             Self::Loose => "loose objects",
             Self::Bitmap => "no bitmap",
             Self::Index => "packs in no index",
-            Self::Time => "time for a full one",
+            Self::Time => "due",
         }
     }
 }
@@ -140,7 +140,7 @@ pub enum WriteGraph {
 pub struct Plan {
     /// The repack, and why.
     pub repack: Option<(Repack, Why)>,
-    /// The commit-graph, after it.
+    /// The commit-graph: a new one before the repack, which may drop what the old one names; an addition after it.
     pub graph: Option<WriteGraph>,
     /// A repack that was due and has no room: which, and the bytes that it needs above the floor.
     pub skipped: Option<(Repack, u64)>,
@@ -211,11 +211,10 @@ pub fn decide(facts: &Facts, policy: &Policy, now: Timestamp, free_bytes: u64) -
             plan.skipped.get_or_insert((Repack::Geometric, needs));
         }
     }
-    let empty = facts.packs.is_empty() && facts.loose == 0;
     plan.graph = match (plan.repack, facts.graph) {
         (Some((Repack::Full, _)), _) => Some(WriteGraph::Replace),
-        (_, Graph::Missing | Graph::Behind) if !empty => Some(WriteGraph::Add),
-        _ => None,
+        (_, Graph::Missing | Graph::Behind) => Some(WriteGraph::Add),
+        (_, Graph::Current) => None,
     };
     plan
 }
