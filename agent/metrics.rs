@@ -74,6 +74,11 @@ struct Fetch {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Evicted {
+    reason: &'static str,
+}
+
 /// What happened since the agent started. Cheap to clone: all clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -115,6 +120,14 @@ impl Metrics {
         }
         let help = "Damaged stores of repositories, by the step that made them whole again, or failed";
         registry.register("repository_heals", help, heals);
+        let evictions = Family::<Evicted, Counter>::default();
+        for (reason, count) in seen.evictions {
+            evictions.get_or_create(&Evicted { reason }).inc_by(*count);
+        }
+        let help = "Old snapshots and mirrors that were evicted for want of room, by reason";
+        registry.register("repository_evictions", help, evictions);
+        let gave_way: ConstCounter<u64> = ConstCounter::new(seen.upkeep_gave_way);
+        registry.register("upkeep_gave_way", "Upkeep of stores that was put off because a fetch waited", gave_way);
         let failures: ConstCounter<u64> = ConstCounter::new(seen.journal_failures);
         registry.register("journal_failures", "Batches that could not be written to the journal", failures);
         let node = seen.status.node.clone().unwrap_or_default();
@@ -151,6 +164,14 @@ pub struct Seen<'a> {
     pub fetches: &'a BTreeMap<&'static str, u64>,
     /// How often each step made a damaged store whole again, since the start.
     pub heals: &'a BTreeMap<&'static str, u64>,
+    /// What all repositories take on the disk, each file once; unset before the first measurement.
+    pub repositories_bytes: Option<u64>,
+    /// Evictions since the start, by reason.
+    pub evictions: &'a BTreeMap<&'static str, u64>,
+    /// How often upkeep gave way to a fetch, since the start.
+    pub upkeep_gave_way: u64,
+    /// No mirror is filled, for the repositories are over their limit.
+    pub over_limit: bool,
     /// Batches that could not be written to the journal, since the start.
     pub journal_failures: u64,
     /// What git over HTTP counts.
@@ -403,9 +424,10 @@ fn repositories(seen: &Seen<'_>, all: &mut Gauges) {
     });
     let help = "How long ago upstream last confirmed a declared mirror";
     all.add("mirror_age", help, Some(Unit::Seconds), ages.collect());
-    let disk = seen.repositories.iter().map(|repository| repository.disk_bytes).fold(0, u64::saturating_add);
-    let disk = float(i64::try_from(disk).unwrap_or(i64::MAX));
-    all.one("repositories_disk", "Disk that all repositories take", Some(Unit::Bytes), Some(disk));
+    let disk = seen.repositories_bytes.map(|bytes| float(i64::try_from(bytes).unwrap_or(i64::MAX)));
+    all.one("repositories_disk", "Disk that all repositories take, each file once", Some(Unit::Bytes), disk);
+    let help = "1 where the repositories are over their limit and nothing may be evicted: no mirror is filled";
+    all.one("repositories_over_limit", help, None, Some(flag(seen.over_limit)));
 }
 
 #[cfg(test)]

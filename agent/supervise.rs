@@ -31,7 +31,7 @@ use crate::pressure::{Configured, Pressure};
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
 use crate::repository::serve::{Base, Serve};
-use crate::repository::{Containment, Repositories};
+use crate::repository::{Containment, Repositories, Space, SpaceSource};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
@@ -347,8 +347,9 @@ async fn build(
     let pools = pools.map_err(|error| StartError::Serve(error.to_string()))?;
     pools.watch(closing);
     let (reserved, reserved_seen) = watch::channel(Amounts::default());
-    let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen, closing));
+    let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen.clone(), closing));
     let repositories = open_repositories(config, git.clone(), pools.clone(), closing).await?;
+    repositories.start_upkeep(space_source(&config.repositories.pool, pools.clone(), reserved_seen.clone()));
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure);
     let survey = Survey::new(repositories.clone(), facts_cache);
@@ -410,6 +411,17 @@ async fn open_repositories(
         disk.ok().map(|disk| disk.free_bytes.saturating_sub(disk.floor_bytes))
     }));
     Ok(opened)
+}
+
+/// What the pool of the repositories has, and leases hold of it.
+fn space_source(pool: &str, pools: Pools, reserved: watch::Receiver<Amounts>) -> SpaceSource {
+    let pool = pool.to_owned();
+    Arc::new(move || {
+        let measured = pools.measure().into_iter().find(|(name, _)| *name == pool);
+        let filesystem = measured?.1.ok()?;
+        let reserved_bytes = reserved.borrow().disk_bytes;
+        Some(Space { free_bytes: filesystem.free_bytes, floor_bytes: filesystem.floor_bytes, reserved_bytes })
+    })
 }
 
 /// What the gate needs of the ledger: the disk that leases hold.

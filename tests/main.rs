@@ -30,3 +30,4 @@ mod run;
 mod submodules;
 mod support;
 mod transfer;
+mod upkeep;

@@ -164,6 +164,11 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
         Code::RootDiskFloor | Code::RootDiskInodesFloor => {
             "clear the root filesystem: logs, images, core dumps; builds write to the pools only"
         }
+        Code::RepositoryEvicted => {
+            return format!(
+                "raise `repositories.limit`, or `stoker repo pin {url}`; `stoker repo refresh {url}` fills it now"
+            );
+        }
         Code::RepositoryEmpty => return format!("`stoker repo refresh {url}` shows where it stops"),
         Code::UpstreamUnreachable | Code::UpstreamTimeout => {
             "check name service, routes and proxies from this node to the upstream; it is tried again by itself"

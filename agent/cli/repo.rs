@@ -207,8 +207,8 @@ pub(crate) fn doing(repository: &v1::Repository, view: &View) -> String {
 }
 
 fn render_list(list: &v1::ListRepositoriesResponse, view: &View) -> String {
-    let mut grid = Grid::new(&["REPOSITORY", "STATE", "TRUST", "SIZE", "REFS", "HITS", "KEPT", ""]);
-    grid = grid.right(&[3, 4, 5]).wraps(&[7]);
+    let mut grid = Grid::new(&["REPOSITORY", "STATE", "TRUST", "SIZE", "HITS", "UNUSED", "KEPT", ""]);
+    grid = grid.right(&[3, 4]).wraps(&[7]);
     for repository in &list.repositories {
         let kept = match (repository.pinned, repository.declared) {
             (true, _) => "pinned",
@@ -220,8 +220,8 @@ fn render_list(list: &v1::ListRepositoriesResponse, view: &View) -> String {
             cell(state_word(repository.state())).tone(tone(repository.state())),
             cell(&repository.trust),
             cell(bytes(repository.disk_bytes)),
-            cell(grouped(repository.refs)),
             cell(share(repository)),
+            cell(view.lasting(repository.last_used_at.as_ref())),
             cell(kept),
             cell(doing(repository, view)),
         ]);
@@ -264,6 +264,47 @@ fn heal_word(step: &str) -> String {
     }
 }
 
+/// `, its store shared with 2 others`.
+fn sharing(repository: &v1::Repository) -> String {
+    match repository.shares_store_with {
+        ..=0 => String::new(),
+        others => format!(", its store shared with {}", counted(i64::from(others), "other", "others")),
+    }
+}
+
+/// `, 1 in use by 3 leases and readers`.
+fn holding(repository: &v1::Repository) -> String {
+    match repository.snapshots_in_use {
+        ..=0 => String::new(),
+        used => {
+            let holders = counted(i64::from(repository.holders), "lease or reader", "leases and readers");
+            format!(", {used} in use by {holders}")
+        }
+    }
+}
+
+fn stale(repository: &v1::Repository) -> String {
+    match repository.stale {
+        ..=0 => String::new(),
+        stale => format!(", {} older than asked for", grouped(stale)),
+    }
+}
+
+/// `2 h ago, in 1.2 s: full repack; 9 packs became 2`.
+fn upkeep(repository: &v1::Repository, view: &View) -> String {
+    let Some(last) = &repository.last_upkeep else { return String::new() };
+    let packs = match (last.packs_before, last.packs_after) {
+        (before, after) if before == after => String::new(),
+        (before, after) => format!("; {} became {after}", counted(i64::from(before), "pack", "packs")),
+    };
+    format!(
+        "{}, in {}: {}{packs}",
+        view.when(last.at.as_ref()),
+        table::span(last.took.as_ref()),
+        screen::safe(&last.what)
+    )
+}
+
 fn render_optional(repository: Option<&v1::Repository>, view: &View) -> String {
     repository.map(|repository| render(repository, view)).unwrap_or_default()
 }
@@ -283,14 +324,23 @@ fn render(repository: &v1::Repository, view: &View) -> String {
     fields.add("head", &repository.head);
     let objects = counted(repository.objects, "object", "objects");
     let refs = counted(repository.refs, "ref", "refs");
-    fields.add("holds", format!("{refs}, {objects}, {}", bytes(repository.disk_bytes)));
+    let packs = counted(i64::from(repository.packs), "pack", "packs");
+    fields.add("holds", format!("{refs}, {objects} in {packs}"));
+    fields.add("disk", format!("{}{}", bytes(repository.disk_bytes), sharing(repository)));
     fields.add("confirmed", view.when(repository.confirmed_at.as_ref()));
     fields.add("fetched", view.when(repository.last_fetch_at.as_ref()));
     fields.add("next", view.when(repository.next_refresh_at.as_ref()));
+    fields.add("used", view.when(repository.last_used_at.as_ref()));
     let snapshots = counted(i64::from(repository.snapshots), "snapshot", "snapshots");
     let newest = screen::safe(&repository.snapshot);
-    fields
-        .add("snapshots", if newest.is_empty() { "none".to_owned() } else { format!("{snapshots}, newest {newest}") });
+    fields.add(
+        "snapshots",
+        if newest.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("{snapshots}, newest {newest}{}", holding(repository))
+        },
+    );
     fields.add(
         "hits",
         format!(
@@ -298,13 +348,15 @@ fn render(repository: &v1::Repository, view: &View) -> String {
             grouped(repository.hits),
             grouped(repository.hits.saturating_add(repository.misses)),
             share(repository)
-        ),
+        ) + &stale(repository),
     );
     let mended = repository
         .heals
         .iter()
         .map(|heal| format!("{} by {}", counted(heal.count, "time", "times"), heal_word(&heal.step)));
     fields.add("mended", mended.collect::<Vec<_>>().join(", "));
+    fields.add("upkeep", upkeep(repository, view));
+    fields.reasons("put off", repository.upkeep_skipped.as_slice());
     fields.add("trust", &repository.trust);
     let kept = [(repository.declared, "declared"), (repository.pinned, "pinned")];
     let kept: Vec<&str> = kept.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
@@ -329,19 +381,19 @@ mod tests {
     fn a_list_shows_what_goes_on() {
         let list = v1::ListRepositoriesResponse { repositories: troubled().repositories, ..Default::default() };
         insta::assert_snapshot!(render_list(&list, &VIEW), @r"
-        REPOSITORY                          STATE    TRUST      SIZE   REFS  HITS  KEPT
-        github.com/projectbluefin/dakota    ready    public  734 MiB  1,024  94 %  declared   confirmed 2
-                                                                                              min ago
-        github.com/projectbluefin/bluefin   filling  public  734 MiB  1,024  94 %  on demand  receiving
-                                                                                              45,210/98,000,
-                                                                                              120 MiB
-        github.com/projectbluefin/finpilot  empty    public  734 MiB  1,024  94 %  declared   github.com
-                                                                                              does not
-                                                                                              answer:
-                                                                                              connection
-                                                                                              timed out [UPS
-                                                                                              TREAM_UNREACHA
-                                                                                              BLE]
+        REPOSITORY                          STATE    TRUST      SIZE  HITS  UNUSED  KEPT
+        github.com/projectbluefin/dakota    ready    public  734 MiB  94 %  45 s    declared   confirmed 2
+                                                                                               min ago
+        github.com/projectbluefin/bluefin   filling  public  734 MiB  94 %  45 s    on demand  receiving 45,
+                                                                                               210/98,000,
+                                                                                               120 MiB
+        github.com/projectbluefin/finpilot  empty    public  734 MiB  94 %  45 s    declared   github.com
+                                                                                               does not
+                                                                                               answer:
+                                                                                               connection
+                                                                                               timed out [UP
+                                                                                               STREAM_UNREAC
+                                                                                               HABLE]
         ");
     }
 
@@ -351,12 +403,15 @@ mod tests {
         repository  https://github.com/projectbluefin/dakota
         state       ready
         head        main
-        holds       1,024 refs, 412,345 objects, 734 MiB
+        holds       1,024 refs, 412,345 objects in 2 packs
+        disk        734 MiB, its store shared with 2 others
         confirmed   2 min ago
         fetched     1 h 6 min ago
         next        in 3 min
-        snapshots   2 snapshots, newest 0b5e-1
-        hits        52 of 55 (94 %)
+        used        45 s ago
+        snapshots   2 snapshots, newest 0b5e-1, 1 in use by 3 leases and readers
+        hits        52 of 55 (94 %), 1 older than asked for
+        upkeep      2 h 1 min ago, in 12 s: full repack (due), commit-graph; 9 packs became 1
         trust       public
         kept        declared
         ");

@@ -53,6 +53,19 @@ pub(crate) fn repository(name: &str, state: v1::RepositoryState) -> v1::Reposito
         snapshots: 2,
         hits: 52,
         misses: 3,
+        stale: 1,
+        packs: 2,
+        shares_store_with: 2,
+        snapshots_in_use: 1,
+        holders: 3,
+        last_used_at: ago(45),
+        last_upkeep: Some(v1::Upkeep {
+            at: ago(7_300),
+            what: "full repack (due), commit-graph".to_owned(),
+            took: Some(prost_types::Duration { seconds: 12, nanos: 400_000_000 }),
+            packs_before: 9,
+            packs_after: 1,
+        }),
         ..Default::default()
     };
     repository.set_state(state);

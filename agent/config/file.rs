@@ -14,6 +14,7 @@ pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSect
 
 use super::serve::ServeSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
+use super::upkeep::{PathsSection, UpkeepSection};
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -255,6 +256,14 @@ pub struct RepositoriesSection {
     /// Who we are to upstreams: at most 256.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<CredentialSection>,
+    /// Repacks, bitmaps and commit-graphs, while no fetch waits.
+    pub upkeep: UpkeepSection,
+    /// Mirrors that were filled more recently are never evicted: a time up to 8760h. Above `limit` or below the pool's
+    /// floor old snapshots go, then mirrors that are not pinned and that no lease uses.
+    pub min_age: Time,
+    /// A read-only folder for `git clone --reference`. Unset: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paths: Option<PathsSection>,
     /// Repositories that are filled at start and kept fresh: at most 10000.
     pub mirrors: Vec<MirrorSection>,
     /// Manifests of the `repo` tool, whose projects are mirrors as if each were declared: at most 64.
@@ -304,6 +313,9 @@ impl Default for RepositoriesSection {
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
             git: GitSection::default(),
             credentials: Vec::new(),
+            upkeep: UpkeepSection::default(),
+            min_age: "1h".into(),
+            paths: None,
             mirrors: Vec::new(),
             manifests: Vec::new(),
             submodules: SubmodulesSection::default(),

@@ -18,6 +18,7 @@ pub mod run;
 pub mod serve;
 mod shape;
 pub mod units;
+mod upkeep;
 mod validate;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use file::File;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
 pub use serve::Serve;
+pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
 
 /// The trust class of what names none.
 pub const TRUST_DEFAULT: &str = "default";
@@ -264,6 +266,12 @@ pub struct Repositories {
     pub check: Duration,
     /// Directories of seeds.
     pub seeds: Vec<PathBuf>,
+    /// Upkeep of stores.
+    pub upkeep: Upkeep,
+    /// Nothing that was filled more recently is evicted.
+    pub min_age: Duration,
+    /// A read-only folder for those who take paths.
+    pub paths: Option<Paths>,
     /// Who may add a repository.
     pub add: Add,
     /// Host patterns for repositories that are added on demand: `github.com`, `*.example.org`, `*`.

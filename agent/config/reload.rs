@@ -122,6 +122,9 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         protocols,
         git,
         credentials,
+        upkeep,
+        min_age,
+        paths,
         mirrors,
         manifests,
         submodules,
@@ -147,6 +150,9 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     changes.live(*submodules != new.submodules, "repositories.submodules");
     changes.live(*lfs != new.lfs, "repositories.lfs");
     changes.live(*serve != new.serve, "repositories.serve");
+    changes.live(*upkeep != new.upkeep, "repositories.upkeep");
+    changes.live(*min_age != new.min_age, "repositories.minAge");
+    changes.live(*paths != new.paths, "repositories.paths");
     let by_key = |mirrors: &[Mirror]| -> BTreeMap<String, Mirror> {
         mirrors.iter().map(|mirror| (mirror.url.key().to_owned(), mirror.clone())).collect()
     };
@@ -210,6 +216,9 @@ repositories:
   protocols: [https]
   git: {memory: 1GiB}
   credentials: [{match: example.org, token: {file: /t}}]
+  upkeep: {every: 1m}
+  minAge: 2h
+  paths: {directory: mirrors}
   mirrors: [{url: https://example.org/b, pin: true}, {url: https://example.org/c}]
   manifests: [{url: https://example.org/m}]
   submodules: {depth: 1}
@@ -261,14 +270,17 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.lfs
     repositories.limit
     repositories.manifests
+    repositories.minAge
     repositories.mirrors[example.org/a]
     repositories.mirrors[example.org/b]
     repositories.mirrors[example.org/c]
     repositories.parallel
+    repositories.paths
     repositories.protocols
     repositories.refresh
     repositories.submodules
     repositories.seeds
+    repositories.upkeep
     ");
 
         let merged = merged(&old, &new);

@@ -9,7 +9,7 @@ use super::git::GitChild;
 use super::units::Time;
 use super::{
     Add, Admission, Config, Floor, Lfs, Listen, Node, Pool, Pressure, Repositories, Share, Submodules, TimeBudget,
-    Workspaces,
+    Upkeep, Workspaces,
 };
 
 /// What `run` calls its pool.
@@ -81,6 +81,9 @@ impl Config {
                 fetch_within: time(&defaults.fetch_within),
                 check: time(&defaults.check),
                 seeds: Vec::new(),
+                upkeep: Upkeep::default(),
+                min_age: time(&defaults.min_age),
+                paths: None,
                 add: Add::OnDemand,
                 // The caller is this user: what the user names may be fetched. Local hosts count only where listed.
                 allow: ["*", "localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),

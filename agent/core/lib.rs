@@ -9,6 +9,7 @@
 //! - [`sizing`]: how big a build is, and where each number came from.
 //! - [`pressure`]: the gate.
 //! - [`admission`]: the ledger of leases and tickets.
+//! - [`upkeep`]: what stores need, and what goes when the disk is short.
 //! - [`invariants`]: what always holds, as named predicates.
 #![no_std]
 
@@ -22,3 +23,4 @@ pub mod quantity;
 pub mod reason;
 pub mod sizing;
 pub mod source;
+pub mod upkeep;

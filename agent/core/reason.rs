@@ -97,6 +97,10 @@ codes! {
     RepositoryNotAllowed = "REPOSITORY_NOT_ALLOWED",
     /// The mirror never filled.
     RepositoryEmpty = "REPOSITORY_EMPTY",
+    /// The mirror was evicted for want of room.
+    RepositoryEvicted = "REPOSITORY_EVICTED",
+    /// The repositories are over their limit, and nothing may be evicted.
+    RepositoriesLimit = "REPOSITORIES_LIMIT",
     /// Objects are named by SHA-256.
     ObjectFormatUnsupported = "OBJECT_FORMAT_UNSUPPORTED",
     /// A local repository without its whole history.

@@ -110,9 +110,14 @@ async fn scrape(State(face): State<Face>) -> Response {
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let now = crate::admission::now();
     let (fetches, heals) = (face.rooms.repositories.fetches(), face.rooms.repositories.heals());
+    let (evictions, used) = (face.rooms.repositories.evictions(), face.rooms.repositories.used_bytes());
     let seen = Seen {
         status: &status,
         repositories: &repositories,
+        repositories_bytes: (used > 0).then_some(used),
+        evictions: &evictions,
+        upkeep_gave_way: face.rooms.repositories.upkeep_gave_way(),
+        over_limit: face.rooms.repositories.over_limit().is_some(),
         fetches: &fetches,
         heals: &heals,
         journal_failures: face.rooms.admission.journal_failures(),

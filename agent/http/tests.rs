@@ -143,6 +143,14 @@ pub(crate) fn repository() -> View {
         stale: 0,
         filled: false,
         heals: std::collections::BTreeMap::new(),
+        packs: 3,
+        last_used_at: None,
+        evicted: None,
+        snapshots_in_use: 0,
+        holders: 0,
+        shares_store_with: 0,
+        last_upkeep: None,
+        upkeep_skipped: None,
     }
 }
 

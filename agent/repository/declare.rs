@@ -81,6 +81,10 @@ impl Shared {
     }
 
     fn ask_soon(&self, entry: &Entry, kept_fresh: bool) {
+        // What was evicted is filled when somebody asks for it.
+        if entry.state().meta.evicted.is_some() {
+            return;
+        }
         match entry.is_filled() {
             false => entry.refresh_in(Duration::ZERO, self.now()),
             // Spread over a part of the period: many mirrors must not ask at once.

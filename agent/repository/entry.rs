@@ -21,7 +21,7 @@ use super::disk::{Paths, StorePaths, used_bytes};
 use super::listing::Wanted;
 use super::meta::Meta;
 use super::progress::Progress;
-use super::read::count_objects;
+use super::read::{count_objects, count_packs};
 use super::snapshot::SnapshotPin;
 use super::view::{RepositoryState, View};
 use super::visit::visit;
@@ -119,6 +119,9 @@ pub(super) struct State {
     pub(super) disk_bytes: u64,
     pub(super) objects: u64,
     pub(super) refs: u64,
+    pub(super) packs: usize,
+    /// The last use that a restart would know.
+    pub(super) used_saved_at: Option<Timestamp>,
     batches: VecDeque<Batch>,
 }
 
@@ -126,6 +129,18 @@ impl State {
     /// See [`Entry::is_filled`].
     pub(super) fn is_filled(&self) -> bool {
         self.current.is_some() && self.meta.partial_at.is_none()
+    }
+
+    /// Whether somebody waits for a visit.
+    pub(super) fn waits(&self) -> bool {
+        !self.batches.is_empty()
+    }
+
+    /// Snapshots that somebody else holds, and how many hold them.
+    fn holders(&self) -> (usize, usize) {
+        let pins = self.current.iter().chain(self.superseded.iter().map(|(pin, _)| pin));
+        let held = pins.map(SnapshotPin::others).filter(|others| *others > 0);
+        held.fold((0, 0), |(snapshots, all), others| (snapshots + 1, all + others))
     }
 }
 
@@ -160,6 +175,8 @@ impl Entry {
             disk_bytes: 0,
             objects: 0,
             refs: 0,
+            packs: 0,
+            used_saved_at: None,
             batches: VecDeque::new(),
         };
         Self {
@@ -227,8 +244,9 @@ impl Entry {
         let trees: Vec<PathBuf> = store.into_iter().chain([snapshots]).collect();
         let bytes = used_bytes(&trees);
         let objects = self.current().map_or(0, |pin| count_objects(pin.path()));
+        let packs = self.current().map_or(0, |pin| count_packs(pin.path()));
         let mut state = self.state();
-        (state.disk_bytes, state.objects) = (bytes, objects);
+        (state.disk_bytes, state.objects, state.packs) = (bytes, objects, packs);
     }
 
     pub(super) fn view(&self) -> View {
@@ -244,11 +262,23 @@ impl Entry {
             (false, true) => RepositoryState::Ready,
         };
         let mut reasons: Vec<Reason> = state.healing.iter().chain(meta.error.iter()).cloned().collect();
-        if !state.is_filled() && meta.declared && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty) {
+        if let Some(evicted) = meta.evicted.filter(|_| state.current.is_none()) {
+            let message = format!(
+                "{} was evicted for want of room ({}); it is filled again when somebody asks for it: raise \
+                 `repositories.limit` or pin it to keep it",
+                meta.url,
+                evicted.code.word()
+            );
+            reasons.push(Reason::new(Code::RepositoryEvicted, meta.url.key(), message));
+        } else if !state.is_filled()
+            && meta.declared
+            && !reasons.iter().any(|reason| reason.code == Code::RepositoryEmpty)
+        {
             let message = format!("the mirror of {} never filled", meta.url);
             reasons.push(Reason::new(Code::RepositoryEmpty, meta.url.key(), message));
         }
         reasons.extend(state.faults.iter().cloned());
+        let (snapshots_in_use, holders) = state.holders();
         View {
             url: meta.url.clone(),
             state: here,
@@ -276,6 +306,14 @@ impl Entry {
             stale: meta.stale,
             filled: state.is_filled(),
             heals: state.heals.clone(),
+            packs: state.packs,
+            last_used_at: meta.last_used_at,
+            evicted: meta.evicted.filter(|_| state.current.is_none()),
+            snapshots_in_use,
+            holders,
+            shares_store_with: 0,
+            last_upkeep: None,
+            upkeep_skipped: None,
         }
     }
 }
@@ -302,8 +340,12 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
             () = entry.stop.cancelled() => {}
             () = entry.wake.notified() => {}
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                // The answer is for nobody but the state.
-                let _ = entry.ask(Wanted::default());
+                // What was evicted meanwhile is not asked for.
+                let due = entry.state().next_refresh.is_some_and(|(at, _)| at <= Instant::now());
+                if due {
+                    // The answer is for nobody but the state.
+                    let _ = entry.ask(Wanted::default());
+                }
             }
         }
         return;

@@ -30,6 +30,8 @@ use super::progress::{Progress, StderrReader};
 const VERSION_MIN: Version = Version(2, 39, 0);
 /// Between SIGTERM and SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(5);
+/// The lowest priority that there is; schedulers of disks go by it too, where none of their own is set (ioprio_set(2)).
+const NICENESS_MAX: i32 = 19;
 /// Of standard output, unless a command asks for more.
 const STDOUT_BYTES_MAX: usize = 1 << 20;
 
@@ -214,6 +216,7 @@ impl Git {
             cancel: CancellationToken::new(),
             time_limit: Duration::from_secs(600),
             stdout_bytes_max: STDOUT_BYTES_MAX,
+            low_priority: false,
         }
     }
 
@@ -255,6 +258,7 @@ pub struct Command {
     cancel: CancellationToken,
     time_limit: Duration,
     stdout_bytes_max: usize,
+    low_priority: bool,
 }
 
 impl Command {
@@ -366,6 +370,12 @@ impl Command {
         self
     }
 
+    /// It gets the processor and the disk when nobody else wants them.
+    pub fn low_priority(mut self) -> Self {
+        self.low_priority = true;
+        self
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
@@ -377,6 +387,9 @@ impl Command {
         let secret = self.secret().await?;
         self.plan.secret = secret.is_some();
         let mut child = self.build().spawn().map_err(GitError::Start)?;
+        if self.low_priority {
+            lower(&child);
+        }
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let mut group = Group { child: Some(child), abandoned: self.git.inner.abandoned.clone() };
         let input = [secret.unwrap_or_default(), std::mem::take(&mut self.stdin)].concat();
@@ -576,6 +589,12 @@ async fn end(mut child: Child) {
         // The leader is gone; what is left of its group (a transport helper) holds the group's number.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
+}
+
+/// Lowers the priority of a child's group; what it starts from now on inherits it.
+fn lower(child: &Child) {
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    let _ = group.map(|group| rustix::process::setpriority_pgrp(Some(group), NICENESS_MAX));
 }
 
 /// Signals the group of a child that was not awaited yet.

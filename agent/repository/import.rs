@@ -19,6 +19,7 @@ use stoker_core::identity::CommitId;
 use stoker_core::quantity::{Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::{ArchiveError, Incoming, MANIFEST, Manifest, Unpacking, is_ref_name};
@@ -162,6 +163,7 @@ impl Import<'_> {
         self.entry.progress.send_replace(Progress::phase("receiving"));
         let manifest = self.receive(visit, incoming).await?;
         visit.deadline = std::time::Instant::now() + self.shared.config().fetch_within;
+        let begun = Instant::now();
         let brought = match manifest {
             Some(manifest) => self.check_packs(visit, &manifest).await?,
             None => self.check_bundle(visit).await?,
@@ -192,7 +194,7 @@ impl Import<'_> {
         };
         let first = self.entry.state().meta.first_snapshot;
         let published = visit.publish(head, self.entry.current(), true, first).await?;
-        adopt(self.entry, published);
+        adopt(self.entry, published, begun, self.shared.now());
         let recorded = self.record(visit, brought.confirmed_at.filter(|_| new)).await;
         drop((store, turn, claim));
         recorded

@@ -155,7 +155,7 @@ impl Shared {
     }
 
     /// The caller has the store's turn.
-    async fn leave(&self, entry: &Arc<Entry>, name: &str) -> Result<(), Reason> {
+    pub(super) async fn leave(&self, entry: &Arc<Entry>, name: &str) -> Result<(), Reason> {
         {
             let mut state = entry.state();
             (state.meta.store, state.meta.generation) = (None, None);

@@ -11,6 +11,7 @@ use stoker_core::source::RepositoryUrl;
 
 use super::declare::CONFIGURATION;
 use super::disk::replace;
+use super::evict::Evicted;
 use super::listing::Head;
 use crate::config::{Mirror, TRUST_DEFAULT};
 
@@ -86,6 +87,18 @@ pub(super) struct Meta {
     /// Requests that were answered with something older than they asked for.
     #[serde(default)]
     pub(super) stale: u64,
+    /// When it was last asked for.
+    #[serde(default)]
+    pub(super) last_used_at: Option<Timestamp>,
+    /// When it was filled for the first time, or again after an eviction.
+    #[serde(default)]
+    pub(super) filled_at: Option<Timestamp>,
+    /// How long that took.
+    #[serde(default)]
+    pub(super) fill_millis: u64,
+    /// It was evicted, and nobody asked for it since.
+    #[serde(default)]
+    pub(super) evicted: Option<Evicted>,
 }
 
 impl Meta {
@@ -113,6 +126,10 @@ impl Meta {
             hits: 0,
             misses: 0,
             stale: 0,
+            last_used_at: None,
+            filled_at: None,
+            fill_millis: 0,
+            evicted: None,
         }
     }
 

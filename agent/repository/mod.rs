@@ -15,6 +15,7 @@ mod credentials;
 mod declare;
 mod disk;
 mod entry;
+mod evict;
 mod export;
 mod fetch;
 pub mod git;
@@ -22,6 +23,7 @@ mod git_error;
 mod gitmodules;
 mod heal;
 mod import;
+mod inventory;
 mod keep;
 mod lfs;
 mod listing;
@@ -31,6 +33,7 @@ mod ls_refs;
 mod meta;
 mod network;
 pub mod orphans;
+mod paths;
 mod places;
 mod presence;
 mod progress;
@@ -43,6 +46,7 @@ mod snapshot;
 mod store;
 mod submodules;
 mod transfer;
+mod upkeep;
 mod upstream_http;
 mod verify;
 mod view;
@@ -79,6 +83,7 @@ use upstream_http::Http;
 
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
+pub use evict::{Evicted, Eviction};
 pub use export::{Export, archive_of_path};
 pub use import::ImportTarget;
 pub use lfs::{Headroom, LfsFile, LfsFiles, LfsOid};
@@ -90,6 +95,7 @@ pub use snapshot::SnapshotPin;
 pub use submodules::Nested;
 pub(crate) use submodules::under;
 pub use transfer::{CHUNK_BYTES, Chunks, Room};
+pub use upkeep::{LastUpkeep, Space, SpaceSource};
 pub use verify::{Finding, VerifyHandle};
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
 
@@ -132,6 +138,7 @@ struct Shared {
     /// Done once the pool was there.
     recovery: OnceCell<()>,
     presence: Presence,
+    disk: evict::Watch,
     ticks: watch::Sender<u64>,
     /// How many fetches ended how: `fetched`, or the word of the reason why not.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
@@ -188,6 +195,7 @@ impl Repositories {
             entries: Mutex::new(BTreeMap::new()),
             recovery: OnceCell::new(),
             presence: Presence::default(),
+            disk: evict::Watch::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
             lists: Mutex::default(),
@@ -214,12 +222,14 @@ impl Repositories {
     /// declared ones soon; from then on those are kept fresh.
     pub fn start_prefill(&self) {
         for entry in self.shared.all() {
-            let (removed, declared, filled) = {
+            let (leave, declared, filled) = {
                 let state = entry.state();
-                (state.meta.removed, state.meta.declared, state.is_filled())
+                // What was evicted is filled when somebody asks for it.
+                let leave = state.meta.removed || state.meta.evicted.is_some();
+                (leave, state.meta.declared, state.is_filled())
             };
             match (declared, filled) {
-                _ if removed => {}
+                _ if leave => {}
                 (_, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
                 (true, true) => entry.refresh_in(self.shared.config().refresh / 10, self.shared.now()),
@@ -292,7 +302,7 @@ impl Repositories {
             entry.ask(Wanted::default())?;
         }
         self.shared.tick();
-        Ok(entry.view())
+        Ok(self.shared.view(&entry))
     }
 
     /// Says whether a repository is never evicted.
@@ -305,7 +315,7 @@ impl Repositories {
         entry.state().meta.pinned = pinned;
         self.shared.save(&entry).await?;
         self.shared.tick();
-        Ok(entry.view())
+        Ok(self.shared.view(&entry))
     }
 
     /// What is known of one repository.
@@ -318,7 +328,9 @@ impl Repositories {
     #[must_use]
     pub fn list(&self) -> Vec<View> {
         let listed = |entry: &Arc<Entry>| !entry.state().meta.removed;
-        self.shared.all().iter().filter(|entry| listed(entry)).map(|entry| self.shared.view(entry)).collect()
+        let members = self.shared.members();
+        let view = |entry: &Arc<Entry>| self.shared.with_store(entry.view(), &members);
+        self.shared.all().iter().filter(|entry| listed(entry)).map(view).collect()
     }
 
     /// Joins the batch that waits, and so the next fetch. `only_if_empty`: where a snapshot is there, there is nothing
@@ -397,9 +409,30 @@ impl Shared {
         lock(&self.entries).values().cloned().collect()
     }
 
+    /// What is known of a repository and its store.
     fn view(&self, entry: &Entry) -> View {
-        let mut view = entry.view();
-        view.reasons.extend(self.lfs.fault(&entry.url));
+        self.with_store(entry.view(), &self.members())
+    }
+
+    /// How many repositories fetch into each store.
+    fn members(&self) -> BTreeMap<String, usize> {
+        let mut members = BTreeMap::new();
+        for entry in self.all() {
+            let meta = &entry.state().meta;
+            if let Some(store) = meta.store.as_ref().filter(|_| !meta.removed) {
+                *members.entry(store.clone()).or_insert(0_usize) += 1;
+            }
+        }
+        members
+    }
+
+    fn with_store(&self, mut view: View, members: &BTreeMap<String, usize>) -> View {
+        if !view.store.is_empty() {
+            view.shares_store_with = members.get(&view.store).map_or(0, |count| count.saturating_sub(1));
+            let known = lock(&self.stores.get(&view.store).known).clone();
+            (view.last_upkeep, view.upkeep_skipped) = (known.last, known.skipped);
+        }
+        view.reasons.extend(self.lfs.fault(&view.url));
         view
     }
 
@@ -429,6 +462,18 @@ impl Shared {
         if old.as_ref().is_some_and(|old| old.state().removing) {
             let message = format!("{} is being removed; ask again", meta.url);
             return Err(Reason::new(Code::RepositoryNotDeclared, key, message));
+        }
+        if entries.len() >= REPOSITORIES_MAX {
+            // What is only remembered makes place for what is wanted.
+            let forgotten = entries.iter().find(|(_, entry)| {
+                let state = entry.state();
+                state.meta.evicted.is_some() && !state.meta.declared && !state.busy && !state.waits()
+            });
+            let forgotten = forgotten.map(|(key, entry)| (key.clone(), Arc::clone(entry)));
+            if let Some((forgotten, entry)) = forgotten {
+                entry.stop.cancel();
+                entries.remove(&forgotten);
+            }
         }
         if entries.len() >= REPOSITORIES_MAX {
             let message = format!("this node keeps {REPOSITORIES_MAX} repositories already; remove some");

@@ -374,8 +374,14 @@ pub(super) fn count_objects(repository: &Path) -> u64 {
     count
 }
 
+/// How many packs a repository has.
+pub(super) fn count_packs(repository: &Path) -> usize {
+    let entries = std::fs::read_dir(repository.join("objects/pack")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "pack")).count()
+}
+
 /// The last entry of a version 2 index's fan-out table is the number of its objects.
-fn count_index(file: &Path) -> std::io::Result<u32> {
+pub(super) fn count_index(file: &Path) -> std::io::Result<u32> {
     use std::os::unix::fs::FileExt as _;
     let mut number = [0; 4];
     std::fs::File::open(file)?.read_exact_at(&mut number, 8 + 255 * 4)?;

@@ -11,6 +11,7 @@ use super::meta::Meta;
 use super::read::Reader;
 use super::snapshot::SnapshotPin;
 use super::store::name_of;
+use super::upkeep::half_packs;
 
 /// A repository that was found on disk.
 pub(super) struct Found {
@@ -146,6 +147,9 @@ fn look(pin: &SnapshotPin, reader: &Reader) -> Look {
 pub(super) fn clean(dir: &Path, discard: &dyn Fn(PathBuf) -> io::Result<()>) {
     let mut todo = vec![dir.to_owned()];
     while let Some(dir) = todo.pop() {
+        if dir.ends_with("objects/pack") {
+            half_packs(&dir).unwrap_or_default().iter().for_each(|half| remove(half, discard));
+        }
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if name.to_str().is_some_and(is_leftover) {

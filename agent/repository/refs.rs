@@ -133,6 +133,11 @@ impl RefTable {
         Self::parse(bytes)
     }
 
+    /// These refs, and others.
+    pub(super) fn join(&self, others: &Self) -> Self {
+        Self::parse([self.to_file(), others.to_file()].concat())
+    }
+
     /// The file: sorted and fully peeled, as git then believes it to be.
     pub(super) fn to_file(&self) -> Vec<u8> {
         let mut bytes = b"# pack-refs with: peeled fully-peeled sorted \n".to_vec();

@@ -90,7 +90,7 @@ pub(super) async fn resolve_in(
         match decide(&facts, request, shared.now()) {
             Step::Answer { commit, origin, as_of, other_fork } => {
                 let Some(pin) = pin else { break };
-                count(entry, facts.asked.is_some(), origin);
+                count(entry, facts.asked.is_some(), origin, shared.now());
                 if other_fork {
                     tracing::info!(repository = entry.url.key(), %commit, "a commit that only another fork has, as allowed");
                 }
@@ -124,7 +124,7 @@ pub(super) async fn resolve_in(
                 facts.fetched = Some(fetch(entry, wanted, commit, deadline).await);
             }
             Step::Refuse(reason) => {
-                count(entry, facts.asked.is_some(), Origin::Upstream);
+                count(entry, facts.asked.is_some(), Origin::Upstream, shared.now());
                 return Err(reason);
             }
         }
@@ -252,11 +252,12 @@ fn describe(
     Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject, other_fork: false })
 }
 
-fn count(entry: &Entry, asked: bool, origin: Origin) {
+fn count(entry: &Entry, asked: bool, origin: Origin, now: Timestamp) {
     let meta = &mut entry.state().meta;
     if origin == Origin::Stale {
         meta.stale = meta.stale.saturating_add(1);
     }
+    meta.last_used_at = Some(now);
     let counter = if asked { &mut meta.misses } else { &mut meta.hits };
     *counter = counter.saturating_add(1);
 }

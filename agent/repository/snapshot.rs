@@ -76,6 +76,11 @@ impl SnapshotPin {
         self.inner.digest.get_or_init(|| digest)
     }
 
+    /// How many hold it beside the caller.
+    pub(super) fn others(&self) -> usize {
+        Arc::strong_count(&self.inner).saturating_sub(1)
+    }
+
     /// Whether nobody but the caller holds it.
     pub(super) fn is_unpinned(&self) -> bool {
         Arc::strong_count(&self.inner) == 1

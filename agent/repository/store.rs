@@ -13,12 +13,14 @@ use stoker_core::identity::Component;
 use stoker_core::source::RepositoryUrl;
 
 use super::lock;
+use super::upkeep::Known;
 
 /// One store. What is in it is on disk; see [`super::disk::StorePaths`].
 #[derive(Debug)]
 pub(super) struct Store {
     turn: Arc<tokio::sync::Mutex<()>>,
     waiting: watch::Sender<usize>,
+    pub(super) known: Mutex<Known>,
     suspicion: Mutex<Option<Suspicion>>,
     /// What the last mending did, in words.
     mended: Mutex<Option<String>>,
@@ -53,6 +55,7 @@ impl Store {
         Self {
             turn: Arc::default(),
             waiting: watch::Sender::new(0),
+            known: Mutex::default(),
             suspicion: Mutex::default(),
             mended: Mutex::default(),
         }
@@ -96,7 +99,6 @@ impl Store {
     }
 
     /// How many wait for the turn.
-    #[expect(dead_code, reason = "for upkeep, which gives way")]
     pub(super) fn waiting(&self) -> watch::Receiver<usize> {
         self.waiting.subscribe()
     }

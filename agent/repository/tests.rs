@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod evict;
 mod forks;
+mod paths;
 mod resolve;
 mod submodules;
 mod survive;
+mod upkeep;
 pub(super) mod world;

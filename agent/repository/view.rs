@@ -11,8 +11,10 @@ use tokio::sync::watch;
 
 use super::Repositories;
 use super::entry::Ask;
+use super::evict::Evicted;
 use super::progress::Progress;
 use super::snapshot::SnapshotPin;
+use super::upkeep::LastUpkeep;
 
 /// What a repository is doing, or is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,22 @@ pub struct View {
     pub stale: u64,
     /// How often each step of mending made it whole since the start: `recheck`, `fetch`, `repair`, `clone`, or `failed`.
     pub heals: BTreeMap<&'static str, u64>,
+    /// In the newest snapshot.
+    pub packs: usize,
+    /// When it was last asked for.
+    pub last_used_at: Option<Timestamp>,
+    /// When and why it was evicted, where nobody asked for it since.
+    pub evicted: Option<Evicted>,
+    /// Snapshots that leases or readers hold.
+    pub snapshots_in_use: usize,
+    /// How many hold them.
+    pub holders: usize,
+    /// How many other repositories fetch into its store.
+    pub shares_store_with: usize,
+    /// What upkeep last did to its store.
+    pub last_upkeep: Option<LastUpkeep>,
+    /// What upkeep had to leave for want of room.
+    pub upkeep_skipped: Option<Reason>,
 }
 
 /// One commit, and the snapshot that holds it for as long as this value lives.

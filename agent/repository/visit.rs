@@ -103,6 +103,9 @@ async fn run(
         update_pins(entry, &listing, wanted, asked_at);
         return record(shared, entry, &visit, listing.head, asked_at, false).await;
     }
+    if current.is_none() {
+        shared.disk.refusal(&entry.url)?;
+    }
     let writer = begin(shared, entry, &mut visit, &listing, place).await?;
     if current.is_none() && !visit.has_store() && listing.followed >= FIRST_REFS_MIN && names_refs(&listing) {
         bring_first(shared, entry, &visit, &listing, wanted, asked_at, safe.as_deref()).await?;
@@ -110,6 +113,7 @@ async fn run(
         shared.tick();
     }
     let current = entry.current().filter(|pin| pin.path().is_dir());
+    let begun = Instant::now();
     let come = match bring(shared, entry, &visit, &writer.store, &missing, unchanged, safe.as_deref()).await {
         Ok(come) => come,
         Err(reason) => {
@@ -142,7 +146,7 @@ async fn run(
             }
             published => published?,
         };
-        adopt(entry, published);
+        adopt(entry, published, begun, shared.now());
     }
     let recorded = record(shared, entry, &visit, listing.head, asked_at, fetched).await;
     drop(writer);
@@ -164,13 +168,14 @@ async fn bring_first(
     safe: Option<&SafeDirectory>,
 ) -> Result<(), Reason> {
     let reason = |error: GitError| error.reason(entry.url.key(), &format!("fetching {}", entry.url));
+    let begun = Instant::now();
     visit.begin_store().await.map_err(reason)?;
     visit.fetch_first(listing, safe).await.map_err(reason)?;
     update_pins(entry, listing, wanted, asked_at);
     let least = entry.state().meta.first_snapshot;
     let published = visit.publish(listing.head.clone(), None, true, least).await?;
     entry.state().meta.partial_at = Some(asked_at);
-    adopt(entry, published);
+    adopt(entry, published, begun, shared.now());
     entry.state().ephemeral = false;
     shared.save(entry).await
 }
@@ -221,7 +226,7 @@ async fn mend_alone(shared: &Arc<Shared>, entry: &Arc<Entry>, visit: &mut Visit)
     if patient.mend(&suspicion, None).await.is_ok() && entry.current().is_none() {
         let (head, first) = (entry.state().meta.head.clone(), entry.state().meta.first_snapshot);
         match visit.publish(head, None, true, first).await {
-            Ok(published) => adopt(entry, published),
+            Ok(published) => adopt(entry, published, Instant::now(), shared.now()),
             Err(reason) => tracing::warn!(repository = entry.url.key(), "{}", reason.message),
         }
     }
@@ -394,12 +399,18 @@ fn update_pins(entry: &Entry, listing: &Listing, wanted: &Wanted, asked_at: Time
 }
 
 /// The published snapshot is the newest now.
-pub(super) fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>) {
+pub(super) fn adopt(entry: &Entry, published: Option<(SnapshotPin, usize)>, begun: Instant, now: Timestamp) {
     let Some((pin, refs)) = published else { return };
     let mut state = entry.state();
     state.refs = u64::try_from(refs).unwrap_or(u64::MAX);
-    if let Some(old) = state.current.replace(pin) {
-        state.superseded.push((old, Instant::now()));
+    match state.current.replace(pin) {
+        Some(old) => state.superseded.push((old, Instant::now())),
+        // What it would cost to have it again, should it be evicted.
+        None => {
+            let meta = &mut state.meta;
+            (meta.filled_at, meta.evicted) = (Some(now), None);
+            meta.fill_millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        }
     }
 }
 

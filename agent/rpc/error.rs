@@ -28,6 +28,7 @@ pub(super) fn refusal(reason: &Reason) -> Status {
         Code::UpstreamNotFound | Code::RefNotFound | Code::CommitNotFound | Code::LfsObjectMissing => {
             (Grpc::NotFound, None)
         }
+        Code::RepositoriesLimit => (Grpc::ResourceExhausted, Some(60)),
         Code::RepositoryNotDeclared | Code::RepositoryNotAllowed => (Grpc::PermissionDenied, None),
         Code::UpstreamUnauthorized => (Grpc::PermissionDenied, None),
         Code::CredentialUnreadable => (Grpc::Unavailable, Some(30)),

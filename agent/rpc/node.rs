@@ -192,15 +192,24 @@ impl Rooms {
         });
         let empty = self.repositories.list().into_iter().filter(|r| r.declared && r.snapshot.is_empty()).map(|r| {
             let why = r.reasons.first().map_or_else(|| "not filled yet".to_owned(), |reason| reason.message.clone());
-            Reason::new(Code::RepositoryEmpty, r.url.key(), format!("declared mirror {} is empty: {why}", r.url))
+            let code = if r.evicted.is_some() { Code::RepositoryEvicted } else { Code::RepositoryEmpty };
+            Reason::new(code, r.url.key(), format!("declared mirror {} is empty: {why}", r.url))
         });
         let journal = self.admission.journal_error().map(|error| {
             Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
         });
         let config = self.config_fault.read().unwrap_or_else(PoisonError::into_inner).clone();
         let containment = self.repositories.containment_alarm();
+        let limit = self.repositories.over_limit();
         let lists = self.repositories.list_faults();
-        lost.chain(directories).chain(empty).chain(lists).chain(journal).chain(config).chain(containment).collect()
+        lost.chain(directories)
+            .chain(empty)
+            .chain(lists)
+            .chain(limit)
+            .chain(journal)
+            .chain(config)
+            .chain(containment)
+            .collect()
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::{duration, reasons, timestamp, wire};
+use super::convert::{duration, reason, reasons, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{page, source, url};
 use super::{Rooms, patience, transfer};
@@ -196,6 +196,10 @@ pub(super) fn progress(progress: &Progress) -> v1::Progress {
     }
 }
 
+fn count(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
 pub(super) fn repository(view: &View) -> v1::Repository {
     v1::Repository {
         url: view.url.fetch_url().to_owned(),
@@ -233,5 +237,21 @@ pub(super) fn repository(view: &View) -> v1::Repository {
             .iter()
             .map(|(step, count)| v1::Heal { step: (*step).to_owned(), count: wire(*count) })
             .collect(),
+        store: view.store.clone(),
+        shares_store_with: count(view.shares_store_with),
+        packs: count(view.packs),
+        stale: wire(view.stale),
+        last_used_at: view.last_used_at.map(timestamp),
+        last_upkeep: view.last_upkeep.as_ref().map(|last| v1::Upkeep {
+            at: Some(timestamp(last.at)),
+            what: last.what.clone(),
+            took: Some(duration(last.took)),
+            packs_before: count(last.packs.0),
+            packs_after: count(last.packs.1),
+        }),
+        upkeep_skipped: view.upkeep_skipped.as_ref().map(reason),
+        evicted_at: view.evicted.map(|evicted| timestamp(evicted.at)),
+        snapshots_in_use: count(view.snapshots_in_use),
+        holders: count(view.holders),
     }
 }

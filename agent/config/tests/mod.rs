@@ -169,7 +169,8 @@ fn the_defaults_are_these() {
     repositories:
       pool: data
       refresh: 5m
-      parallel: 4
+      parallel: 8
+      parallelPerHost: 4
       fetchWithin: 1h
       add: declared
       allow: []
@@ -179,6 +180,13 @@ fn the_defaults_are_these() {
       git:
         memory: 2GiB
         processes: 4096
+      upkeep:
+        every: 10m
+        fullEvery: 168h
+        grace: 336h
+        memory: 512MiB
+        threads: 1
+      minAge: 1h
       mirrors: []
       submodules:
         depth: 5
@@ -322,8 +330,8 @@ fn run_has_one_pool_below_its_state() {
     assert_eq!(run.pressure, defaults.pressure);
     assert_eq!(run.admission, defaults.admission);
     let same = |config: &Config| {
-        let Repositories { refresh, parallel, fetch_within, serve, .. } = config.repositories.clone();
-        (refresh, parallel, fetch_within, serve)
+        let Repositories { refresh, parallel, fetch_within, serve, upkeep, min_age, .. } = config.repositories.clone();
+        (refresh, parallel, fetch_within, serve, upkeep, min_age)
     };
     assert_eq!(same(&run), same(&defaults));
     assert_eq!(run.pools[0].path, PathBuf::from("/home/me/.local/state/stoker/pool"));

@@ -10,6 +10,7 @@ mod pools;
 mod repositories;
 mod serve;
 pub(super) mod text;
+mod upkeep;
 
 use std::path::PathBuf;
 use std::time::Duration;

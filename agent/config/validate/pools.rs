@@ -15,7 +15,7 @@ const POOLS_MAX: usize = 64;
 /// The most directories of a pool.
 const DIRECTORIES_MAX: usize = 256;
 /// What the agent calls its own directory in each pool.
-const OWN_DIRECTORY: &str = "stoker";
+pub(super) const OWN_DIRECTORY: &str = "stoker";
 
 /// The pools of `node`.
 pub(super) fn validate(

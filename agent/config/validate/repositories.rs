@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::{count, git, limit, lists, pools, serve, text, within};
+use super::{count, git, limit, lists, pools, serve, text, upkeep, within};
 use crate::config::file::{AddWord, File, LfsSection, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::{Add, Lfs, Mirror, Repositories};
@@ -50,6 +50,10 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         protocols: protocols.iter().map(|protocol| protocol.scheme().to_owned()).collect(),
         git: git::child(&section.git, &place.field("git"), problems),
         credentials: git::credentials(&section.credentials, &place.field("credentials"), problems),
+        upkeep: upkeep::upkeep(&section.upkeep, &place.field("upkeep"), problems),
+        min_age: problems
+            .take(&place.field("minAge"), within(&section.min_age, Duration::ZERO, 365 * day, "0s to 8760h")),
+        paths: section.paths.as_ref().map(|paths| upkeep::paths(paths, &place.field("paths"), problems)),
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
         manifests: lists::manifests(&section.manifests, &protocols, &place.field("manifests"), problems),
         submodules: lists::submodules(&section.submodules, &place.field("submodules"), problems),

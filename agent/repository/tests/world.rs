@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::repository::git::Git;
-use crate::repository::{Discard, Repositories, Resolved, Root};
+use crate::repository::{Discard, Repositories, Resolved, Root, Space};
 
 pub(in crate::repository) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -105,6 +105,9 @@ pub(in crate::repository) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     let hold =
         format!("case \"$*\" in *'+refs/heads/*'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac", dir.display());
     write_program(&program, &format!("echo \"$1\" >> '{}'\n{hold}\nexec git \"$@\"\n", log.display()));
+    // Where a file says so, repacks take long.
+    let slow = format!("if [ \"$1\" = repack ] && [ -e '{}/slow' ]; then sleep 60; fi", dir.display());
+    write_program(&program, &format!("echo \"$1\" >> '{}'\n{slow}\nexec git \"$@\"\n", log.display()));
     (Git::at(program).await.unwrap(), log)
 }
 
@@ -139,6 +142,9 @@ impl World {
             protocols: vec!["file".into()],
             git: config::git::GitChild { user: None, memory_bytes: 1 << 31, processes: 4096, personal: false },
             credentials: Vec::new(),
+            upkeep: config::Upkeep::default(),
+            min_age: Duration::from_secs(3600),
+            paths: None,
             mirrors: Vec::new(),
             manifests: Vec::new(),
             submodules: config::Submodules { depth: 5, repositories: 200 },
@@ -182,6 +188,17 @@ impl World {
         std::fs::remove_dir_all(trash).unwrap();
         between(&self.folder());
         Self::over(self.dir, self.config).await
+    }
+
+    /// Begins upkeep, on a pool that has so many bytes free above its floor.
+    pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
+        let free = Arc::new(AtomicU64::new(1 << 40));
+        let seen = Arc::clone(&free);
+        self.repositories.start_upkeep(Arc::new(move || {
+            let free_bytes = seen.load(Ordering::SeqCst) + (1 << 20);
+            Some(Space { free_bytes, floor_bytes: 1 << 20, reserved_bytes: 0 })
+        }));
+        free
     }
 
     pub(super) fn upstream(&self, name: &str) -> Upstream {
