@@ -243,6 +243,7 @@ pub struct RepositoriesSection {
     pub check: Time,
     /// Absolute paths of directories with seeds: unpacked archives of `stoker repo export`, one a directory. A mirror that
     /// is filled for the first time takes its seed first, and only the rest from upstream. At most 16.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub seeds: Vec<String>,
     /// Who may add a repository.
     pub add: AddWord,

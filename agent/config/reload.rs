@@ -264,8 +264,8 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     pressure.memoryNarrow
     repositories.add
     repositories.allow
-    repositories.credentials
     repositories.check
+    repositories.credentials
     repositories.fetchWithin
     repositories.lfs
     repositories.limit
@@ -278,8 +278,8 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.paths
     repositories.protocols
     repositories.refresh
-    repositories.submodules
     repositories.seeds
+    repositories.submodules
     repositories.upkeep
     ");
 

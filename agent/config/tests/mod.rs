@@ -172,6 +172,7 @@ fn the_defaults_are_these() {
       parallel: 8
       parallelPerHost: 4
       fetchWithin: 1h
+      check: 24h
       add: declared
       allow: []
       protocols:
