@@ -8,7 +8,7 @@ use crate::support::repository::{TestRepo, git_out};
 use crate::support::upstream::{Fault, Upstream};
 
 /// The processes that work for the agent of this folder, by what they were started with.
-fn workers(root: &Path) -> Vec<(u32, String)> {
+pub(super) fn workers(root: &Path) -> Vec<(u32, String)> {
     let own = root.to_str().unwrap();
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

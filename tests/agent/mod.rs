@@ -7,6 +7,7 @@ mod journal;
 mod kill;
 mod lifecycle;
 mod pools;
+mod power;
 mod reload;
 mod restart;
 mod upstream;
