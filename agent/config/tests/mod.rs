@@ -139,8 +139,11 @@ fn the_defaults_are_these() {
     repositories:
       pool: data
       refresh: 5m
-      parallel: 4
+      parallel: 8
+      parallelPerHost: 4
       fetchWithin: 1h
+      check: 24h
+      seeds: []
       add: declared
       allow: []
       protocols:
