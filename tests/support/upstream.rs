@@ -317,6 +317,20 @@ fn hold(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// The same, of a port that was listened on until now: a child that a test beside is just starting has the listener until
+/// its `execve`.
+async fn hold_soon(address: SocketAddr) -> TcpSocket {
+    let end = tokio::time::Instant::now() + COMMAND_WITHIN / 2;
+    loop {
+        match hold(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            held => return held.unwrap(),
+        }
+    }
+}
+
 /// Whether the port is open.
 enum Port {
     Open(TcpListener),
@@ -344,7 +358,7 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut commands: mpsc::
                 Some(Command::Stop(done)) => {
                     if let Port::Open(listener) = port {
                         drop(listener);
-                        port = Port::Held(hold(address).unwrap());
+                        port = Port::Held(hold_soon(address).await);
                     }
                     connections.shutdown().await;
                     let _ = done.send(());
