@@ -23,3 +23,4 @@ mod refused;
 mod resolve;
 mod run;
 mod support;
+mod upkeep;

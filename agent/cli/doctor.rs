@@ -165,7 +165,9 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
             "clear the root filesystem: logs, images, core dumps; builds write to the pools only"
         }
         Code::RepositoryEvicted => {
-            return format!("raise `repositories.limit`, or `stoker repo pin {url}`; `stoker repo refresh {url}` fills it now");
+            return format!(
+                "raise `repositories.limit`, or `stoker repo pin {url}`; `stoker repo refresh {url}` fills it now"
+            );
         }
         Code::RepositoryEmpty => return format!("`stoker repo refresh {url}` shows where it stops"),
         Code::UpstreamUnreachable | Code::UpstreamTimeout => {

@@ -186,7 +186,7 @@ pub(crate) fn doing(repository: &v1::Repository, view: &View) -> String {
 }
 
 fn render_list(list: &v1::ListRepositoriesResponse, view: &View) -> String {
-    let mut grid = Grid::new(&["REPOSITORY", "STATE", "TRUST", "SIZE", "HITS", "USED", "KEPT", ""]);
+    let mut grid = Grid::new(&["REPOSITORY", "STATE", "TRUST", "SIZE", "HITS", "UNUSED", "KEPT", ""]);
     grid = grid.right(&[3, 4]).wraps(&[7]);
     for repository in &list.repositories {
         let kept = match (repository.pinned, repository.declared) {
@@ -200,7 +200,7 @@ fn render_list(list: &v1::ListRepositoriesResponse, view: &View) -> String {
             cell(&repository.trust),
             cell(bytes(repository.disk_bytes)),
             cell(share(repository)),
-            cell(view.when(repository.last_used_at.as_ref())),
+            cell(view.lasting(repository.last_used_at.as_ref())),
             cell(kept),
             cell(doing(repository, view)),
         ]);
@@ -264,7 +264,12 @@ fn upkeep(repository: &v1::Repository, view: &View) -> String {
         (before, after) if before == after => String::new(),
         (before, after) => format!("; {} became {after}", counted(i64::from(before), "pack", "packs")),
     };
-    format!("{}, in {}: {}{packs}", view.when(last.at.as_ref()), table::span(last.took.as_ref()), screen::safe(&last.what))
+    format!(
+        "{}, in {}: {}{packs}",
+        view.when(last.at.as_ref()),
+        table::span(last.took.as_ref()),
+        screen::safe(&last.what)
+    )
 }
 
 fn render_optional(repository: Option<&v1::Repository>, view: &View) -> String {
@@ -295,8 +300,14 @@ fn render(repository: &v1::Repository, view: &View) -> String {
     fields.add("used", view.when(repository.last_used_at.as_ref()));
     let snapshots = counted(i64::from(repository.snapshots), "snapshot", "snapshots");
     let newest = screen::safe(&repository.snapshot);
-    fields
-        .add("snapshots", if newest.is_empty() { "none".to_owned() } else { format!("{snapshots}, newest {newest}{}", holding(repository)) });
+    fields.add(
+        "snapshots",
+        if newest.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("{snapshots}, newest {newest}{}", holding(repository))
+        },
+    );
     fields.add(
         "hits",
         format!(
@@ -326,7 +337,19 @@ mod tests {
     fn a_list_shows_what_goes_on() {
         let list = v1::ListRepositoriesResponse { repositories: troubled().repositories, ..Default::default() };
         insta::assert_snapshot!(render_list(&list, &VIEW), @r"
-REPLACE
+        REPOSITORY                          STATE    TRUST      SIZE  HITS  UNUSED  KEPT
+        github.com/projectbluefin/dakota    ready    public  734 MiB  94 %  45 s    declared   confirmed 2
+                                                                                               min ago
+        github.com/projectbluefin/bluefin   filling  public  734 MiB  94 %  45 s    on demand  receiving 45,
+                                                                                               210/98,000,
+                                                                                               120 MiB
+        github.com/projectbluefin/finpilot  empty    public  734 MiB  94 %  45 s    declared   github.com
+                                                                                               does not
+                                                                                               answer:
+                                                                                               connection
+                                                                                               timed out [UP
+                                                                                               STREAM_UNREAC
+                                                                                               HABLE]
         ");
     }
 
@@ -336,12 +359,15 @@ REPLACE
         repository  https://github.com/projectbluefin/dakota
         state       ready
         head        main
-        holds       1,024 refs, 412,345 objects, 734 MiB
+        holds       1,024 refs, 412,345 objects in 2 packs
+        disk        734 MiB, its store shared with 2 others
         confirmed   2 min ago
         fetched     1 h 6 min ago
         next        in 3 min
-        snapshots   2 snapshots, newest 0b5e-1
-        hits        52 of 55 (94 %)
+        used        45 s ago
+        snapshots   2 snapshots, newest 0b5e-1, 1 in use by 3 leases and readers
+        hits        52 of 55 (94 %), 1 older than asked for
+        upkeep      2 h 1 min ago, in 12 s: full repack (due), commit-graph; 9 packs became 1
         trust       public
         kept        declared
         ");

@@ -61,7 +61,7 @@ pub(crate) fn repository(name: &str, state: v1::RepositoryState) -> v1::Reposito
         last_used_at: ago(45),
         last_upkeep: Some(v1::Upkeep {
             at: ago(7_300),
-            what: "full repack (time for a full one), commit-graph".to_owned(),
+            what: "full repack (due), commit-graph".to_owned(),
             took: Some(prost_types::Duration { seconds: 12, nanos: 400_000_000 }),
             packs_before: 9,
             packs_after: 1,

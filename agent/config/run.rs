@@ -6,7 +6,9 @@ use stoker_core::quantity::Amounts;
 
 use super::file::{AdmissionSection, PressureSection, RepositoriesSection};
 use super::units::Time;
-use super::{Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Upkeep, Workspaces};
+use super::{
+    Add, Admission, Config, Floor, Listen, Node, Pool, Pressure, Repositories, Share, TimeBudget, Upkeep, Workspaces,
+};
 
 /// What `run` calls its pool.
 pub const POOL_NAME: &str = "run";

@@ -287,8 +287,12 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
             () = entry.stop.cancelled() => {}
             () = entry.wake.notified() => {}
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                // The answer is for nobody but the state.
-                let _ = entry.ask(Wanted::default());
+                // What was evicted meanwhile is not asked for.
+                let due = entry.state().next_refresh.is_some_and(|(at, _)| at <= Instant::now());
+                if due {
+                    // The answer is for nobody but the state.
+                    let _ = entry.ask(Wanted::default());
+                }
             }
         }
         return;

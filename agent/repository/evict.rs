@@ -260,7 +260,9 @@ async fn make_room(shared: &Arc<Shared>, space: Option<Space>) -> Result<(), Rea
         let facts = core::Facts {
             used_bytes: picture.inventory.used_bytes(),
             limit_bytes,
-            free_bytes: space.map_or(u64::MAX, |space| space.free_bytes).saturating_add(picture.inventory.leaving_bytes()),
+            free_bytes: space
+                .map_or(u64::MAX, |space| space.free_bytes)
+                .saturating_add(picture.inventory.leaving_bytes()),
             floor_bytes: space.map_or(0, |space| space.floor_bytes),
             now,
             min_age,
@@ -373,6 +375,8 @@ async fn evict_mirror(shared: &Arc<Shared>, entry: &Arc<Entry>, cause: Cause) ->
             return Ok(false);
         }
         if let Some(pin) = state.current.take() {
+            // No name comes twice: readers remember snapshots by theirs.
+            state.meta.first_snapshot = pin.number().saturating_add(1);
             state.superseded.push((pin, Instant::now()));
         }
         (state.refs, state.objects, state.next_refresh) = (0, 0, None);
@@ -421,6 +425,11 @@ async fn remember_uses(shared: &Shared) {
         let Some(meta) = meta else { continue };
         let Ok(root) = (shared.root)() else { return };
         let paths = Paths::new(&root, &entry.folder);
-        let _ = blocking(entry.url.key(), move || if paths.folder.is_dir() { meta.write(&paths.meta(), false) } else { Ok(()) }).await;
+        let _ =
+            blocking(
+                entry.url.key(),
+                move || if paths.folder.is_dir() { meta.write(&paths.meta(), false) } else { Ok(()) },
+            )
+            .await;
     }
 }

@@ -146,7 +146,11 @@ fn place(key: &str) -> Option<PathBuf> {
     let local = key.strip_prefix("file:///").map(|path| format!("localhost/{path}"));
     let parts: Vec<&str> = local.as_deref().unwrap_or(key).split('/').collect();
     let plain = |part: &&str| {
-        !part.is_empty() && *part != "." && *part != ".." && part.len() <= COMPONENT_BYTES_MAX && !part.contains(char::is_control)
+        !part.is_empty()
+            && *part != "."
+            && *part != ".."
+            && part.len() <= COMPONENT_BYTES_MAX
+            && !part.contains(char::is_control)
     };
     let good = (2..=DEPTH_MAX).contains(&parts.len()) && parts.iter().all(plain);
     good.then(|| parts.iter().collect())
@@ -279,8 +283,10 @@ impl Pass {
                 by_name.entry(name).or_default().push(place);
             }
         }
-        let wanted: BTreeMap<&str, &Path> =
-            by_name.into_iter().filter_map(|(name, places)| <[&Path; 1]>::try_from(places).ok().map(|[one]| (name, one))).collect();
+        let wanted: BTreeMap<&str, &Path> = by_name
+            .into_iter()
+            .filter_map(|(name, places)| <[&Path; 1]>::try_from(places).ok().map(|[one]| (name, one)))
+            .collect();
         for name in names(&self.base)? {
             let path = self.base.join(&name);
             let Ok(target) = fs::read_link(&path) else { continue };
@@ -338,10 +344,14 @@ fn items(objects: &Path) -> io::Result<BTreeSet<String>> {
             "pack" => {
                 for name in names(&objects.join("pack"))? {
                     let part = name.split_once('.').filter(|(_, part)| PARTS.contains(part));
-                    found.extend(part.filter(|(stem, _)| stem.starts_with("pack-")).map(|(stem, _)| format!("pack/{stem}")));
+                    found.extend(
+                        part.filter(|(stem, _)| stem.starts_with("pack-")).map(|(stem, _)| format!("pack/{stem}")),
+                    );
                 }
             }
-            _ if dir.len() == 2 => found.extend(names(&objects.join(&dir))?.into_iter().map(|name| format!("{dir}/{name}"))),
+            _ if dir.len() == 2 => {
+                found.extend(names(&objects.join(&dir))?.into_iter().map(|name| format!("{dir}/{name}")))
+            }
             _ => {}
         }
     }
@@ -446,9 +456,8 @@ mod tests {
 
     #[test]
     fn a_repository_in_the_path_of_another_is_not_shown() {
-        let wanted = ["h/a", "h/a/b", "h/ab"].map(|place| {
-            (PathBuf::from(place), Wanted { place: place.into(), key: place.into(), pin: None })
-        });
+        let wanted = ["h/a", "h/a/b", "h/ab"]
+            .map(|place| (PathBuf::from(place), Wanted { place: place.into(), key: place.into(), pin: None }));
         let mut pass = Pass {
             base: PathBuf::new(),
             trash_from: PathBuf::new(),

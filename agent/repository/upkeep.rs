@@ -77,6 +77,8 @@ pub struct LastUpkeep {
 struct Record {
     repacked_at: Option<Timestamp>,
     full_at: Option<Timestamp>,
+    /// Git leaves the graph's files alone where no commit is new.
+    graph_at: Option<Timestamp>,
     last: Option<LastUpkeep>,
 }
 
@@ -117,7 +119,8 @@ impl Repositories {
     /// How often upkeep gave way to fetches that waited, since the start.
     #[must_use]
     pub fn upkeep_gave_way(&self) -> u64 {
-        let known = self.shared.store_names().into_iter().map(|name| lock(&self.shared.stores.get(&name).known).gave_way);
+        let known =
+            self.shared.store_names().into_iter().map(|name| lock(&self.shared.stores.get(&name).known).gave_way);
         known.fold(0, u64::saturating_add)
     }
 }
@@ -216,6 +219,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(&self, space: &SpaceSource, insist: bool, turn: Turn) -> Result<End, Reason> {
+        self.clean().await?;
         let (git, file, space) = (self.paths.git(), self.record_file(), Arc::clone(space));
         let looked = blocking(self.name, move || {
             let record = Record::read(&file);
@@ -297,8 +301,11 @@ impl Job<'_> {
 
     /// Runs git. What the store's refs name is what the snapshots name, before anything may go.
     async fn work(&self, plan: &Plan, cancel: &CancellationToken) -> Result<(), GitError> {
-        self.clean().await.map_err(|reason| GitError::Disk(io::Error::other(reason.message)))?;
         self.settle(cancel).await?;
+        // Before objects go, the graph lets go of them: whatever ends this in between, it names none that is not there.
+        if plan.graph == Some(WriteGraph::Replace) {
+            self.write_graph("--split=replace", cancel).await?;
+        }
         match plan.repack {
             Some((Repack::Full, _)) => {
                 if !self.config.grace.is_zero() {
@@ -319,15 +326,15 @@ impl Job<'_> {
             }
             None => {}
         }
-        if let Some(write) = plan.graph {
-            let split = match write {
-                WriteGraph::Add => "--split",
-                WriteGraph::Replace => "--split=replace",
-            };
-            let args = ["commit-graph", "write", "--reachable", "--changed-paths", split, "--no-progress"];
-            self.git(args, cancel).run().await?;
+        match plan.graph {
+            Some(WriteGraph::Add) => self.write_graph("--split", cancel).await,
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    async fn write_graph(&self, split: &str, cancel: &CancellationToken) -> Result<(), GitError> {
+        let args = ["commit-graph", "write", "--reachable", "--changed-paths", split, "--no-progress"];
+        self.git(args, cancel).run().await.map(drop)
     }
 
     /// A git command in the store, by no path (see `Visit::inside`), with bounded threads and memory: half of it for the
@@ -457,6 +464,7 @@ impl Job<'_> {
             did.push(format!("{} ({})", repack.word(), why.words()));
         }
         if plan.graph.is_some() {
+            record.graph_at = Some(now);
             did.push("commit-graph".to_owned());
         }
         let (git, file, mut written) = (self.paths.git(), self.record_file(), record.clone());
@@ -469,7 +477,14 @@ impl Job<'_> {
             Ok::<_, io::Error>(last)
         });
         let last = last.await?.map_err(|error| self.failed("writing what upkeep did to", &error))?;
-        tracing::info!(store = self.name, took_ms = took.0, packs_before = last.packs.0, packs = last.packs.1, "{}", last.what);
+        tracing::info!(
+            store = self.name,
+            took_ms = took.0,
+            packs_before = last.packs.0,
+            packs = last.packs.1,
+            "{}",
+            last.what
+        );
         lock(&self.store.known).last = Some(last);
         self.shared.tick();
         Ok(())
@@ -511,7 +526,8 @@ fn packs_of(git: &Path) -> io::Result<Vec<String>> {
     let all: BTreeSet<String> = names(&git.join("objects/pack"))?.into_iter().collect();
     let stems = all.iter().filter_map(|name| name.strip_suffix(".idx"));
     let has = |stem: &str, extension: &str| all.contains(&format!("{stem}.{extension}"));
-    let ordinary = stems.filter(|stem| has(stem, "pack") && !["keep", "mtimes", "promisor"].iter().any(|ext| has(stem, ext)));
+    let ordinary =
+        stems.filter(|stem| has(stem, "pack") && !["keep", "mtimes", "promisor"].iter().any(|ext| has(stem, ext)));
     Ok(ordinary.map(str::to_owned).collect())
 }
 
@@ -544,8 +560,9 @@ fn observe(git: &Path, record: &Record) -> io::Result<Facts> {
     let cruft = || all.iter().filter_map(|name| name.strip_suffix(".mtimes"));
     let graphs = git.join("objects/info/commit-graphs/commit-graph-chain");
     let graph = match (changed_at(&graphs), newest) {
-        (None, _) => Graph::Missing,
-        (Some(written), Some(newest)) if newest > written => Graph::Behind,
+        // Packs under protection are packs too.
+        (None, _) if all.iter().any(|name| name.ends_with(".idx")) => Graph::Missing,
+        (Some(written), Some(newest)) if newest > record.graph_at.unwrap_or(written).max(written) => Graph::Behind,
         _ => Graph::Current,
     };
     let loose = names(&git.join("objects"))?.into_iter().filter(|name| name.len() == 2);

@@ -199,7 +199,12 @@ impl Rooms {
             Reason::new(Code::JournalUnavailable, "journal", format!("new builds wait, releases go on: {error}"))
         });
         let config = self.config_fault.read().unwrap_or_else(PoisonError::into_inner).clone();
-        lost.chain(directories).chain(empty).chain(self.repositories.over_limit()).chain(journal).chain(config).collect()
+        lost.chain(directories)
+            .chain(empty)
+            .chain(self.repositories.over_limit())
+            .chain(journal)
+            .chain(config)
+            .collect()
     }
 }
 

@@ -139,13 +139,21 @@ fn the_defaults_are_these() {
     repositories:
       pool: data
       refresh: 5m
-      parallel: 4
+      parallel: 8
+      parallelPerHost: 4
       fetchWithin: 1h
       add: declared
       allow: []
       protocols:
       - https
       - ssh
+      upkeep:
+        every: 10m
+        fullEvery: 168h
+        grace: 336h
+        memory: 512MiB
+        threads: 1
+      minAge: 1h
       mirrors: []
     workspaces:
       pool: data
@@ -277,8 +285,8 @@ fn run_has_one_pool_below_its_state() {
     assert_eq!(run.pressure, defaults.pressure);
     assert_eq!(run.admission, defaults.admission);
     let same = |config: &Config| {
-        let Repositories { refresh, parallel, fetch_within, .. } = config.repositories;
-        (refresh, parallel, fetch_within)
+        let Repositories { refresh, parallel, fetch_within, upkeep, min_age, .. } = config.repositories;
+        (refresh, parallel, fetch_within, upkeep, min_age)
     };
     assert_eq!(same(&run), same(&defaults));
     assert_eq!(run.pools[0].path, PathBuf::from("/home/me/.local/state/stoker/pool"));

@@ -43,7 +43,8 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         allow: allow(file, &place.field("allow"), problems),
         protocols: protocols.iter().map(|protocol| protocol.scheme().to_owned()).collect(),
         upkeep: upkeep::upkeep(&section.upkeep, &place.field("upkeep"), problems),
-        min_age: problems.take(&place.field("minAge"), within(&section.min_age, Duration::ZERO, 365 * day, "0s to 8760h")),
+        min_age: problems
+            .take(&place.field("minAge"), within(&section.min_age, Duration::ZERO, 365 * day, "0s to 8760h")),
         paths: section.paths.as_ref().map(|paths| upkeep::paths(paths, &place.field("paths"), problems)),
         mirrors: mirrors(&section.mirrors, &protocols, &place.field("mirrors"), problems),
     }

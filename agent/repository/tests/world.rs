@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::repository::git::Git;
-use crate::repository::{Discard, Repositories, Resolved, Root};
+use crate::repository::{Discard, Repositories, Resolved, Root, Space};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,7 +101,9 @@ pub(in crate::repository) fn write_program(path: &Path, script: &str) {
 /// A git in the real one's place that counts what it is started for.
 pub(super) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
-    write_program(&program, &format!("echo \"$1\" >> '{}'\nexec git \"$@\"\n", log.display()));
+    // Where a file says so, repacks take long.
+    let slow = format!("if [ \"$1\" = repack ] && [ -e '{}/slow' ]; then sleep 60; fi", dir.display());
+    write_program(&program, &format!("echo \"$1\" >> '{}'\n{slow}\nexec git \"$@\"\n", log.display()));
     (Git::at(program).await.unwrap(), log)
 }
 
@@ -132,6 +134,9 @@ impl World {
             add: config::Add::OnDemand,
             allow: vec!["*".into()],
             protocols: vec!["file".into()],
+            upkeep: config::Upkeep::default(),
+            min_age: Duration::from_secs(3600),
+            paths: None,
             mirrors: Vec::new(),
         };
         change(&mut config, dir.path());
@@ -171,6 +176,17 @@ impl World {
         std::fs::remove_dir_all(trash).unwrap();
         between(&self.folder());
         Self::over(self.dir, self.config).await
+    }
+
+    /// Begins upkeep, on a pool that has so many bytes free above its floor.
+    pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
+        let free = Arc::new(AtomicU64::new(1 << 40));
+        let seen = Arc::clone(&free);
+        self.repositories.start_upkeep(Arc::new(move || {
+            let free_bytes = seen.load(Ordering::SeqCst) + (1 << 20);
+            Some(Space { free_bytes, floor_bytes: 1 << 20, reserved_bytes: 0 })
+        }));
+        free
     }
 
     pub(super) fn upstream(&self, name: &str) -> Upstream {
