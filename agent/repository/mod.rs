@@ -21,6 +21,7 @@ mod local;
 mod meta;
 mod network;
 pub mod orphans;
+mod packs;
 mod paths;
 mod places;
 mod presence;

@@ -255,6 +255,7 @@ pub fn insists(due: Timestamp, now: Timestamp, every: Span) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::unwrap_used)]
 mod tests {
     use alloc::vec;
 
