@@ -48,7 +48,7 @@ fn snapshots(pool: &Path, folder: &str) -> PathBuf {
 fn assert_all_whole(pool: &Path, folder: &str) -> usize {
     let all: Vec<_> = std::fs::read_dir(snapshots(pool, folder)).unwrap().flatten().map(|entry| entry.path()).collect();
     let whole = all.iter().filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('.'));
-    whole.map(|path| git_out(path, &["fsck", "--strict", "--no-dangling"])).count()
+    whole.inspect(|path| drop(git_out(path, &["fsck", "--strict", "--no-dangling"]))).count()
 }
 
 /// The newest snapshot, whole: older ones may be evicted at any moment.
@@ -164,10 +164,10 @@ async fn full_disk(kind: Kind) {
         resolve(&agent, &url, "branch:main").await;
         let end = Instant::now() + Duration::from_secs(4);
         while Instant::now() < end {
-            if let Some(pid) = repacking(&agent).first().copied() {
-                if kill(pid, Signal::SIGSTOP).is_ok() {
-                    break 'found pid;
-                }
+            if let Some(pid) = repacking(&agent).first().copied()
+                && kill(pid, Signal::SIGSTOP).is_ok()
+            {
+                break 'found pid;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

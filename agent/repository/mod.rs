@@ -33,6 +33,7 @@ mod ls_refs;
 mod meta;
 mod network;
 pub mod orphans;
+mod packs;
 mod paths;
 mod places;
 mod presence;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::check::{TIPS_AT_START, snapshot};
 use super::disk::{Paths, StorePaths, is_leftover, names, repositories, snapshot_number, stores};
 use super::meta::Meta;
+use super::packs::half_packs;
 use super::read::Reader;
 use super::snapshot::SnapshotPin;
 use super::store::name_of;
-use super::upkeep::half_packs;
 
 /// A repository that was found on disk.
 pub(super) struct Found {

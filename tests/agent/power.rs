@@ -42,7 +42,8 @@ async fn survives(kind: Kind) {
     agent.wait_ready();
     mirror_ready(&agent, &url).await;
     for round in 0..4_u32 {
-        let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761 + round) >> 24) as u8).collect();
+        let content: Vec<u8> =
+            (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761 + round) >> 24) as u8).collect();
         let new = repo.force_push("main", &base, &format!("round{round}"), &content);
         if round % 2 == 0 {
             // Right after a publication: all of it was promised to be on the disk.

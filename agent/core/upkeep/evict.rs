@@ -13,8 +13,8 @@ use alloc::vec::Vec;
 
 use crate::quantity::{Span, Timestamp};
 
-/// The low mark lies so many parts of a hundred below the high one.
-const HYSTERESIS_PERCENT: u64 = 10;
+/// The low mark lies below the high one by one part in so many.
+const LOW_PARTS: u64 = 10;
 /// One fork of a network that stays frees next to nothing: less than one part in so many of what is missing is not
 /// worth a fetch.
 const WORTH_PARTS: u64 = 100;
@@ -134,7 +134,7 @@ pub struct Plan {
 fn missing(facts: &Facts) -> (Option<Cause>, u64, u64) {
     let above_limit = |limit: u64| facts.used_bytes.saturating_sub(limit);
     let below_floor = |floor: u64| floor.saturating_sub(facts.free_bytes);
-    let low = |mark: u64| u64::try_from(u128::from(mark) * u128::from(HYSTERESIS_PERCENT) / 100).unwrap_or(u64::MAX);
+    let low = |mark: u64| mark / LOW_PARTS;
     let over_limit = facts.limit_bytes.map_or(0, above_limit);
     let over_floor = below_floor(facts.floor_bytes);
     let cause = match (over_limit, over_floor) {
@@ -263,7 +263,8 @@ fn oldest(candidates: &[Candidate], free: &[usize], kind: Kind, ledger: &Ledger<
     let of_kind = || free.iter().copied().filter(|at| candidates.get(*at).is_some_and(|found| found.kind == kind));
     let mut names: BTreeMap<usize, u64> = BTreeMap::new();
     for file in of_kind().filter_map(|at| candidates.get(at)).flat_map(|found| &found.files) {
-        *names.entry(*file).or_default() += 1;
+        let count = names.entry(*file).or_default();
+        *count = count.saturating_add(1);
     }
     let goes =
         |file: &usize| names.get(file).is_some_and(|count| ledger.left.get(*file).is_some_and(|all| count >= all));
@@ -294,7 +295,7 @@ fn mirrors(
             if whole { alloc::vec![members] } else { members.iter().map(|at| alloc::vec![*at]).collect() };
         units.extend(split.into_iter().map(|unit| (worthlessness(candidates, &unit, ledger, now), unit)));
     }
-    units.sort_by(|a, b| b.0.cmp(&a.0));
+    units.sort_by_key(|(worthless, _)| core::cmp::Reverse(*worthless));
     units.into_iter().map(|(_, unit)| unit).collect()
 }
 
@@ -304,5 +305,5 @@ fn worthlessness(candidates: &[Candidate], unit: &[usize], ledger: &Ledger<'_>, 
     let positive = |span: Span| u128::try_from(span.0).unwrap_or(0).max(1);
     let idle = members.iter().map(|member| positive(now.since(member.used_at))).min().unwrap_or(1);
     let fill = members.iter().map(|member| positive(member.fill)).fold(0, u128::saturating_add).max(1);
-    idle.saturating_mul(u128::from(ledger.would_free(unit))) / fill
+    idle.saturating_mul(u128::from(ledger.would_free(unit))).checked_div(fill).unwrap_or(0)
 }

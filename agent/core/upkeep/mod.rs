@@ -8,4 +8,5 @@ pub mod evict;
 pub mod store;
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::unwrap_used)]
 mod evict_tests;

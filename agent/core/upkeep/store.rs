@@ -159,10 +159,10 @@ impl Plan {
 #[must_use]
 pub fn packs_max(bytes: u64) -> u64 {
     let mib_thousandths = u128::from(bytes >> 20) * 1000;
-    let (mut power, mut count) = (1800_u128, 0);
+    let (mut power, mut count) = (1800_u128, 0_u64);
     while power <= mib_thousandths {
-        power = power * 18 / 10;
-        count += 1;
+        power = power.saturating_mul(18) / 10;
+        count = count.saturating_add(1);
     }
     PACKS_MIN.max(count)
 }
@@ -174,16 +174,16 @@ pub fn rolled_up(packs: &[Pack]) -> u64 {
     let mut sorted: Vec<Pack> = packs.to_vec();
     sorted.sort_by_key(|pack| pack.objects);
     let apart = |(small, large): (&Pack, &Pack)| large.objects >= small.objects.saturating_mul(FACTOR);
-    let pairs = sorted.iter().zip(sorted.iter().skip(1));
+    let pairs = sorted.iter().zip(sorted.iter().skip(1)).zip(2_usize..);
     // One past the last pack that is not far enough from its neighbour.
-    let mut split = pairs.enumerate().filter(|(_, pair)| !apart(*pair)).last().map_or(0, |(at, _)| at + 2);
+    let mut split = pairs.filter(|(pair, _)| !apart(*pair)).map(|(_, past)| past).max().unwrap_or(0);
     let mut objects = sorted.iter().take(split).map(|pack| pack.objects).fold(0, u64::saturating_add);
     for next in sorted.iter().skip(split) {
         if split == 0 || next.objects >= objects.saturating_mul(FACTOR) {
             break;
         }
         objects = objects.saturating_add(next.objects);
-        split += 1;
+        split = split.saturating_add(1);
     }
     sorted.iter().take(split).map(|pack| pack.bytes).fold(0, u64::saturating_add)
 }
@@ -255,6 +255,7 @@ pub fn insists(due: Timestamp, now: Timestamp, every: Span) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::unwrap_used)]
 mod tests {
     use alloc::vec;
 
