@@ -71,12 +71,22 @@ pub(crate) fn moved(asked: &Asked) -> Option<Response<Body>> {
 
 /// A list of refs, by protocol 2, that goes on for as long as somebody reads.
 pub(crate) fn endless_refs() -> Response<Body> {
+    endless("result", "")
+}
+
+/// The same by protocol 0, where it is the first answer.
+pub(crate) fn endless_advertisement() -> Response<Body> {
+    endless("advertisement", "001e# service=git-upload-pack\n0000")
+}
+
+fn endless(kind: &str, begin: &'static str) -> Response<Body> {
     let line = "0047aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa refs/heads/endless-branch\n";
     assert_eq!(usize::from_str_radix(&line[..4], 16), Ok(line.len()));
     let part = Bytes::from(line.repeat(1000));
-    let parts = stream::repeat_with(move || Ok(Frame::data(part.clone())));
-    let mut response = Response::new(StreamBody::new(parts).boxed_unsync());
-    let kind = HeaderValue::from_static("application/x-git-upload-pack-result");
+    let parts = std::iter::once(Bytes::from_static(begin.as_bytes())).chain(std::iter::repeat(part));
+    let parts = parts.filter(|part| !part.is_empty()).map(|part| Ok(Frame::data(part)));
+    let mut response = Response::new(StreamBody::new(stream::iter(parts)).boxed_unsync());
+    let kind = HeaderValue::from_str(&format!("application/x-git-upload-pack-{kind}")).unwrap();
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
