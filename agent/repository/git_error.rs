@@ -121,7 +121,8 @@ impl GitError {
                 "; it needs more than `repositories.git.memory` allows: raise that"
             }
             Self::Failed { code: Code::UpstreamUnauthorized, .. } => {
-                "; declare who we are to it in `repositories.credentials`, or renew the secret that is there"
+                "; declare who we are to it in `repositories.credentials` for the repository's trust class, or renew \
+                 the secret that is there"
             }
             Self::Failed { code: Code::UpstreamUntrusted, .. } => "; it is not who it should be, or its key is new",
             Self::Failed { code: Code::ContainmentReduced, stderr, .. } if stderr.contains("No user exists") => {

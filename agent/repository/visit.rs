@@ -76,7 +76,7 @@ async fn run(
     let meta = entry.state().meta.clone();
     let mut visit = Visit {
         git: shared.git.clone(),
-        credentials: Credentials::of(&shared.config()),
+        credentials: Credentials::of(&shared.config(), &meta.trust),
         ls_refs: shared.ls_refs.clone(),
         url: entry.url.clone(),
         folder: entry.folder.clone(),
