@@ -1,8 +1,14 @@
 //! What it costs to ask upstream what it has, and what becomes of upstreams that cannot be asked so.
 
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::inotify;
+use rustix::io::Errno;
 use stoker_proto::v1::{self, Origin};
 use tonic::{Code, Request, Status};
 
@@ -24,20 +30,67 @@ async fn resolve(agent: &Agent, source: v1::Source) -> Result<v1::Resolved, Stat
     agent.repository().await.resolve_source(request).await.map(|answer| answer.into_inner().resolved.unwrap())
 }
 
-/// An agent whose every start of git is a line, and what reads the lines.
-fn counted_agent(configuration: &str) -> (Agent, impl Fn() -> Vec<String>) {
+/// What git is started for here; anything else is `other`.
+const COMMANDS: [&str; 6] = ["--version", "ls-remote", "clone", "fetch", "cat-file", "other"];
+
+/// The starts of git, each by its command. A contained git can write nowhere that would tell of it, but it may read
+/// where programs are: so a stand-in opens a file that is named as its command is, and the kernel reports that.
+struct Starts {
+    opened: OwnedFd,
+    seen: RefCell<Vec<String>>,
+}
+
+impl Starts {
+    fn watch(dir: &Path) -> Self {
+        let opened = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+        // Two equal events in a row are reported as one: the close between them keeps them apart.
+        inotify::add_watch(&opened, dir, inotify::WatchFlags::OPEN | inotify::WatchFlags::CLOSE_NOWRITE).unwrap();
+        Self { opened, seen: RefCell::default() }
+    }
+
+    /// All until now, in their order.
+    fn so_far(&self) -> Vec<String> {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&self.opened, &mut buffer);
+        loop {
+            match reader.next() {
+                Ok(event) if event.events().contains(inotify::ReadFlags::OPEN) => {
+                    let name = event.file_name().map(|name| name.to_str().unwrap().to_owned());
+                    self.seen.borrow_mut().extend(name);
+                }
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return self.seen.borrow().clone(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn of(&self, command: &str) -> usize {
+        self.so_far().iter().filter(|started| *started == command).count()
+    }
+}
+
+/// An agent whose starts of git are seen.
+fn counted_agent(configuration: &str) -> (Agent, Starts) {
     let mut agent = Agent::prepare(configuration);
-    let (bin, log) = (agent.root().join("bin"), agent.root().join("git.log"));
-    std::fs::create_dir(&bin).unwrap();
+    let bin = agent.root().join("bin");
+    let files = bin.join("commands");
+    std::fs::create_dir_all(&files).unwrap();
+    COMMANDS.iter().for_each(|command| std::fs::write(files.join(command), "").unwrap());
+    let starts = Starts::watch(&files);
     let path = std::env::var("PATH").unwrap();
     let git = std::env::split_paths(&path).map(|dir| dir.join("git")).find(|git| git.is_file()).unwrap();
-    let script = format!("#!/bin/sh\necho \"$1\" >> '{}'\nexec '{}' \"$@\"\n", log.display(), git.display());
+    let script = format!(
+        "#!/bin/sh\nfile='{dir}'/\"$1\"\n[ -f \"$file\" ] || file='{dir}/other'\n: < \"$file\"\nexec '{git}' \"$@\"\n",
+        dir = files.display(),
+        git = git.display()
+    );
     std::fs::write(bin.join("git"), script).unwrap();
     std::fs::set_permissions(bin.join("git"), std::fs::Permissions::from_mode(0o755)).unwrap();
     agent.env("PATH", format!("{}:{path}", bin.display()));
     agent.launch();
     agent.wait_ready();
-    (agent, move || std::fs::read_to_string(&log).unwrap_or_default().lines().map(str::to_owned).collect())
+    (agent, starts)
 }
 
 #[tokio::test]
@@ -46,13 +99,14 @@ async fn a_refresh_that_finds_nothing_is_one_round_trip_and_no_child() {
     let (upstream, url) = Upstream::of(&repo);
     let (agent, started) = counted_agent(LOOPBACK);
     let first = resolve(&agent, source(&url, "branch:main")).await.unwrap();
+    assert_eq!(started.of("clone"), 1, "what git is started for is seen: {:?}", started.so_far());
     for reference in ["branch:main", "tag:v1.0", "head"] {
         upstream.reset();
-        let before = started();
+        let before = started.so_far();
         let again = resolve(&agent, source(&url, reference)).await.unwrap();
         assert_eq!((again.origin(), &again.snapshot), (Origin::Upstream, &first.snapshot), "{reference}");
         assert_eq!(upstream.requests(), ONE_ROUND_TRIP, "{reference}");
-        assert_eq!(started(), before, "{reference}");
+        assert_eq!(started.so_far(), before, "{reference}");
     }
     // What is new is seen so too: a branch that moved, one that went, another default.
     let new = repo.commit_file("main", "new", b"new\n");
@@ -64,7 +118,7 @@ async fn a_refresh_that_finds_nothing_is_one_round_trip_and_no_child() {
     let gone = resolve(&agent, source(&url, "branch:develop")).await.unwrap_err();
     assert_eq!(reason(&gone), "REF_NOT_FOUND");
     assert_eq!(resolve(&agent, source(&url, "head")).await.unwrap().clone_ref, "refs/heads/feature/with-slash");
-    assert!(!started().contains(&"ls-remote".to_owned()), "{:?}", started());
+    assert_eq!((started.of("ls-remote"), started.of("fetch")), (0, 1), "{:?}", started.so_far());
 }
 
 #[tokio::test]
@@ -75,7 +129,7 @@ async fn an_upstream_of_protocol_0_is_left_to_git() {
     upstream.fault(Fault::Protocol0);
     let (agent, started) = counted_agent(LOOPBACK);
     assert_eq!(resolve(&agent, source(&url, "branch:main")).await.unwrap().commit, repo.commit("main"));
-    assert_eq!(started().iter().filter(|word| *word == "ls-remote").count(), 1);
+    assert_eq!(started.of("ls-remote"), 1, "{:?}", started.so_far());
     // From then on it is not asked in vain, nor is another repository of its host.
     for url in [&url, &other] {
         resolve(&agent, source(url, "branch:main")).await.unwrap();

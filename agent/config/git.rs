@@ -58,6 +58,8 @@ pub struct Credential {
     pub field: String,
     /// To which upstreams.
     pub matches: CredentialMatch,
+    /// For repositories of these trust classes.
+    pub trust: Vec<String>,
     /// Where the secret is.
     pub secret: SecretFiles,
 }

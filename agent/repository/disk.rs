@@ -84,6 +84,7 @@ pub(super) const GENERATION: &str = "stoker-generation";
 /// Names of what a killed git leaves in an object store.
 pub(super) fn is_leftover(name: &str) -> bool {
     name.ends_with(".lock")
+        || name == "packed-refs.new"
         || name.starts_with("tmp_")
         || name.starts_with(".tmp-")
         || name.starts_with("incoming-")

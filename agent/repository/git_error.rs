@@ -46,12 +46,14 @@ pub enum GitError {
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 47] = [
+const SIGNS: [(&str, Code); 48] = [
     ("cannot be contained", Code::ContainmentReduced),
     ("no user exists for uid", Code::ContainmentReduced),
     ("out of memory", Code::GitMemoryLimit),
     ("cannot allocate memory", Code::GitMemoryLimit),
     ("no space left on device", Code::DiskFloor),
+    // A store's first file: git writes it and does not say why it could not.
+    ("could not set 'core.", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
     ("dubious ownership", Code::RepositoryForeignOwner),
@@ -126,7 +128,8 @@ impl GitError {
                 "; it needs more than `repositories.git.memory` allows: raise that"
             }
             Self::Failed { code: Code::UpstreamUnauthorized, .. } => {
-                "; declare who we are to it in `repositories.credentials`, or renew the secret that is there"
+                "; declare who we are to it in `repositories.credentials` for the repository's trust class, or renew \
+                 the secret that is there"
             }
             Self::Failed { code: Code::UpstreamUntrusted, .. } => "; it is not who it should be, or its key is new",
             Self::Failed { code: Code::ContainmentReduced, stderr, .. } if stderr.contains("No user exists") => {

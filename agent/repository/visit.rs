@@ -191,7 +191,7 @@ pub(super) async fn prepare(
     let meta = entry.state().meta.clone();
     Ok(Visit {
         git: shared.git.clone(),
-        credentials: Credentials::of(&shared.config()),
+        credentials: Credentials::of(&shared.config(), &meta.trust),
         ls_refs: shared.ls_refs.clone(),
         url: entry.url.clone(),
         folder: entry.folder.clone(),

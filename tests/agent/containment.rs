@@ -1,7 +1,5 @@
 //! Git children: as whom they run, what they may, and what becomes of what they wrote.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -57,12 +55,12 @@ fn line(pid: u32, file: &str, begins: &str) -> String {
     line.trim_start_matches(begins).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The git that asks a silent upstream, once it is git.
+/// The git that fetches from a silent upstream, once it is git.
 fn waiting_git(agent: u32) -> u32 {
     let mut found = None;
     wait::until(LIMIT, "git waits for its upstream", || {
         let children = git_children(agent);
-        found = children.iter().find(|child| child.command.starts_with("git\0ls-remote")).map(|child| child.pid);
+        found = children.iter().find(|child| child.command.starts_with("git\0clone\0")).map(|child| child.pid);
         found.is_some() && children.iter().any(|child| child.command.contains("remote-http"))
     });
     found.unwrap()
@@ -90,7 +88,7 @@ async fn a_child_has_a_user_of_its_own_and_bounds() {
     needs_root!();
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);
-    upstream.fault(Fault::Hang);
+    upstream.fault(Fault::HangFetch);
     let agent = start(&with(&[&url], "  git: {memory: 1GiB, processes: 777}\n"));
     let pid = waiting_git(agent.pid());
     for field in ["Uid:", "Gid:"] {
@@ -107,7 +105,7 @@ async fn a_child_has_a_user_of_its_own_and_bounds() {
 async fn a_persons_own_command_has_the_bounds_and_no_other_user() {
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);
-    upstream.fault(Fault::Hang);
+    upstream.fault(Fault::HangFetch);
     let stoker = crate::support::stoker::Stoker::new();
     let running = stoker.command(["run", "--repo", &url, "--", "true"]).spawn();
     let pid = waiting_git(running.pid());
@@ -183,7 +181,9 @@ fn stand_in(agent: &mut Agent, script: &str) {
 async fn landlock_keeps_a_child_to_its_own_files() {
     needs_root!();
     let repo = TestRepo::standard();
-    let (_upstream, url) = Upstream::of(&repo);
+    let (upstream, url) = Upstream::of(&repo);
+    // So that git is asked to list its refs.
+    upstream.fault(Fault::Protocol0);
     let mut agent = prepared(&configuration(PLAIN, &[&url]));
     let (open, theirs) = (agent.root().join("open"), agent.root().join("theirs"));
     std::fs::write(&open, "readable by all\n").unwrap();
@@ -291,59 +291,11 @@ async fn a_user_that_is_named_is_the_only_one() {
     mirror_ready(&agent, &url).await;
 }
 
-/// An upstream that lists refs without end, in protocol 2, until its clients go.
-struct Endless {
-    port: u16,
-}
-
-impl Endless {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        // It ends with the test's process; each of its clients is ended before.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                std::thread::spawn(move || Self::serve(stream));
-            }
-        });
-        Self { port }
-    }
-
-    fn serve(mut stream: TcpStream) {
-        let packet = |line: &str| format!("{:04x}{line}", line.len() + 4);
-        let mut buffer = [0; 4096];
-        while let Ok(1..) = stream.read(&mut buffer) {
-            let head = |kind: &str, rest: &str| {
-                format!("HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-{kind}\r\n{rest}\r\n")
-            };
-            if buffer.starts_with(b"GET ") {
-                let body = format!(
-                    "{}0000{}{}0000",
-                    packet("# service=git-upload-pack\n"),
-                    packet("version 2\n"),
-                    packet("ls-refs\n")
-                );
-                let length = format!("Content-Length: {}\r\n", body.len());
-                let _ = stream.write_all(format!("{}{body}", head("advertisement", &length)).as_bytes());
-                continue;
-            }
-            if stream.write_all(head("result", "Connection: close\r\n").as_bytes()).is_err() {
-                return;
-            }
-            for round in 0_u64.. {
-                let refs = (0..2000).map(|n| packet(&format!("{:040x} refs/heads/b{round}-{n}\n", n + 1)));
-                if stream.write_all(refs.collect::<String>().as_bytes()).is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_that_takes_too_much_memory_ends_and_says_so() {
-    let server = Endless::start();
-    let url = format!("http://127.0.0.1:{}/endless.git", server.port);
+    let (upstream, url) = Upstream::of(&TestRepo::standard());
+    // Its refs are listed by git.
+    upstream.fault(Fault::EndlessProtocol0);
     let agent = start(&with(&[&url], "  git: {memory: 256MiB}\n"));
     let ended = async || codes(&repository(&agent, &url).await.reasons).contains(&Why::GitMemoryLimit);
     wait::until_async(LIMIT, "the child is ended", ended).await;

@@ -69,6 +69,23 @@ pub(crate) fn moved(asked: &Asked) -> Option<Response<Body>> {
     Some(response)
 }
 
+/// A list of refs by protocol 0, where it is the first answer, that goes on for as long as somebody reads.
+pub(crate) fn endless_advertisement() -> Response<Body> {
+    endless("advertisement", "001e# service=git-upload-pack\n0000")
+}
+
+fn endless(kind: &str, begin: &'static str) -> Response<Body> {
+    let line = "0047aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa refs/heads/endless-branch\n";
+    assert_eq!(usize::from_str_radix(&line[..4], 16), Ok(line.len()));
+    let part = Bytes::from(line.repeat(1000));
+    let parts = std::iter::once(Bytes::from_static(begin.as_bytes())).chain(std::iter::repeat(part));
+    let parts = parts.filter(|part| !part.is_empty()).map(|part| Ok(Frame::data(part)));
+    let mut response = Response::new(StreamBody::new(stream::iter(parts)).boxed_unsync());
+    let kind = HeaderValue::from_str(&format!("application/x-git-upload-pack-{kind}")).unwrap();
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
 /// Reads as much of the body as the kind needs; the rest stays in its stream.
 pub(crate) async fn ask(mut request: Request<Incoming>) -> Result<Asked, hyper::Error> {
     let path = request.uri().path().to_owned();

@@ -58,6 +58,8 @@ pub(crate) enum Fault {
     None,
     /// Requests get no answer while this is so; then they are answered.
     Hang,
+    /// Fetches get no answer while this is so; then they are answered. Refs are listed.
+    HangFetch,
     /// Every request is answered by this status.
     Status(u16),
     /// Answers to fetches end after so many bytes, in the middle of the pack; refs are answered whole.
@@ -80,6 +82,8 @@ pub(crate) enum Fault {
     Reset,
     /// Everything is answered by a page for people.
     Html,
+    /// It knows protocol 0 alone, whose list of refs has no end.
+    EndlessProtocol0,
 }
 
 /// What a handler reads on each request.
@@ -420,7 +424,12 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     let mut weather = shared.weather.clone();
     let now = *weather.borrow_and_update();
     tokio::time::sleep(now.delay).await;
-    let fault = match weather.wait_for(|weather| weather.fault != Fault::Hang).await {
+    let answered = |weather: &Weather| match weather.fault {
+        Fault::Hang => false,
+        Fault::HangFetch => kind != Kind::Fetch,
+        _ => true,
+    };
+    let fault = match weather.wait_for(answered).await {
         Ok(weather) => weather.fault,
         Err(_) => return Err(io::Error::other("the upstream ends")),
     };
@@ -447,7 +456,11 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         Fault::FlipPack(bytes) if kind == Kind::Fetch => Bend::Flip(bytes),
         _ => Bend::Whole,
     };
-    let asked = if fault == Fault::Protocol0 { asked.of_protocol_0() } else { asked };
+    if fault == Fault::EndlessProtocol0 && kind == Kind::InfoRefs {
+        return Ok(cgi::endless_advertisement());
+    }
+    let old = matches!(fault, Fault::Protocol0 | Fault::EndlessProtocol0);
+    let asked = if old { asked.of_protocol_0() } else { asked };
     let hook = shared.root.with_file_name("bare-pack");
     let hook = (fault == Fault::BarePack).then_some(hook.as_path());
     cgi::answer(asked, &shared.root, &shared.log, bend, hook, &shared.children).await

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::TRUST_DEFAULT;
 use crate::config::units::Bytes;
 
 /// What git children may do.
@@ -38,6 +39,10 @@ pub struct CredentialSection {
     /// because http sends the secret in the clear. The longest that fits is used.
     #[serde(rename = "match")]
     pub matches: String,
+    /// For which trust classes' repositories, at most 64: a manifest or a `.gitmodules` names repositories of its own
+    /// class as it likes, and gets no other class's secret so.
+    #[serde(default = "default_trust")]
+    pub trust: Vec<String>,
     /// A token, sent as the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenSection>,
@@ -47,6 +52,10 @@ pub struct CredentialSection {
     /// A key for SSH.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<SshSection>,
+}
+
+fn default_trust() -> Vec<String> {
+    vec![TRUST_DEFAULT.to_owned()]
 }
 
 /// A token.

@@ -46,7 +46,7 @@ repositories:
   credentials:
     - {match: github.com, token: {file: /etc/stoker/github/token}}
     - {match: "https://git.Example.org/team", basic: {username: ci, passwordFile: /etc/stoker/team/password}}
-    - {match: github.com, ssh: {keyFile: /etc/stoker/ssh/key, knownHostsFile: /etc/stoker/ssh/known_hosts}}
+    - {match: github.com, trust: [public, team], ssh: {keyFile: /etc/stoker/ssh/key, knownHostsFile: /etc/stoker/ssh/known_hosts}}
   serve: {trust: [default, public], anonymous: everyone, clients: 9, patience: 2s, spool: 0, url: "http://stoker:9418/git"}
   mirrors:
     - {url: https://github.com/projectbluefin/dakota, pin: true, trust: public}
@@ -104,6 +104,7 @@ fn the_example_is_read_in_units() {
         (basic.matches.key.as_str(), basic.field.as_str()),
         ("git.example.org/team", "repositories.credentials[1]")
     );
+    assert_eq!((token.trust.concat(), ssh.trust.join(" ")), ("default".to_owned(), "public team".to_owned()));
     assert!(matches!(&ssh.secret, git::SecretFiles::Ssh { user, .. } if user == "git"));
     let [mirror] = config.repositories.mirrors.as_slice() else { panic!("{:?}", config.repositories.mirrors) };
     assert_eq!(

@@ -534,6 +534,8 @@ fn credentials_and_git_children_that_cannot_be() {
         (format!("match: 'ssh://x.org', {token}"), ".match", "does not go with", "another scheme"),
         ("match: x.org".to_owned(), "", "not exactly one", "write one of them"),
         (format!("match: x.org, {token}, basic: {{username: a, passwordFile: /p}}"), "", "not exactly one", "one of"),
+        (format!("match: x.org, trust: [], {token}"), ".trust", "no trust class", "[default]"),
+        (format!("match: x.org, trust: [Team], {token}"), ".trust[0]", "Team", "a-z"),
         ("match: x.org, token: {file: t}".to_owned(), ".token.file", "not an absolute path", "begins with /"),
         ("match: x.org, token: {file: /t, username: 'a:b'}".to_owned(), ".token.username", "no", "without ':'"),
         (
@@ -565,6 +567,14 @@ fn credentials_and_git_children_that_cannot_be() {
                 4,
                 "is the match of line 4 too",
                 "keep one",
+            ),
+            Row(
+                "repositories: {credentials: [{match: x.org, trust: [a, b], token: {file: /a}}, \
+                 {match: x.org, token: {file: /b}}, {match: x.org, trust: [c, b], token: {file: /b}}]}",
+                "repositories.credentials[2].match",
+                4,
+                "is the match of line 4 too",
+                "for each trust class",
             ),
         ],
     );

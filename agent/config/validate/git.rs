@@ -78,14 +78,29 @@ pub(super) fn credentials(
             let message = format!("{} does not go with what is declared for it: {kind}", shown(&section.matches));
             problems.add(&at, Fault::new(message, "write another scheme, or none"));
         }
-        let key = (matches.protocol.map(Protocol::word), matches.key.clone(), ssh);
-        if let Some(line) = lines.insert(key, at.line()) {
+        let trust = classes(section, &here, problems);
+        let key = |class: &String| (matches.protocol.map(Protocol::word), matches.key.clone(), ssh, class.clone());
+        let before: Vec<_> = trust.iter().filter_map(|class| lines.insert(key(class), at.line())).collect();
+        if let Some(line) = before.first() {
             let message = format!("{} is the match of line {line} too", shown(&section.matches));
-            problems.add(&at, Fault::new(message, "keep one of them"));
+            problems.add(&at, Fault::new(message, "keep one of them for each trust class"));
         }
-        all.push(Credential { field: here.path().to_owned(), matches, secret });
+        all.push(Credential { field: here.path().to_owned(), matches, trust, secret });
     }
     all
+}
+
+/// The trust classes that it is for, each once.
+fn classes(section: &CredentialSection, place: &Place<'_>, problems: &mut Problems) -> Vec<String> {
+    let at = place.field("trust");
+    let mut trust = text::classes(&section.trust, &at, problems);
+    if section.trust.is_empty() {
+        problems
+            .add(&at, Fault::new("names no trust class", "name those it is for, as `[default]`, or remove `trust`"));
+    }
+    trust.sort();
+    trust.dedup();
+    trust
 }
 
 /// The one kind that is declared.

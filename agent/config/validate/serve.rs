@@ -6,8 +6,6 @@ use super::{count, text, within};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::serve::{AnonymousWord, Serve, ServeSection};
 
-/// The most trust classes.
-const CLASSES_MAX: usize = 64;
 /// The most requests at a time.
 const CLIENTS_MAX: usize = 4096;
 /// The most bytes of the URL that builds get.
@@ -15,18 +13,9 @@ const URL_BYTES_MAX: usize = 512;
 
 /// The section of the file.
 pub(super) fn validate(section: &ServeSection, place: &Place<'_>, problems: &mut Problems) -> Serve {
-    let at = place.field("trust");
-    let mut trust = Vec::new();
-    if section.trust.len() > CLASSES_MAX {
-        let message = format!("has {} classes", section.trust.len());
-        problems.add(&at, Fault::new(message, format!("write at most {CLASSES_MAX}")));
-    } else {
-        let classes = section.trust.iter().enumerate();
-        trust.extend(classes.map(|(index, class)| problems.take(&at.entry(index), text::name(class))));
-    }
     let patience = within(&section.patience, Duration::from_secs(1), Duration::from_secs(3600), "1s to 1h");
     Serve {
-        trust,
+        trust: text::classes(&section.trust, &place.field("trust"), problems),
         loopback_only: section.anonymous == AnonymousWord::Loopback,
         clients: problems.take(&place.field("clients"), count(section.clients, CLIENTS_MAX)),
         patience: problems.take(&place.field("patience"), patience),

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use crate::config::problem::{Fault, shown};
+use crate::config::problem::{Fault, Place, Problems, shown};
 
 /// The most bytes of a path. Below the kernel's PATH_MAX (4096), so that what is made below a pool has room.
 const PATH_BYTES_MAX: usize = 1024;
 /// The most bytes of one component of a path: NAME_MAX.
 const COMPONENT_BYTES_MAX: usize = 255;
+
+/// The most trust classes in one list.
+const CLASSES_MAX: usize = 64;
 
 /// Is there a digit, and nothing but digits?
 pub(crate) fn only_digits(text: &str) -> bool {
@@ -24,6 +27,16 @@ pub(super) fn name(text: &str) -> Result<String, Fault> {
         _ if !text.bytes().all(character) => Err(Fault::new(format!("{} is not a name", shown(text)), remedy)),
         _ => Ok(text.to_owned()),
     }
+}
+
+/// Trust classes, so many that a list of them is still read by somebody.
+pub(super) fn classes(names: &[String], place: &Place<'_>, problems: &mut Problems) -> Vec<String> {
+    if names.len() > CLASSES_MAX {
+        let message = format!("has {} classes", names.len());
+        problems.add(place, Fault::new(message, format!("write at most {CLASSES_MAX}")));
+        return Vec::new();
+    }
+    names.iter().enumerate().map(|(index, class)| problems.take(&place.entry(index), name(class))).collect()
 }
 
 /// Names of nodes: host names.

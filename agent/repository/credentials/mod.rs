@@ -25,7 +25,7 @@ use crate::config::git::{Credential, SecretFiles};
 /// The longest token, password or key, and the longest list of hosts. A file of known hosts is read whole.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
-/// The declared credentials. Without one that fits, none is used.
+/// The declared credentials of one trust class. Without one that fits, none is used.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     declared: Vec<Credential>,
@@ -79,10 +79,12 @@ impl fmt::Debug for Secret {
 }
 
 impl Credentials {
-    /// Those that the configuration declares.
+    /// Those that the configuration declares for repositories of this trust class. There is no way to all of them:
+    /// who names a repository within one class must not be served with the secret of another.
     #[must_use]
-    pub fn of(config: &config::Repositories) -> Self {
-        Self { declared: config.credentials.clone() }
+    pub fn of(config: &config::Repositories, trust: &str) -> Self {
+        let is_for = |credential: &&Credential| credential.trust.iter().any(|class| class == trust);
+        Self { declared: config.credentials.iter().filter(is_for).cloned().collect() }
     }
 
     /// The user name and password for `url`, where they are declared. Read from their file now; blocks for a moment.
@@ -195,11 +197,13 @@ mod tests {
         let basic = |index: usize, matches: &str, name: &str| Credential {
             field: format!("repositories.credentials[{index}]"),
             matches: matches.parse().unwrap(),
+            trust: vec!["default".to_owned()],
             secret: SecretFiles::Basic { username: name.to_owned(), file: dir.join(name), field: "token.file" },
         };
         let ssh = Credential {
             field: "repositories.credentials[9]".to_owned(),
             matches: "example.org".parse().unwrap(),
+            trust: vec!["default".to_owned()],
             secret: SecretFiles::Ssh {
                 key_file: dir.join("key"),
                 known_hosts_file: dir.join("hosts"),

@@ -308,7 +308,7 @@ async fn fetch(
             let http = lfs.http.guarded(policy.local_hosts());
             let done = AtomicU64::new(0);
             let names = files.iter().map(|file| (file.pointer.oid, shown(file))).collect();
-            let authorization = Credentials::of(&shared.config()).header_for(pin.url()).await?;
+            let authorization = Credentials::of(&shared.config(), trust).header_for(pin.url()).await?;
             let (policy, store, paths) = (&policy, &store, &names);
             let session = Session { http, policy, authorization, store, trust, paths, steps, done, total };
             match policy.endpoint(from.as_deref())? {
@@ -427,6 +427,7 @@ async fn lfsconfig(shared: &Shared, pin: &SnapshotPin, commit: CommitId) -> Resu
         .git
         .command(["config", "--no-includes", "--null", "--blob", &blob, "--get-regexp", keys])
         .git_dir(pin.path())
+        .reads(pin.path())
         .time_limit(CONFIG_WITHIN)
         .cancel(shared.cancel.child_token());
     let output = match command.run().await {
