@@ -427,6 +427,7 @@ async fn lfsconfig(shared: &Shared, pin: &SnapshotPin, commit: CommitId) -> Resu
         .git
         .command(["config", "--no-includes", "--null", "--blob", &blob, "--get-regexp", keys])
         .git_dir(pin.path())
+        .reads(pin.path())
         .time_limit(CONFIG_WITHIN)
         .cancel(shared.cancel.child_token());
     let output = match command.run().await {
