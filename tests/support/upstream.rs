@@ -294,10 +294,12 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     hold(address)?.listen(128)
 }
 
-/// Has the port without listening: connections are refused, and nobody else gets it.
+/// Has the port without listening: connections are refused, and nobody else gets it. `SO_REUSEPORT` is set, so that a
+/// port on which this process listens can be held before that ends: in between, another process could take it.
 fn hold(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
@@ -327,8 +329,7 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut commands: mpsc::
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Stop(done)) => {
-                    if let Port::Open(listener) = port {
-                        drop(listener);
+                    if matches!(port, Port::Open(_)) {
                         port = Port::Held(hold(address).unwrap());
                     }
                     connections.shutdown().await;
