@@ -31,7 +31,7 @@ async fn resolve(agent: &Agent, source: v1::Source) -> Result<v1::Resolved, Stat
 }
 
 /// What git is started for here; anything else is `other`.
-const COMMANDS: [&str; 6] = ["--version", "ls-remote", "clone", "fetch", "cat-file", "other"];
+const COMMANDS: [&str; 6] = ["version", "ls-remote", "clone", "fetch", "cat-file", "other"];
 
 /// The starts of git, each by its command. A contained git can write nowhere that would tell of it, but it may read
 /// where programs are: so a stand-in opens a file that is named as its command is, and the kernel reports that.

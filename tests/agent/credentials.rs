@@ -103,6 +103,62 @@ async fn the_longest_match_names_the_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_one_class_does_not_get_the_secret_of_another() {
+    let open = Upstream::start();
+    let closed = Upstream::start();
+    closed.demand("x-access-token", PLANTED);
+    let repo = TestRepo::standard();
+    let [of_default, of_team, named, submodule] =
+        ["default", "team", "named", "submodule"].map(|name| closed.host(&format!("private/{name}.git"), &repo));
+    // Whoever writes these two names what they like.
+    let list = TestRepo::empty();
+    let manifest = format!(
+        "<manifest><remote name=\"r\" fetch=\"{}/private/\"/><default remote=\"r\" revision=\"main\"/>\
+         <project name=\"named.git\"/></manifest>",
+        closed.base()
+    );
+    list.commit_file("main", "default.xml", manifest.as_bytes());
+    let top = TestRepo::empty();
+    let modules = format!("[submodule \"s\"]\n\tpath = s\n\turl = {submodule}\n");
+    let files: &[(&str, &str, &[u8])] = &[("100644", ".gitmodules", modules.as_bytes())];
+    top.commit_tree("main", files, &[("s", &repo.commit("main"))]);
+    let (list, top) = (open.host("public/list.git", &list), open.host("public/top.git", &top));
+
+    let token = |trust: &str| {
+        format!("    - {{match: \"{}\", token: {{file: $ROOT/secrets/token}}, trust: {trust}}}\n", closed.base())
+    };
+    let mirrors = format!(
+        "    - {{url: \"{of_team}\", trust: team}}\n    - {{url: \"{top}\", trust: public, submodules: true}}\n  \
+         manifests:\n    - {{url: \"{list}\", trust: public}}\n"
+    );
+    let text = with_credentials(&[&of_default], &token("[default, team]")) + &mirrors;
+    let agent = started(with_secret(&text, "token", PLANTED));
+    for url in [&of_default, &of_team] {
+        mirror_ready(&agent, url).await;
+    }
+    for url in [&named, &submodule] {
+        let declared = async || {
+            let request = v1::ListRepositoriesRequest { page_size: 500, ..Default::default() };
+            let all = agent.repository().await.list_repositories(request).await.unwrap().into_inner().repositories;
+            all.iter().any(|repository| repository.url == *url && repository.trust == "public")
+        };
+        wait::until_async(LIMIT, "the list is read", declared).await;
+        let reason = why_not(&agent, url).await;
+        assert_eq!(reason.code(), Why::UpstreamUnauthorized, "{url}: {reason:?}");
+        assert!(reason.message.contains("for the repository's trust class"), "{reason:?}");
+        assert_eq!(repository(&agent, url).await.state(), v1::RepositoryState::Empty);
+    }
+    // It was their class alone that kept it from them.
+    let file = agent.root().join("agent.yaml");
+    let everybody = std::fs::read_to_string(&file).unwrap().replace("[default, team]", "[default, team, public]");
+    std::fs::write(&file, everybody).unwrap();
+    for url in [&named, &submodule] {
+        let filled = async || refresh(&agent, url).await.is_ok();
+        wait::until_async(LIMIT, "the new configuration is taken over", filled).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_declared_credential_none_is_used() {
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);

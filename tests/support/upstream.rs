@@ -313,26 +313,14 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     hold(address)?.listen(128)
 }
 
-/// Has the port without listening: connections are refused, and nobody else gets it.
+/// Has the port without listening: connections are refused, and nobody else gets it. `SO_REUSEPORT` is set, so that a
+/// port on which this process listens can be held before that ends: in between, another process could take it.
 fn hold(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
     socket.bind(address)?;
     Ok(socket)
-}
-
-/// The same, of a port that was listened on until now: a child that a test beside is just starting has the listener until
-/// its `execve`.
-async fn hold_soon(address: SocketAddr) -> TcpSocket {
-    let end = tokio::time::Instant::now() + COMMAND_WITHIN / 2;
-    loop {
-        match hold(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < end => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            held => return held.unwrap(),
-        }
-    }
 }
 
 /// Whether the port is open.
@@ -360,9 +348,8 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut commands: mpsc::
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Stop(done)) => {
-                    if let Port::Open(listener) = port {
-                        drop(listener);
-                        port = Port::Held(hold_soon(address).await);
+                    if matches!(port, Port::Open(_)) {
+                        port = Port::Held(hold(address).unwrap());
                     }
                     connections.shutdown().await;
                     let _ = done.send(());
