@@ -185,6 +185,8 @@ async fn full_disk(kind: Kind) {
     let answer = agent.repository().await.resolve_source(request).await.unwrap().into_inner();
     assert_eq!(answer.resolved.unwrap().commit, expected.commit);
     wait::until(LIMIT, "the lack in the log", || agent.log().contains("DISK_FLOOR"));
+    // Their grace of ten minutes is not over.
+    wait::until(LIMIT, "an eviction", || agent.log().contains("evicted: old snapshot"));
     let store = repository(&agent, &url).await.store;
     let store = disk.path().join("stoker/stores").join(store).join("store.git");
     git_out(&store, &["rev-list", "--objects", "--all", "--quiet"]);

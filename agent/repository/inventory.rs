@@ -20,7 +20,10 @@ impl Inventory {
     /// Looks at the trash, which must come first.
     pub(super) fn with_trash(trash: &Path) -> Self {
         let mut this = Self::default();
-        walk(trash, &mut |_, meta| {
+        walk(trash, &mut |path, meta| {
+            if path == trash {
+                return; // it stays
+            }
             let known = this.leaving.entry((meta.dev(), meta.ino())).or_insert((0, names(meta), bytes(meta)));
             known.0 += 1;
         });

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::world::{Upstream, World, until};
+use super::world::{FLOOR, Upstream, World, until};
 use crate::config;
 use crate::repository::{RepositoryState, View};
 
@@ -128,25 +128,19 @@ async fn the_young_stay_and_a_declared_mirror_is_not_filled_unasked() {
 }
 
 #[tokio::test]
-async fn below_the_floor_old_snapshots_go_before_their_grace() {
-    let world = World::with(|config, _| config.min_age = Duration::from_secs(3600)).await;
+async fn below_the_floor_a_mirror_goes_once_nobody_uses_it() {
+    let world = World::with(|config, _| config.min_age = Duration::ZERO).await;
     let upstream = world.upstream("a");
-    let old = world.resolve(&upstream.request("head")).await.unwrap();
-    upstream.git(["checkout", "-q", "--orphan", "other"]);
-    upstream.git(["branch", "-D", "main"]);
-    upstream.commit("of another history");
-    world.commit(&upstream.request("head")).await.unwrap();
+    let held = world.resolve(&upstream.request("head")).await.unwrap();
     let free = world.keep_up();
-    free.store(0, Ordering::SeqCst);
-    // The pool is at its floor, not below; nothing goes.
-    assert_eq!(view(&world, &upstream).snapshots, 2);
-    git_is_whole(old.pin.path());
-    drop(old);
-    until("one snapshot", || view(&world, &upstream).snapshots == 1).await;
-}
-
-fn git_is_whole(repository: &std::path::Path) {
-    super::world::git_in(repository, ["fsck", "--connectivity-only"]);
+    free.store(FLOOR / 2, Ordering::SeqCst);
+    until("the lack", || world.repositories.over_limit().is_some()).await;
+    assert_eq!(world.repositories.over_limit().unwrap().code.word(), "DISK_FLOOR");
+    assert!(!is_evicted(&world, &upstream));
+    super::world::git_in(held.pin.path(), ["fsck", "--strict"]);
+    drop(held);
+    until("the eviction", || is_evicted(&world, &upstream)).await;
+    until("the count", || world.repositories.evictions().get("DISK_FLOOR") == Some(&1)).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::world::{Upstream, World, git_in, until};
+use super::world::{FLOOR, Upstream, World, git_in, until};
 use crate::config;
 
 /// The least that may be configured: stores are looked at ten times a second.
@@ -146,7 +146,7 @@ async fn without_room_nothing_is_repacked_and_it_is_said() {
     let upstream = world.upstream("a");
     world.commit(&upstream.request("head")).await.unwrap();
     let free = world.keep_up();
-    free.store(100, Ordering::SeqCst);
+    free.store(FLOOR + 100, Ordering::SeqCst);
     let skipped = || world.repositories.get(&upstream.url()).unwrap().upkeep_skipped;
     until("the lack", || skipped().is_some()).await;
     let reason = skipped().unwrap();

@@ -17,6 +17,8 @@ use crate::config;
 use crate::repository::git::Git;
 use crate::repository::{Discard, Repositories, Resolved, Root, Space};
 
+/// What must stay free of the pool.
+pub(super) const FLOOR: u64 = 1 << 20;
 pub(in crate::repository) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An upstream with a worktree, made by the git of this machine.
@@ -190,13 +192,12 @@ impl World {
         Self::over(self.dir, self.config).await
     }
 
-    /// Begins upkeep, on a pool that has so many bytes free above its floor.
+    /// Begins upkeep, on a pool that has so many bytes free; its floor is [`FLOOR`].
     pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
         let free = Arc::new(AtomicU64::new(1 << 40));
         let seen = Arc::clone(&free);
         self.repositories.start_upkeep(Arc::new(move || {
-            let free_bytes = seen.load(Ordering::SeqCst) + (1 << 20);
-            Some(Space { free_bytes, floor_bytes: 1 << 20, reserved_bytes: 0 })
+            Some(Space { free_bytes: seen.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes: 0 })
         }));
         free
     }
