@@ -117,7 +117,7 @@ impl Shared {
         done.map(|()| {
             // For what is newer than what was brought; whether it answers is another matter.
             let _ = entry.ask(Wanted::default());
-            entry.view()
+            self.view(&entry)
         })
     }
 

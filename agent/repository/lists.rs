@@ -125,7 +125,7 @@ impl Repositories {
         entry.state().meta.submodules = true;
         self.shared.save(&entry).await?;
         self.shared.tick();
-        Ok(entry.view())
+        Ok(self.shared.view(&entry))
     }
 
     /// What is wrong with lists: manifests, submodules.

@@ -58,7 +58,7 @@ impl Repositories {
             };
             shared.tick();
             // Who asked may be gone.
-            let _ = sender.send(findings.map(|findings| (entry.view(), findings)));
+            let _ = sender.send(findings.map(|findings| (shared.view(&entry), findings)));
         });
         Ok(VerifyHandle { progress, done })
     }
