@@ -124,3 +124,29 @@ async fn a_declared_mirror_that_never_filled_is_an_alarm() {
     status_until(&agent, "the alarm ends", filled).await;
     mirror_ready(&agent, &url).await;
 }
+
+/// Half of them name the branch, half the commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_callers_of_a_new_commit_are_one_fetch() {
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    let agent = start(&configuration(PLAIN, &[&url]));
+    mirror_ready(&agent, &url).await;
+    let mut fetches = Vec::new();
+    for callers in [1, 50] {
+        let new = repo.commit_file("main", &format!("for-{callers}"), b"new\n");
+        upstream.reset();
+        // So that they all come while the first visit is under way.
+        upstream.delay(Duration::from_millis(100));
+        let calls = (0..callers).map(|caller| {
+            let source = if caller % 2 == 0 { branch(&url, "main") } else { commit(&url, &new) };
+            resolve(&agent, source, LIMIT)
+        });
+        for answer in futures_util::future::join_all(calls).await {
+            assert_eq!(answer.unwrap().resolved.unwrap().commit, new);
+        }
+        fetches.push(upstream.requests().fetches);
+    }
+    // Git may take more than one request for a fetch: as many for all of them as for one.
+    assert_eq!(fetches[0], fetches[1], "{fetches:?}");
+}
