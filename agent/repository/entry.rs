@@ -119,6 +119,12 @@ impl State {
     pub(super) fn is_filled(&self) -> bool {
         self.current.is_some() && self.meta.partial_at.is_none()
     }
+
+    /// Whether a visit is under way or about to be for a request: what wakes all repositories need not wake this one,
+    /// and when it is next visited follows from that visit.
+    pub(super) const fn is_asked_for(&self) -> bool {
+        self.busy || self.ephemeral
+    }
 }
 
 /// A repository.

@@ -200,12 +200,12 @@ impl Repositories {
     /// declared ones soon; from then on those are kept fresh.
     pub fn start_prefill(&self) {
         for entry in self.shared.all() {
-            let (removed, declared, filled) = {
+            let (left, declared, filled) = {
                 let state = entry.state();
-                (state.meta.removed, state.meta.declared, state.is_filled())
+                (state.meta.removed || state.is_asked_for(), state.meta.declared, state.is_filled())
             };
             match (declared, filled) {
-                _ if removed => {}
+                _ if left => {}
                 (_, false) => entry.refresh_in(Duration::ZERO, self.shared.now()),
                 // Spread over a part of the period: a restarted fleet must not ask all at once.
                 (true, true) => entry.refresh_in(self.shared.config().refresh / 10, self.shared.now()),
