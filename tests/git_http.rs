@@ -107,7 +107,9 @@ impl Raw {
                 break at;
             }
             let mut byte = [0; 1];
-            assert_eq!(stream.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&begun));
+            // A read with a time limit is interrupted by signals (signal(7)); this one goes on then.
+            let read = stream.read_exact(&mut byte);
+            read.unwrap_or_else(|error| panic!("{error} after {}", String::from_utf8_lossy(&begun)));
             begun.push(byte[0]);
         };
         let head = String::from_utf8(begun[..end].to_vec()).unwrap();

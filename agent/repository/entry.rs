@@ -142,6 +142,12 @@ impl State {
         let held = pins.map(SnapshotPin::others).filter(|others| *others > 0);
         held.fold((0, 0), |(snapshots, all), others| (snapshots + 1, all + others))
     }
+
+    /// Whether a visit is under way or about to be for a request: what wakes all repositories need not wake this one,
+    /// and when it is next visited follows from that visit.
+    pub(super) const fn is_asked_for(&self) -> bool {
+        self.busy || self.ephemeral
+    }
 }
 
 /// A repository.

@@ -226,7 +226,7 @@ impl Repositories {
             let (leave, declared, filled) = {
                 let state = entry.state();
                 // What was evicted is filled when somebody asks for it.
-                let leave = state.meta.removed || state.meta.evicted.is_some();
+                let leave = state.meta.removed || state.meta.evicted.is_some() || state.is_asked_for();
                 (leave, state.meta.declared, state.is_filled())
             };
             match (declared, filled) {

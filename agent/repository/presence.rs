@@ -72,8 +72,8 @@ async fn arrived(shared: &Arc<Shared>) {
             let failed = state.meta.error.as_ref().is_some_and(|reason| reason.code == Code::PoolNotReady);
             // Another disk than before has other snapshots, or none.
             let without = state.current.as_ref().is_none_or(|pin| !pin.path().is_dir());
-            // One that is asked for just now needs no second visit: it was not the pool that it waited for.
-            !state.meta.removed && state.meta.evicted.is_none() && !state.busy && (failed || without)
+            let asked_for = state.is_asked_for();
+            !state.meta.removed && state.meta.evicted.is_none() && !asked_for && (failed || without)
         };
         if waits {
             entry.refresh_in(Duration::ZERO, shared.now());

@@ -106,10 +106,9 @@ pub(in crate::repository) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     // While a file `hold` is there, no fetch of all branches begins.
     let hold =
         format!("case \"$*\" in *'+refs/heads/*'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac", dir.display());
-    write_program(&program, &format!("echo \"$1\" >> '{}'\n{hold}\nexec git \"$@\"\n", log.display()));
     // Where a file says so, repacks take long.
     let slow = format!("if [ \"$1\" = repack ] && [ -e '{}/slow' ]; then sleep 60; fi", dir.display());
-    write_program(&program, &format!("echo \"$1\" >> '{}'\n{slow}\nexec git \"$@\"\n", log.display()));
+    write_program(&program, &format!("echo \"$1\" >> '{}'\n{hold}\n{slow}\nexec git \"$@\"\n", log.display()));
     (Git::at(program).await.unwrap(), log)
 }
 
