@@ -46,12 +46,13 @@ pub enum GitError {
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 48] = [
+const SIGNS: [(&str, Code); 49] = [
     ("cannot be contained", Code::ContainmentReduced),
     ("no user exists for uid", Code::ContainmentReduced),
     ("out of memory", Code::GitMemoryLimit),
     ("cannot allocate memory", Code::GitMemoryLimit),
     ("no space left on device", Code::DiskFloor),
+    ("out of diskspace", Code::DiskFloor),
     // A store's first file: git writes it and does not say why it could not.
     ("could not set 'core.", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
