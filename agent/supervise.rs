@@ -31,7 +31,7 @@ use crate::pressure::{Configured, Pressure};
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
 use crate::repository::serve::{Base, Serve};
-use crate::repository::{Containment, Repositories, Space, SpaceSource};
+use crate::repository::{Containment, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
@@ -348,8 +348,8 @@ async fn build(
     pools.watch(closing);
     let (reserved, reserved_seen) = watch::channel(Amounts::default());
     let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen.clone(), closing));
-    let repositories = open_repositories(config, git.clone(), pools.clone(), closing).await?;
-    repositories.start_upkeep(space_source(&config.repositories.pool, pools.clone(), reserved_seen.clone()));
+    let repositories = open_repositories(config, git.clone(), pools.clone(), reserved_seen, closing).await?;
+    repositories.start_upkeep();
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure);
     let survey = Survey::new(repositories.clone(), facts_cache);
@@ -390,38 +390,31 @@ async fn open_repositories(
     config: &Config,
     git: Git,
     pools: Pools,
+    reserved: watch::Receiver<Amounts>,
     closing: &CancellationToken,
 ) -> Result<Repositories, StartError> {
-    let (pool, checked) = (config.repositories.pool.clone(), pools.clone());
-    let root = Arc::new(move || checked.usable(&pool));
-    let measured = (config.repositories.pool.clone(), pools.clone());
-    let discard = Arc::new(move |path: PathBuf| pools.discard(&path));
-    let opened = Repositories::open(&config.repositories, git, root, discard, closing.child_token());
-    let opened = opened.await.map_err(|reason| StartError::Repositories(reason.message))?;
-    let (name, room) = (config.repositories.pool.clone(), measured.1.clone());
-    opened.measure_room(Arc::new(move || {
-        room.usable(&name)?;
-        let disk = room.measure().into_iter().find(|(pool, _)| *pool == name).and_then(|(_, disk)| disk.ok());
-        let disk = disk.ok_or_else(|| Reason::new(Code::PoolNotReady, name.clone(), "the pool cannot be measured"))?;
-        Ok(disk.free_bytes.saturating_sub(disk.floor_bytes))
-    }));
-    opened.set_headroom(Arc::new(move || {
-        let (pool, pools) = &measured;
-        let (_, disk) = pools.measure().into_iter().find(|(name, _)| name == pool)?;
-        disk.ok().map(|disk| disk.free_bytes.saturating_sub(disk.floor_bytes))
-    }));
-    Ok(opened)
+    let pool = pool_of_repositories(&config.repositories.pool, pools, reserved);
+    let opened = Repositories::open(&config.repositories, git, pool, closing.child_token()).await;
+    opened.map_err(|reason| StartError::Repositories(reason.message))
 }
 
-/// What the pool of the repositories has, and leases hold of it.
-fn space_source(pool: &str, pools: Pools, reserved: watch::Receiver<Amounts>) -> SpaceSource {
-    let pool = pool.to_owned();
-    Arc::new(move || {
-        let measured = pools.measure().into_iter().find(|(name, _)| *name == pool);
-        let filesystem = measured?.1.ok()?;
-        let reserved_bytes = reserved.borrow().disk_bytes;
-        Some(Space { free_bytes: filesystem.free_bytes, floor_bytes: filesystem.floor_bytes, reserved_bytes })
-    })
+/// The pool of the repositories: what it has, and what leases hold of it.
+fn pool_of_repositories(name: &str, pools: Pools, reserved: watch::Receiver<Amounts>) -> Pool {
+    let root = (name.to_owned(), pools.clone());
+    let measured = (name.to_owned(), pools.clone());
+    Pool {
+        root: Arc::new(move || root.1.usable(&root.0)),
+        measure: Arc::new(move || {
+            let (name, pools) = &measured;
+            pools.usable(name)?;
+            let disk = pools.measure().into_iter().find(|(pool, _)| pool == name).and_then(|(_, disk)| disk.ok());
+            let disk =
+                disk.ok_or_else(|| Reason::new(Code::PoolNotReady, name.clone(), "the pool cannot be measured"))?;
+            let reserved_bytes = reserved.borrow().disk_bytes;
+            Ok(Space { free_bytes: disk.free_bytes, floor_bytes: disk.floor_bytes, reserved_bytes })
+        }),
+        discard: Arc::new(move |path: PathBuf| pools.discard(&path)),
+    }
 }
 
 /// What the gate needs of the ledger: the disk that leases hold.

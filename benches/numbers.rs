@@ -20,6 +20,7 @@ mod support;
 /// The parts, in `benches/numbers/`.
 mod numbers {
     pub(crate) mod admission;
+    pub(crate) mod memory;
     pub(crate) mod node;
     pub(crate) mod options;
     pub(crate) mod pressure;
@@ -39,7 +40,7 @@ use clap::Parser as _;
 use numbers::options::Options;
 use numbers::report::Report;
 use numbers::world::World;
-use numbers::{admission, pressure, refresh, rest, serve, sources, workspaces};
+use numbers::{admission, memory, pressure, refresh, rest, serve, sources, workspaces};
 
 /// Something that is measured, and gives one line or more.
 struct Bench {
@@ -49,7 +50,7 @@ struct Bench {
 }
 
 /// All there are, the quick ones first: a machine that is too small shows it soon.
-const BENCHES: [Bench; 10] = [
+const BENCHES: [Bench; 12] = [
     Bench {
         name: "evaluate",
         what: "Evaluate with many live leases, and beside an empty call",
@@ -69,6 +70,12 @@ const BENCHES: [Bench; 10] = [
         run: rest::rest,
     },
     Bench { name: "serve", what: "clones over HTTP, beside git http-backend, and many at once", run: serve::serve },
+    Bench {
+        name: "parallel",
+        what: "many mirrors filled at once, beside one after the other, with latency",
+        run: sources::parallel,
+    },
+    Bench { name: "memory", what: "the agent's memory during a fetch of very many objects", run: memory::fetch },
     Bench { name: "prefill", what: "a mirror filled and published, beside git clone --mirror", run: sources::prefill },
     Bench {
         name: "workspace",

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support::disk::leftovers;
 use crate::support::loopdev::{Kind, LoopFs, needs_root};
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::stoker::{Agent, Output};
@@ -43,27 +44,6 @@ fn resident_kib_max(agent: &Agent) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-/// What a failed fetch, fill or import could leave to keep a disk full.
-fn leftovers(pool: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut todo = vec![pool.join("stoker/repositories"), pool.join("stoker/stores")];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(".tmp-")
-                || name.starts_with("tmp_")
-                || name.ends_with(".lock")
-                || name.ends_with(".keep")
-            {
-                found.push(entry.path());
-            } else if entry.path().is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    found
 }
 
 /// A command fails in time and says one of these reasons.

@@ -227,7 +227,7 @@ impl Shared {
         let Some(name) = entry.state().meta.store.clone() else { return };
         // Only where it is free: a fetch that a build waits for is not held up.
         let Some(turn) = self.stores.get(&name).try_turn() else { return };
-        let Ok(root) = (self.root)() else { return };
+        let Ok(root) = (self.pool.root)() else { return };
         let git = StorePaths::new(&root, &name).git();
         let problems =
             blocking(entry.url.key(), move || if git.is_dir() { packs(&git.join("objects")) } else { Ok(Vec::new()) });
@@ -235,7 +235,7 @@ impl Shared {
         drop(turn);
         if let Ok(Ok(problems)) = problems
             && let Some(first) = problems.first()
-            && (self.root)().is_ok()
+            && (self.pool.root)().is_ok()
         {
             self.suspect(entry, Suspicion { why: first.to_string(), full: false });
         }
@@ -303,7 +303,7 @@ pub(super) async fn rotate(shared: Arc<Shared>) {
         let oldest = all.iter().filter(idle).min_by_key(|entry| since(entry));
         if let Some(entry) = oldest.filter(|entry| since(entry).elapsed() >= every)
             && shared.recovery.initialized()
-            && (shared.root)().is_ok()
+            && (shared.pool.root)().is_ok()
         {
             let _ = shared.cancel.run_until_cancelled(shared.check(entry)).await;
         }

@@ -413,7 +413,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
     if let Some(pause) = pause {
         entry.refresh_in(pause, now);
     }
-    if let (Some(meta), Ok(root)) = (meta, (shared.root)()) {
+    if let (Some(meta), Ok(root)) = (meta, (shared.pool.root)()) {
         let paths = Paths::new(&root, &entry.folder);
         // Small and unsynced; a loss costs one question to upstream.
         if paths.folder.is_dir()

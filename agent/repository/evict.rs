@@ -20,7 +20,7 @@ use super::disk::{Paths, StorePaths};
 use super::entry::Entry;
 use super::fetch::blocking;
 use super::inventory::Inventory;
-use super::upkeep::{Space, SpaceSource};
+use super::space::Space;
 use super::{Repositories, Shared, lock};
 
 /// How often it looks whether anything changed.
@@ -106,11 +106,11 @@ impl Repositories {
 }
 
 /// Looks until the agent stops.
-pub(super) async fn watch_disk(shared: Arc<Shared>, space: SpaceSource) {
+pub(super) async fn watch_disk(shared: Arc<Shared>) {
     let (mut seen, mut measured) = (0, None::<Instant>);
     loop {
-        let source = Arc::clone(&space);
-        let now = blocking("pool", move || source()).await.ok().flatten();
+        let measure = Arc::clone(&shared.pool.measure);
+        let now = blocking("pool", move || measure()).await.ok().and_then(Result::ok);
         let print = fingerprint(&shared);
         let short = now.is_some_and(|space| space.free_bytes < space.floor_bytes);
         let (limited, over) = (shared.config().limit.is_some(), lock(&shared.disk.known).over.is_some());
@@ -249,7 +249,7 @@ impl Picture {
 /// Measures, and evicts where a mark is passed.
 async fn make_room(shared: &Arc<Shared>, space: Option<Space>) -> Result<(), Reason> {
     shared.recovered().await?;
-    let root = (shared.root)()?;
+    let root = (shared.pool.root)()?;
     let (config, now) = (shared.config(), shared.now());
     let seen: Vec<Seen> = shared.all().iter().map(|entry| see(entry, now)).collect();
     let paths = config.paths.as_ref().and_then(|paths| Some(root.parent()?.join(&paths.directory)));
@@ -423,7 +423,7 @@ async fn remember_uses(shared: &Shared) {
             })
         };
         let Some(meta) = meta else { continue };
-        let Ok(root) = (shared.root)() else { return };
+        let Ok(root) = (shared.pool.root)() else { return };
         let paths = Paths::new(&root, &entry.folder);
         let _ =
             blocking(

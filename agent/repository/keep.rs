@@ -27,7 +27,7 @@ impl Repositories {
     pub async fn remove(&self, url: &RepositoryUrl) -> Result<(), Reason> {
         self.shared.recovered().await?;
         let entry = self.shared.get(url).ok_or_else(|| unknown(url))?;
-        let paths = Paths::new(&(self.shared.root)()?, &entry.folder);
+        let paths = Paths::new(&(self.shared.pool.root)()?, &entry.folder);
         {
             let mut state = entry.state();
             (state.meta.removed, state.removing) = (true, true);
@@ -56,10 +56,10 @@ impl Shared {
     /// Takes over what lies on the pool, once it is there. Nothing else touches it before.
     pub(super) async fn recovered(self: &Arc<Self>) -> Result<(), Reason> {
         let once = self.recovery.get_or_try_init(async || {
-            let root = (self.root)()?;
+            let root = (self.pool.root)()?;
             // What is wrong is told early; each visit looks again.
             let _ = self.git.settle(&root).await;
-            let (reader, discard) = (self.reader.clone(), Arc::clone(&self.discard));
+            let (reader, discard) = (self.reader.clone(), Arc::clone(&self.pool.discard));
             let (dir, subject) = (root.clone(), repositories(&root).display().to_string());
             let found = blocking(&subject, move || recover(&dir, &reader, &*discard)).await?;
             for found in found.map_err(|error| io_reason(&subject, "looking for repositories", &error))? {
@@ -132,7 +132,7 @@ impl Shared {
                 entry.state().superseded.push((pin, Instant::now()));
             }
         }
-        let Ok(root) = (self.root)() else { return };
+        let Ok(root) = (self.pool.root)() else { return };
         let paths = Paths::new(&root, &entry.folder);
         if self.begin_end(entry) {
             let discarded = self.discard(paths.folder).await;
@@ -160,7 +160,7 @@ impl Shared {
             let mut state = entry.state();
             (state.meta.store, state.meta.generation) = (None, None);
         }
-        let paths = StorePaths::new(&(self.root)()?, name);
+        let paths = StorePaths::new(&(self.pool.root)()?, name);
         let shares = |other: &Arc<Entry>| other.state().meta.store.as_deref() == Some(name);
         if !self.all().iter().any(shares) {
             return self.discard(paths.folder).await;

@@ -8,7 +8,6 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
-mod archive;
 mod check;
 mod contain;
 mod credentials;
@@ -16,13 +15,10 @@ mod declare;
 mod disk;
 mod entry;
 mod evict;
-mod export;
 mod fetch;
 pub mod git;
-mod git_error;
 mod gitmodules;
 mod heal;
-mod import;
 mod inventory;
 mod keep;
 mod lfs;
@@ -44,6 +40,7 @@ mod refs;
 mod resolve;
 pub mod serve;
 mod snapshot;
+mod space;
 mod store;
 mod submodules;
 mod transfer;
@@ -55,7 +52,6 @@ mod visit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -85,25 +81,19 @@ use upstream_http::Http;
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
 pub use evict::{Evicted, Eviction};
-pub use export::{Export, archive_of_path};
-pub use import::ImportTarget;
-pub use lfs::{Headroom, LfsFile, LfsFiles, LfsOid};
+pub use lfs::{LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary, Verdict};
 pub use refs::{RefLine, RefTable};
 pub use snapshot::SnapshotPin;
+pub use space::{Discard, Measure, Pool, Root, Space};
 pub use submodules::Nested;
 pub(crate) use submodules::under;
-pub use transfer::{CHUNK_BYTES, Chunks, Room};
-pub use upkeep::{LastUpkeep, Space, SpaceSource};
+pub use transfer::{CHUNK_BYTES, Chunks, Export, ImportTarget, archive_of_path};
+pub use upkeep::LastUpkeep;
 pub use verify::{Finding, VerifyHandle};
 pub use view::{Cached, RefreshHandle, RepositoryState, Resolved, View};
-
-/// Gives `<pool>/stoker`, after a look whether the pool is there as declared; asked before every use.
-pub type Root = Arc<dyn Fn() -> Result<PathBuf, Reason> + Send + Sync>;
-/// Moves a tree into the pool's trash and returns; it may block on the disk for a moment.
-pub type Discard = Arc<dyn Fn(PathBuf) -> io::Result<()> + Send + Sync>;
 
 /// How long a snapshot stays after a newer one was published, where nothing pins it.
 const SUPERSEDED_FOR: Duration = Duration::from_secs(600);
@@ -128,8 +118,7 @@ struct Shared {
     git: Git,
     ls_refs: LsRefs,
     lfs: Lfs,
-    root: Root,
-    discard: Discard,
+    pool: Pool,
     reader: Reader,
     /// Of parallel visits to upstreams.
     places: Places,
@@ -160,18 +149,16 @@ impl Repositories {
     pub async fn open(
         config: &config::Repositories,
         git: Git,
-        root: Root,
-        discard: Discard,
+        pool: Pool,
         cancel: CancellationToken,
     ) -> Result<Self, Reason> {
-        Self::open_with(config, git, root, discard, cancel, SUPERSEDED_FOR).await
+        Self::open_with(config, git, pool, cancel, SUPERSEDED_FOR).await
     }
 
     async fn open_with(
         config: &config::Repositories,
         git: Git,
-        root: Root,
-        discard: Discard,
+        pool: Pool,
         cancel: CancellationToken,
         superseded_for: Duration,
     ) -> Result<Self, Reason> {
@@ -190,8 +177,7 @@ impl Repositories {
             ls_refs: LsRefs::new(http),
             config: RwLock::new(Arc::new(config.clone())),
             git,
-            root,
-            discard,
+            pool,
             reader: Reader::default(),
             entries: Mutex::new(BTreeMap::new()),
             recovery: OnceCell::new(),
@@ -372,11 +358,6 @@ impl Repositories {
         lock(&self.shared.transfers.heals).clone()
     }
 
-    /// Says how an import finds out how much room there is. The first word counts.
-    pub fn measure_room(&self, room: Room) {
-        let _ = self.shared.transfers.room.set(room);
-    }
-
     /// Reads snapshots.
     #[must_use]
     pub fn reader(&self) -> Reader {
@@ -501,7 +482,7 @@ impl Shared {
 
     /// Writes what is known, so that a restart knows it too.
     async fn save(&self, entry: &Arc<Entry>) -> Result<(), Reason> {
-        let paths = Paths::new(&(self.root)()?, &entry.folder);
+        let paths = Paths::new(&(self.pool.root)()?, &entry.folder);
         let meta = entry.state().meta.clone();
         let written = blocking(entry.url.key(), move || {
             paths.make_folder()?;
@@ -511,7 +492,7 @@ impl Shared {
     }
 
     async fn discard(&self, path: PathBuf) -> Result<(), Reason> {
-        let discard = Arc::clone(&self.discard);
+        let discard = Arc::clone(&self.pool.discard);
         let shown = path.display().to_string();
         let done = blocking(&shown, move || if path.exists() { discard(path) } else { Ok(()) }).await?;
         done.map_err(|error| io_reason(&shown, "removing", &error))

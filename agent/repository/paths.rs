@@ -107,7 +107,7 @@ fn fingerprint(shared: &Shared) -> Vec<(String, String, String)> {
 
 async fn pass(shared: &Arc<Shared>, config: &crate::config::Paths) -> Result<(), Reason> {
     shared.recovered().await?;
-    let root = (shared.root)()?;
+    let root = (shared.pool.root)()?;
     let pool = root.parent().unwrap_or(&root).to_owned();
     let mut pass = Pass {
         base: pool.join(&config.directory),
@@ -131,7 +131,7 @@ async fn pass(shared: &Arc<Shared>, config: &crate::config::Paths) -> Result<(),
         }
     }
     pass.part_nested();
-    let (discard, relative) = (Arc::clone(&shared.discard), config.directory.clone());
+    let (discard, relative) = (Arc::clone(&shared.pool.discard), config.directory.clone());
     let subject = pass.base.display().to_string();
     let done = blocking(&subject, move || {
         make_public(&pool, &relative)?;

@@ -42,7 +42,7 @@ impl Presence {
 pub(super) async fn guard(shared: Arc<Shared>) {
     let mut there = shared.recovery.initialized();
     while shared.cancel.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
-        let root = Arc::clone(&shared.root);
+        let root = Arc::clone(&shared.pool.root);
         // A filesystem that hangs holds one thread, and does not keep the agent from ending.
         let look = shared.cancel.run_until_cancelled(blocking("pool", move || root().is_ok()));
         let Some(now) = look.await else { return };

@@ -41,7 +41,7 @@ impl Repositories {
         let shared = &self.shared;
         shared.recovered().await?;
         // Asked on every use: what is not there now cannot be handed to a build.
-        (shared.root)()?;
+        (shared.pool.root)()?;
         if let Some(entry) = shared.get(url) {
             return Ok(entry);
         }

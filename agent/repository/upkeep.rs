@@ -38,27 +38,6 @@ const DOUBLINGS_MAX: u32 = 6;
 /// How long it waits to come back to a store at which it gave way, or had no turn: a part of the period.
 const COME_BACK_PARTS: u32 = 10;
 
-/// What the pool of the repositories has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    /// Free bytes.
-    pub free_bytes: u64,
-    /// What must stay free.
-    pub floor_bytes: u64,
-    /// What leases may still write.
-    pub reserved_bytes: u64,
-}
-
-impl Space {
-    /// What upkeep may take.
-    fn spare(self) -> u64 {
-        self.free_bytes.saturating_sub(self.floor_bytes).saturating_sub(self.reserved_bytes)
-    }
-}
-
-/// Tells the pool's [`Space`]; none where that is not known now. It may block on the disk for a moment.
-pub type SpaceSource = Arc<dyn Fn() -> Option<Space> + Send + Sync>;
-
 /// What upkeep last did to a store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastUpkeep {
@@ -108,11 +87,11 @@ pub(super) struct Known {
 }
 
 impl Repositories {
-    /// Begins upkeep, eviction and the read-only path. `space` tells what the pool has.
-    pub fn start_upkeep(&self, space: SpaceSource) {
+    /// Begins upkeep, eviction and the read-only path.
+    pub fn start_upkeep(&self) {
         let shared = &self.shared;
-        shared.tasks.spawn(keep_up_always(Arc::clone(shared), Arc::clone(&space)));
-        shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared), space));
+        shared.tasks.spawn(keep_up_always(Arc::clone(shared)));
+        shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared)));
         shared.tasks.spawn(super::paths::keep_always(Arc::clone(shared)));
     }
 
@@ -125,7 +104,7 @@ impl Repositories {
     }
 }
 
-async fn keep_up_always(shared: Arc<Shared>, space: SpaceSource) {
+async fn keep_up_always(shared: Arc<Shared>) {
     loop {
         let every = shared.config().upkeep.every;
         let pause = (every / COME_BACK_PARTS).clamp(Duration::from_millis(100), Duration::from_secs(60));
@@ -137,7 +116,7 @@ async fn keep_up_always(shared: Arc<Shared>, space: SpaceSource) {
             let due = lock(&shared.stores.get(&name).known).not_before.is_none_or(|at| at <= Instant::now());
             if due
                 && !shared.cancel.is_cancelled()
-                && let Err(reason) = keep_up(&shared, &space, &name).await
+                && let Err(reason) = keep_up(&shared, &name).await
             {
                 tracing::warn!(store = name, reason = reason.code.word(), "upkeep: {}", reason.message);
                 shared.tick();
@@ -147,8 +126,8 @@ async fn keep_up_always(shared: Arc<Shared>, space: SpaceSource) {
 }
 
 /// Looks at one store, and does what it needs.
-async fn keep_up(shared: &Arc<Shared>, space: &SpaceSource, name: &str) -> Result<(), Reason> {
-    let root = (shared.root)()?;
+async fn keep_up(shared: &Arc<Shared>, name: &str) -> Result<(), Reason> {
+    let root = (shared.pool.root)()?;
     let store = shared.stores.get(name);
     let config = shared.config().upkeep;
     let due = lock(&store.known).due;
@@ -169,7 +148,7 @@ async fn keep_up(shared: &Arc<Shared>, space: &SpaceSource, name: &str) -> Resul
     if !job.paths.git().join("HEAD").is_file() {
         return Ok(());
     }
-    let done = job.run(space, insist, turn).await;
+    let done = job.run(insist, turn).await;
     {
         let mut known = lock(&store.known);
         known.failures = if done.is_err() { known.failures.saturating_add(1) } else { 0 };
@@ -218,17 +197,18 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn run(&self, space: &SpaceSource, insist: bool, turn: Turn) -> Result<End, Reason> {
+    async fn run(&self, insist: bool, turn: Turn) -> Result<End, Reason> {
         self.clean().await?;
-        let (git, file, space) = (self.paths.git(), self.record_file(), Arc::clone(space));
+        let (git, file, measure) = (self.paths.git(), self.record_file(), Arc::clone(&self.shared.pool.measure));
         let looked = blocking(self.name, move || {
             let record = Record::read(&file);
             let facts = observe(&git, &record)?;
-            Ok::<_, io::Error>((record, facts, space()))
+            Ok::<_, io::Error>((record, facts, measure()))
         });
         let (mut record, facts, space) = looked.await?.map_err(|error| self.failed("looking at the store", &error))?;
         lock(&self.store.known).last.clone_from(&record.last);
-        let spare = space.map_or(0, Space::spare);
+        // What cannot be measured has no room for a second copy.
+        let spare = space.map_or(0, super::Space::spare);
         let policy = Policy { every: span(self.config.every), full_every: span(self.config.full_every) };
         let plan = core::decide(&facts, &policy, self.shared.now(), spare);
         self.tell_skipped(&plan, spare);
@@ -419,14 +399,14 @@ impl Job<'_> {
         if members.is_empty() {
             return Ok(());
         }
-        let root = (self.shared.root)()?;
+        let root = (self.shared.pool.root)()?;
         for (entry, pin) in members {
             let (member, store, root) = (Arc::clone(&entry), self.paths.git(), root.clone());
             let published = blocking(self.name, move || publish_again(&member, &pin, &store, &root)).await?;
             let new = published.map_err(|error| self.failed("publishing after upkeep of", &error))?;
             let path = new.path().to_owned();
             if self.adopt(&entry, new) {
-                let (measured, root) = (Arc::clone(&entry), (self.shared.root)()?);
+                let (measured, root) = (Arc::clone(&entry), (self.shared.pool.root)()?);
                 blocking(self.name, move || measured.measure(&root)).await?;
             } else {
                 self.shared.discard(path).await?;

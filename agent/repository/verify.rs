@@ -99,7 +99,7 @@ impl Shared {
         full: bool,
         cancel: &tokio_util::sync::CancellationToken,
     ) -> Result<(Vec<Finding>, Option<String>), Reason> {
-        let mut visit = prepare(self, entry, (self.root)()?, cancel).await?;
+        let mut visit = prepare(self, entry, (self.pool.root)()?, cancel).await?;
         let (mut findings, mut damaged) = (Vec::new(), None);
         let found =
             |subject: &str, problem: String| Finding { subject: subject.to_owned(), problem, action: String::new() };
@@ -118,7 +118,7 @@ impl Shared {
         let Some(name) = entry.state().meta.store.clone() else { return Ok((findings, damaged)) };
         let store = self.stores.get(&name);
         let turn = visit.cancel.run_until_cancelled(store.turn()).await.ok_or_else(|| stopping(&entry.url))?;
-        visit.store = super::disk::StorePaths::new(&(self.root)()?, &name);
+        visit.store = super::disk::StorePaths::new(&(self.pool.root)()?, &name);
         visit.deadline = std::time::Instant::now() + self.config().fetch_within;
         let problems = if visit.has_store() {
             let objects = visit.store.git().join("objects");

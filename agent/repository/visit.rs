@@ -20,7 +20,6 @@ use super::entry::{Entry, Outcome, stopping};
 use super::fetch::{Visit, blocking};
 use super::git::GitError;
 use super::heal::Patient;
-use super::import::plant;
 use super::listing::{Head, Listing, Wanted};
 use super::local::SafeDirectory;
 use super::meta::Pin;
@@ -29,6 +28,7 @@ use super::places::Place;
 use super::recover::clean;
 use super::snapshot::SnapshotPin;
 use super::store::{Store, Suspicion, Turn, name_of};
+use super::transfer::plant;
 
 /// From so many branches and tags on, the first fill begins with those that somebody waits for: how much all the others
 /// bring is not known before, and asking twice costs one more round trip.
@@ -48,7 +48,7 @@ pub(super) async fn visit(
     let cancel = entry.stop.child_token();
     let result = {
         let mut work = Box::pin(run(shared, entry, wanted, first, place, &cancel, &mut commits));
-        match shared.recovered().await.and_then(|()| (shared.root)()) {
+        match shared.recovered().await.and_then(|()| (shared.pool.root)()) {
             Err(reason) => Err(reason),
             Ok(_) => {
                 let lost = shared.presence.token();
@@ -63,7 +63,7 @@ pub(super) async fn visit(
         }
     };
     // Whatever broke because the pool went is told as that, and not as upstream's fault.
-    let result = result.map_err(|reason| (shared.root)().err().unwrap_or(reason));
+    let result = result.map_err(|reason| (shared.pool.root)().err().unwrap_or(reason));
     Outcome { result, commits }
 }
 
@@ -77,7 +77,7 @@ async fn run(
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
     plant(shared, entry, cancel).await;
-    let mut visit = prepare(shared, entry, (shared.root)()?, cancel).await?;
+    let mut visit = prepare(shared, entry, (shared.pool.root)()?, cancel).await?;
     let listed = async {
         let safe = visit.inspect().await?;
         let asked_at = shared.now();
@@ -276,7 +276,7 @@ pub(super) async fn enter(
         }
         state.meta.store = Some(name.clone());
     }
-    let root = (shared.root)()?;
+    let root = (shared.pool.root)()?;
     visit.store = StorePaths::new(&root, &name);
     visit.deadline = std::time::Instant::now() + shared.config().fetch_within;
     Ok((store, turn, claim))
@@ -284,7 +284,7 @@ pub(super) async fn enter(
 
 /// Half a pack of a fetch that failed would keep the disk full.
 async fn tidy(shared: &Shared, visit: &Visit) {
-    let (store, discard) = (visit.store.folder.clone(), Arc::clone(&shared.discard));
+    let (store, discard) = (visit.store.folder.clone(), Arc::clone(&shared.pool.discard));
     if let Err(reason) = blocking(visit.url.key(), move || clean(&store, &*discard)).await {
         tracing::warn!(repository = visit.url.key(), "{}", reason.message);
     }

@@ -142,6 +142,20 @@ impl Node {
         })
     }
 
+    /// As [`fill`](Self::fill), all at once.
+    pub(crate) fn fill_all(&self, urls: &[String]) {
+        let (client, urls) = (self.repositories(), urls.to_vec());
+        self.on(async move {
+            for url in &urls {
+                let add = v1::AddRepositoryRequest { url: url.clone(), ..Default::default() };
+                client.clone().add_repository(add).await.unwrap();
+            }
+            for url in urls {
+                wait::until_async(LIMIT, "the mirror is filled", || ready(client.clone(), url.clone())).await;
+            }
+        });
+    }
+
     pub(crate) fn remove(&self, url: &str) {
         let (mut client, url) = (self.repositories(), url.to_owned());
         self.on(async move { client.remove_repository(v1::RemoveRepositoryRequest { url }).await.unwrap() });

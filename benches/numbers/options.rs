@@ -26,6 +26,12 @@ pub(crate) struct Options {
     /// Commits, each with a ref of its own, of the repository with a history; some 15 objects each [1800; quick: 60]
     #[arg(long)]
     commits: Option<usize>,
+    /// Refs of the repository that has very many [50000; quick: 500]
+    #[arg(long)]
+    refs: Option<usize>,
+    /// Objects of the repository that is fetched while memory is measured [500000; quick: 5000]
+    #[arg(long)]
+    objects: Option<usize>,
     /// Files of the workspace that is deleted [100000; quick: 5000]
     #[arg(long)]
     delete_files: Option<usize>,
@@ -75,6 +81,14 @@ impl Options {
 
     pub(crate) fn commits(&self) -> usize {
         self.size(self.commits, 1_800, 60)
+    }
+
+    pub(crate) fn refs(&self) -> usize {
+        self.size(self.refs, 50_000, 500)
+    }
+
+    pub(crate) fn objects(&self) -> usize {
+        self.size(self.objects, 500_000, 5_000)
     }
 
     pub(crate) fn delete_files(&self) -> usize {

@@ -1,7 +1,6 @@
 //! What it costs to ask upstream what it has, where nothing changed.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use procfs::process::Process;
 use stoker_proto::v1;
@@ -10,7 +9,7 @@ use crate::numbers::node::Node;
 use crate::numbers::report::{By, Line, Report, Samples, Target, Unit, alternate};
 use crate::numbers::rest::cpu_seconds;
 use crate::numbers::world::World;
-use crate::support::repository::{TestRepo, git, git_out};
+use crate::support::repository::TestRepo;
 use crate::support::upstream::Upstream;
 
 /// Branches and tags.
@@ -53,15 +52,7 @@ pub(crate) fn refresh(world: &World, report: &mut Report) {
 fn with_refs() -> TestRepo {
     let repo = TestRepo::generated(20, 20_000, 2);
     let commit = repo.commit("main");
-    let mut commands = String::new();
-    for number in 1..REFS {
-        let kind = if number % 2 == 0 { "heads/topic/" } else { "tags/v0." };
-        commands.push_str(&format!("create refs/{kind}{number} {commit}\n"));
-    }
-    let mut child = git(&repo.path()).args(["update-ref", "--stdin"]).stdin(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success(), "git update-ref");
-    git_out(&repo.path(), &["pack-refs", "--all"]);
+    repo.name_often(std::iter::repeat_n(commit.as_str(), REFS - 1));
     assert_eq!(repo.refs().len(), REFS);
     repo
 }

@@ -1,6 +1,7 @@
 //! Mirrors and what is resolved in them.
 
-use std::time::Instant;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use stoker_proto::v1;
 
@@ -10,6 +11,10 @@ use crate::numbers::world::World;
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::upstream::Upstream;
 
+/// How many mirrors are filled at once.
+const MIRRORS: usize = 20;
+/// Of upstream, for each request.
+const LATENCY: Duration = Duration::from_millis(50);
 /// How many commits are asked for in turn.
 const COMMITS: usize = 50;
 
@@ -17,6 +22,9 @@ const COMMITS: usize = 50;
 pub(crate) fn prefill(world: &World, report: &mut Report) {
     fill(world, report, "prefill history", world.history());
     fill(world, report, "prefill large", world.large());
+    let many = TestRepo::generated(20, 20_000, 2);
+    many.name_often(std::iter::repeat_n(many.commit("main").as_str(), world.options.refs() - 1));
+    fill(world, report, "prefill refs", &many);
 }
 
 fn fill(world: &World, report: &mut Report, what: &str, repo: &TestRepo) {
@@ -56,6 +64,39 @@ fn fill(world: &World, report: &mut Report, what: &str, repo: &TestRepo) {
         ours,
         peer: Some(("git clone --mirror", peer)),
         target: Target::RatioMax(1.3),
+    });
+}
+
+/// Twenty mirrors filled at once, and one after the other, where each answer of upstream takes a while.
+pub(crate) fn parallel(world: &World, report: &mut Report) {
+    let upstream = Upstream::start();
+    let node = Node::start();
+    let repo = TestRepo::generated(100, 200_000, 20);
+    upstream.delay(LATENCY);
+    let mut round = 0;
+    let fill = RefCell::new(|at_once: bool| {
+        round += 1;
+        let urls: Vec<_> = (0..MIRRORS).map(|number| upstream.host(&format!("{round}/{number}.git"), &repo)).collect();
+        rustix::fs::sync();
+        let began = Instant::now();
+        match at_once {
+            true => node.fill_all(&urls),
+            false => urls.iter().for_each(|url| drop(node.fill(url))),
+        }
+        let mut samples = Samples::default();
+        samples.push_time(began.elapsed());
+        urls.iter().for_each(|url| node.remove(url));
+        node.wait_for_trash();
+        samples
+    });
+    let turn = |at_once| (fill.borrow_mut())(at_once);
+    let (ours, peer) = alternate(world.options.rounds(), || turn(true), || turn(false));
+    report.line(Line {
+        what: format!("prefill of {MIRRORS} at once, {} ms latency", LATENCY.as_millis()),
+        unit: Unit::Time,
+        ours,
+        peer: Some(("one after the other", peer)),
+        target: Target::RatioMax(0.7),
     });
 }
 

@@ -1,11 +1,9 @@
 //! What several benches need: the sizes, and repositories that take a while to make.
 
 use std::cell::OnceCell;
-use std::io::Write as _;
-use std::process::Stdio;
 
 use crate::numbers::options::Options;
-use crate::support::repository::{TestRepo, git, git_out};
+use crate::support::repository::{TestRepo, git_out};
 
 pub(crate) struct World {
     pub(crate) options: Options,
@@ -29,15 +27,7 @@ impl World {
         self.history.get_or_init(|| {
             let repo = TestRepo::generated(200, 400_000, self.options.commits());
             let commits = git_out(&repo.path(), &["rev-list", "main~1"]);
-            let mut commands = String::new();
-            for (number, commit) in commits.lines().enumerate() {
-                let kind = if number % 2 == 0 { "heads/topic/" } else { "tags/v0." };
-                commands.push_str(&format!("create refs/{kind}{number} {commit}\n"));
-            }
-            let mut child = git(&repo.path()).args(["update-ref", "--stdin"]).stdin(Stdio::piped()).spawn().unwrap();
-            child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
-            assert!(child.wait().unwrap().success(), "git update-ref");
-            git_out(&repo.path(), &["pack-refs", "--all"]);
+            repo.name_often(commits.lines());
             repo
         })
     }

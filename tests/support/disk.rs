@@ -99,3 +99,22 @@ pub(crate) fn assert_no_workspace(pool: &Path) {
         .collect();
     assert_eq!(left, Vec::<PathBuf>::new(), "left in {}", pool.display());
 }
+
+/// What a fetch, fill or import that was stopped or failed could leave below a pool.
+pub(crate) fn leftovers(pool: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![pool.join("stoker/repositories"), pool.join("stoker/stores")];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let begins = [".tmp-", "tmp_"].iter().any(|part| name.starts_with(part));
+            let ends = [".lock", ".keep"].iter().any(|part| name.ends_with(part));
+            if begins || ends || name.contains("incoming") {
+                found.push(entry.path());
+            } else if entry.path().is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    found
+}

@@ -141,6 +141,19 @@ impl TestRepo {
         repo
     }
 
+    /// Names these commits, by branches and tags in turn, as a project that was released often.
+    pub(crate) fn name_often<'a>(&self, commits: impl IntoIterator<Item = &'a str>) {
+        let mut commands = String::new();
+        for (number, commit) in commits.into_iter().enumerate() {
+            let kind = if number % 2 == 0 { "heads/topic/" } else { "tags/v0." };
+            commands.push_str(&format!("create refs/{kind}{number} {commit}\n"));
+        }
+        let mut child = git(&self.path()).args(["update-ref", "--stdin"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "git update-ref");
+        git_out(&self.path(), &["pack-refs", "--all"]);
+    }
+
     /// A copy with its own objects, as a fork of it on another account.
     pub(crate) fn fork(&self) -> Self {
         let place = super::place("repository-");

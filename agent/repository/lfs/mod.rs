@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use stoker_core::identity::CommitId;
@@ -41,9 +41,6 @@ use store::ObjectStore;
 
 pub use pointer::LfsOid;
 pub(super) use prefill::prefill_always;
-
-/// How many bytes may still be written to the pool before its floor; nothing where that is not known.
-pub type Headroom = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
 
 /// How long reading a commit's `.lfsconfig` may take.
 const CONFIG_WITHIN: Duration = Duration::from_secs(30);
@@ -85,7 +82,6 @@ impl LfsFiles {
 /// What the room remembers of large files.
 pub(super) struct Lfs {
     http: Http,
-    headroom: OnceLock<Headroom>,
     needed: Arc<Mutex<HashMap<PathBuf, usize>>>,
     /// Of objects that are on their way: who wants the same waits for it.
     locks: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
@@ -101,7 +97,6 @@ impl Lfs {
     pub(super) fn new(http: Http) -> Self {
         Self {
             http,
-            headroom: OnceLock::new(),
             needed: Arc::default(),
             locks: Mutex::default(),
             coming: Arc::default(),
@@ -113,10 +108,6 @@ impl Lfs {
     /// Why the large files of a mirror are not here, where they should be.
     pub(super) fn fault(&self, url: &RepositoryUrl) -> Option<Reason> {
         lock(&self.faults).get(url.key()).cloned()
-    }
-
-    fn headroom(&self) -> Option<u64> {
-        self.headroom.get().and_then(|headroom| headroom())
     }
 
     /// Waits until nobody else brings one of these. Always in the same order, so that no two wait for each other.
@@ -208,18 +199,12 @@ impl Repositories {
         fetch_within(&self.shared, pin, commit, trust, steps, cancel).await
     }
 
-    /// Says how to find out how much room the pool has. Without it, only the limits of the configuration hold.
-    pub fn set_headroom(&self, headroom: Headroom) {
-        // The first holds: there is one pool.
-        let _ = self.shared.lfs.headroom.set(headroom);
-    }
-
     /// Bytes of all large files that are kept. Blocks on the disk.
     ///
     /// # Errors
     /// When the pool is not there or cannot be read.
     pub fn lfs_used_bytes(&self) -> Result<u64, Reason> {
-        let store = ObjectStore::new(&(self.shared.root)()?);
+        let store = ObjectStore::new(&(self.shared.pool.root)()?);
         let held = store.held().map_err(|error| io_reason("lfs", "looking for large files", &error))?;
         Ok(held.iter().fold(0, |sum, held| sum.saturating_add(held.bytes)))
     }
@@ -230,7 +215,7 @@ impl Repositories {
     /// # Errors
     /// When the pool is not there or something cannot be removed.
     pub fn lfs_evict(&self, bytes: u64) -> Result<u64, Reason> {
-        let store = ObjectStore::new(&(self.shared.root)()?);
+        let store = ObjectStore::new(&(self.shared.pool.root)()?);
         evict(&self.shared.lfs.needed, &store, bytes)
     }
 }
@@ -255,7 +240,7 @@ async fn fetch_within(
     cancel: &CancellationToken,
 ) -> Result<LfsFiles, Reason> {
     let within = shared.config().fetch_within;
-    let root = (shared.root)()?;
+    let root = (shared.pool.root)()?;
     let lost = shared.presence.token();
     let key = pin.url().key();
     let stopped = || Reason::new(Code::UpstreamUnreachable, key, "fetching large files was ended");
@@ -263,7 +248,7 @@ async fn fetch_within(
         biased;
         () = cancel.cancelled() => Err(stopped()),
         () = shared.cancel.cancelled() => Err(stopped()),
-        () = lost.cancelled() => Err((shared.root)().err().unwrap_or_else(stopped)),
+        () = lost.cancelled() => Err((shared.pool.root)().err().unwrap_or_else(stopped)),
         done = tokio::time::timeout(within, fetch(shared, &root, pin, commit, trust, steps)) => {
             done.unwrap_or_else(|_| {
                 let message = format!("large files of {} did not come within {} s", pin.url(), within.as_secs());
@@ -389,7 +374,7 @@ async fn look(store: &ObjectStore, trust: &str, wanted: Vec<Pointer>, key: &str)
 async fn make_room(shared: &Shared, store: &ObjectStore, missing: &[Pointer], key: &str) -> Result<Coming, Reason> {
     let bytes = missing.iter().fold(0_u64, |sum, pointer| sum.saturating_add(pointer.bytes));
     let config = shared.config();
-    let free = shared.lfs.headroom();
+    let measure = Arc::clone(&shared.pool.measure);
     let (store, all, needed) = (store.clone(), Arc::clone(&shared.lfs.coming), Arc::clone(&shared.lfs.needed));
     let made = blocking(key, move || {
         let mut coming = lock(&all);
@@ -406,10 +391,8 @@ async fn make_room(shared: &Shared, store: &ObjectStore, missing: &[Pointer], ke
                 return refuse(Code::LfsLimit, limit, &format!("`repositories.lfs.limit` is {limit}; raise it"));
             }
         }
-        if let Some(free) = free
-            && wanted > free
-            && evict(&needed, &store, wanted - free)? < wanted - free
-        {
+        let free = measure()?.spare();
+        if wanted > free && evict(&needed, &store, wanted - free)? < wanted - free {
             return refuse(Code::DiskFloor, free, &format!("the pool has {free} above its floor; free some"));
         }
         *coming = wanted;

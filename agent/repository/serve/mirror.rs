@@ -41,7 +41,7 @@ impl Serve {
         let shared = &self.inner.repositories.shared;
         let unavailable = Refusal::of;
         shared.recovered().await.map_err(unavailable)?;
-        (shared.root)().map_err(unavailable)?;
+        (shared.pool.root)().map_err(unavailable)?;
         let entry = match shared.get(url) {
             Some(entry) if self.may_read(&entry.state().meta.trust) => entry,
             Some(_) => return Err(Refusal::Unknown(shared.may_add(url).err().unwrap_or_else(|| absent(url)))),

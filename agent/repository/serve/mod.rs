@@ -351,7 +351,7 @@ impl Serve {
             return self.join(follower).await;
         }
         let place = self.place().await?;
-        let root = (self.inner.repositories.shared.root)().map_err(Refusal::of)?;
+        let root = (self.inner.repositories.shared.pool.root)().map_err(Refusal::of)?;
         let dir = root.join(SPOOL);
         let cleaning = dir.clone();
         let clean = async || drop(blocking(SPOOL, move || spool::clean(&cleaning)).await);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::world::{Upstream, World, git_in, until};
+use super::world::{Upstream, World, git_in, mirror, until};
 use crate::config;
 use crate::repository::RepositoryState;
 use crate::repository::disk::used_bytes;
@@ -37,17 +37,6 @@ fn fork(world: &World, of: &Upstream, name: &str) -> Upstream {
     fork.git(["checkout", "-q", "-b", &format!("work-{name}")]);
     fork.commit(&format!("of {name}"));
     fork
-}
-
-fn mirror(upstream: &Upstream, trust: &str) -> config::Mirror {
-    config::Mirror {
-        url: upstream.url(),
-        pin: false,
-        trust: trust.into(),
-        fork_of: None,
-        submodules: false,
-        lfs: false,
-    }
 }
 
 fn refs(dir: &Path) -> String {

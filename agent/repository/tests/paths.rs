@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::world::{Upstream, World, git_in, until};
+use super::world::{Upstream, World, git_in, mirror, until};
 use crate::config;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -145,14 +145,6 @@ async fn another_trust_class_is_not_shown() {
     let world = World::with(|config, dir| {
         let secret = Upstream::new(dir.join("upstreams/secret"));
         let open = Upstream::new(dir.join("upstreams/open"));
-        let mirror = |upstream: &Upstream, trust: &str| config::Mirror {
-            url: upstream.url(),
-            pin: false,
-            trust: trust.into(),
-            fork_of: None,
-            submodules: false,
-            lfs: false,
-        };
         config.mirrors = vec![mirror(&secret, "private"), mirror(&open, "default")];
         let paths = config::Paths { directory: "shared/mirrors".into(), grace: HOUR, trust: vec!["default".into()] };
         config.paths = Some(paths);

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::repository::git::Git;
-use crate::repository::{Discard, Repositories, Resolved, Root, Space};
+use crate::repository::{Discard, Measure, Pool, Repositories, Resolved, Root, Space};
 
 /// What must stay free of the pool.
 pub(super) const FLOOR: u64 = 1 << 20;
@@ -117,6 +117,7 @@ pub(in crate::repository) struct World {
     pub(in crate::repository) dir: tempfile::TempDir,
     pub(super) repositories: Repositories,
     pub(super) mounted: Arc<AtomicBool>,
+    free: Arc<AtomicU64>,
     pub(super) git_log: PathBuf,
     pub(super) config: config::Repositories,
 }
@@ -175,10 +176,17 @@ impl World {
                 std::fs::rename(path, trash.join(format!("{}-{number}", std::process::id())))
             })
         };
-        let cancel = CancellationToken::new();
+        let free = Arc::new(AtomicU64::new(1 << 40));
+        let measure: Measure = {
+            let free = Arc::clone(&free);
+            Arc::new(move || {
+                Ok(Space { free_bytes: free.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes: 0 })
+            })
+        };
+        let pool = Pool { root, discard, measure };
         let grace = Duration::from_millis(200);
-        let repositories = Repositories::open_with(&config, git, root, discard, cancel, grace).await.unwrap();
-        Self { dir, repositories, mounted, git_log, config }
+        let repositories = Repositories::open_with(&config, git, pool, CancellationToken::new(), grace).await.unwrap();
+        Self { dir, repositories, mounted, free, git_log, config }
     }
 
     /// The agent ends and starts again.
@@ -191,14 +199,10 @@ impl World {
         Self::over(self.dir, self.config).await
     }
 
-    /// Begins upkeep, on a pool that has so many bytes free; its floor is [`FLOOR`].
+    /// Begins upkeep; gives the pool's free bytes, of which [`FLOOR`] is the floor.
     pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
-        let free = Arc::new(AtomicU64::new(1 << 40));
-        let seen = Arc::clone(&free);
-        self.repositories.start_upkeep(Arc::new(move || {
-            Some(Space { free_bytes: seen.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes: 0 })
-        }));
-        free
+        self.repositories.start_upkeep();
+        Arc::clone(&self.free)
     }
 
     pub(super) fn upstream(&self, name: &str) -> Upstream {
@@ -243,4 +247,16 @@ pub(in crate::repository) async fn until(what: &str, mut holds: impl FnMut() -> 
 /// A branch's name that is no UTF-8.
 pub(super) fn odd_ref() -> &'static OsStr {
     OsStr::from_bytes(b"refs/heads/caf\xe9")
+}
+
+/// A declared mirror of this trust class.
+pub(super) fn mirror(upstream: &Upstream, trust: &str) -> config::Mirror {
+    config::Mirror {
+        url: upstream.url(),
+        pin: false,
+        trust: trust.into(),
+        fork_of: None,
+        submodules: false,
+        lfs: false,
+    }
 }

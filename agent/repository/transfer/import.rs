@@ -3,45 +3,38 @@
 //! It is received into a directory beside the repository's snapshots, checked there by git as what comes from an upstream
 //! is, and only then taken over into the store, under its turn, and published. So a stream that breaks, an archive that
 //! is bad and a full disk leave what was there before, and a killed agent leaves a directory that recovery removes.
-//! Seeds take the same way ([`plant`]).
+//! Seeds take the same way ([`super::seeds`]).
 //!
 //! An import is the operator's word that these objects are of this repository. What upstream says at the next fetch
 //! counts for more.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use git2::{ObjectType, Oid, Repository, RepositoryOpenFlags};
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::{Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::archive::{ArchiveError, Incoming, MANIFEST, Manifest, Unpacking, is_ref_name};
-use super::disk::{GENERATION, StorePaths, io_reason, names, remove_unfinished, replace};
-use super::entry::Entry;
-use super::fetch::{Visit, blocking};
-use super::git::harmless_types;
-use super::listing::{Head, Wanted};
-use super::meta::Meta;
-use super::network::TIPS_MAX;
-use super::refs::{RefTable, is_followed};
-use super::snapshot::CONFIG;
-use super::transfer::{Beside, ChunkReader, Chunks, guarded, local_reason};
-use super::visit::{adopt, enter, prepare};
-use super::{Progress, Repositories, Shared, View};
-
-/// How many branches that differ from ours are compared by their history; beyond that upstream's word stays.
-const COMPARED_MAX: usize = 1000;
-/// How many entries of a directory of seeds are looked at.
-const SEEDS_MAX: usize = 4096;
-/// The largest manifest of a seed.
-const SEED_MANIFEST_BYTES_MAX: u64 = 16 << 20;
+use super::archive::{ArchiveError, Incoming, Manifest, Unpacking};
+use super::stream::{ChunkReader, Chunks};
+use super::takeover::{Names, become_store, join_store, read_refs};
+use super::{Beside, guarded, local_reason};
+use crate::repository::disk::{io_reason, names, remove_unfinished};
+use crate::repository::entry::Entry;
+use crate::repository::fetch::{Visit, blocking};
+use crate::repository::git::{harmless, harmless_types};
+use crate::repository::listing::{Head, Wanted};
+use crate::repository::meta::Meta;
+use crate::repository::network::TIPS_MAX;
+use crate::repository::refs::{RefTable, is_followed};
+use crate::repository::snapshot::CONFIG;
+use crate::repository::space::Space;
+use crate::repository::visit::{adopt, enter, prepare};
+use crate::repository::{Progress, Repositories, Shared, View, disk};
 
 /// Where an import goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,15 +123,20 @@ impl Shared {
         if alone {
             self.forget(entry);
         }
-        if let Ok(root) = (self.root)() {
+        if let Ok(root) = (self.pool.root)() {
             // Where something is in it, it stays.
-            let _ = fs::remove_dir(super::disk::Paths::new(&root, &entry.folder).folder);
+            let _ = fs::remove_dir(disk::Paths::new(&root, &entry.folder).folder);
         }
     }
 
-    async fn bring_in(self: &Arc<Self>, entry: &Arc<Entry>, incoming: Incoming, pin: bool) -> Result<(), Reason> {
+    pub(super) async fn bring_in(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        incoming: Incoming,
+        pin: bool,
+    ) -> Result<(), Reason> {
         let cancel = entry.stop.child_token();
-        let mut visit = prepare(self, entry, (self.root)()?, &cancel).await?;
+        let mut visit = prepare(self, entry, (self.pool.root)()?, &cancel).await?;
         let staging = visit.paths.folder.join(format!(".tmp-import-{}", self.transfers.number()));
         let work = Import { shared: self, entry, staging: staging.clone(), pin };
         let done = guarded(self, entry, &cancel, work.run(&mut visit, incoming)).await;
@@ -211,7 +209,7 @@ impl Import<'_> {
             skeleton(&staging)?;
             let free = || match cancel.is_cancelled() {
                 true => Err(io::Error::other("it was ended")),
-                false => shared.transfers.free(&staging),
+                false => (shared.pool.measure)().map(Space::spare).map_err(|reason| io::Error::other(reason.message)),
             };
             let came = |bytes: u64| {
                 progress.send_replace(Progress {
@@ -297,7 +295,7 @@ impl Import<'_> {
     /// In the staging directory, with no network.
     async fn git(&self, visit: &Visit, args: &[String], doing: &str) -> Result<Vec<u8>, Reason> {
         let command = visit.git.command(args).git_dir(".").work_dir(&self.staging).protocols(["file"]);
-        let command = super::git::harmless(command, "fsck").cancel(visit.cancel.clone()).time_limit(visit.remaining());
+        let command = harmless(command, "fsck").cancel(visit.cancel.clone()).time_limit(visit.remaining());
         let command = command.stdout_bytes_max(LISTED_BYTES_MAX).progress(visit.progress.clone());
         let done = command.run_in_store(&self.staging).await;
         let subject = self.entry.url.key();
@@ -375,141 +373,6 @@ fn skeleton(dir: &Path) -> io::Result<()> {
     fs::write(dir.join("HEAD"), "ref: refs/heads/main\n")
 }
 
-fn open(dir: &Path) -> Result<Repository, git2::Error> {
-    let flags = RepositoryOpenFlags::NO_SEARCH | RepositoryOpenFlags::BARE | RepositoryOpenFlags::NO_DOTGIT;
-    Repository::open_ext(dir, flags, std::iter::empty::<&Path>())
-}
-
-fn oid(id: CommitId) -> Oid {
-    Oid::from_bytes(id.bytes()).unwrap_or(Oid::ZERO_SHA1)
-}
-
-/// Branches, tags and pull requests of what was brought. What tags peel to is looked up: it is not for the archive to say.
-fn read_refs(staging: &Path, file: &str) -> Result<RefTable, String> {
-    let listed = RefTable::read(&staging.join(file)).map_err(|error| format!("its refs cannot be read: {error}"))?;
-    let repository = open(staging).map_err(|error| error.to_string())?;
-    let shown = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
-    let mut refs: BTreeMap<Vec<u8>, (CommitId, Option<CommitId>)> = BTreeMap::new();
-    for line in listed.iter() {
-        if !is_ref_name(line.name) {
-            return Err(format!("{:?} is no name of a ref", shown(line.name)));
-        }
-        let branch = line.name.starts_with(b"refs/heads/");
-        let pull = line.name.starts_with(b"refs/pull/") || line.name.starts_with(b"refs/merge-requests/");
-        if !is_followed(line.name) && !pull {
-            continue;
-        }
-        let object = repository.find_object(oid(line.id), None);
-        let object = object.map_err(|_| format!("{} names {}, which is not there", shown(line.name), line.id))?;
-        if branch && object.kind() != Some(ObjectType::Commit) {
-            return Err(format!("{} names {}, which is no commit", shown(line.name), line.id));
-        }
-        let peeled = match object.kind() {
-            Some(ObjectType::Tag) => {
-                let target = object.peel(ObjectType::Any).map_err(|error| format!("{}: {error}", shown(line.name)))?;
-                CommitId::try_from(target.id().to_string()).ok()
-            }
-            _ => None,
-        };
-        refs.insert(line.name.to_vec(), (line.id, peeled));
-    }
-    if let Some(name) = refs.keys().find(|name| conflicts(name, &|other| refs.contains_key(other))) {
-        return Err(format!("{:?} lies below the name of another ref", shown(name)));
-    }
-    match refs.is_empty() {
-        true => Err("it has no branches and no tags".to_owned()),
-        false => Ok(RefTable::of(refs.into_iter().map(|(name, (id, peeled))| (name, id, peeled)))),
-    }
-}
-
-/// Whether a part of the name is the whole name of a ref: git cannot have both.
-fn conflicts(name: &[u8], has: &dyn Fn(&[u8]) -> bool) -> bool {
-    let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-    ends.filter_map(|at| name.get(..at)).any(has)
-}
-
-/// Where refs of one repository lie in its store.
-struct Names {
-    heads: String,
-    tags: String,
-    pins: String,
-}
-
-impl Names {
-    fn in_store(&self, name: &[u8]) -> Vec<u8> {
-        let placed = |space: &str, rest: &[u8]| [space.as_bytes(), rest].concat();
-        match (name.strip_prefix(b"refs/heads/"), name.strip_prefix(b"refs/tags/")) {
-            (Some(rest), _) => placed(&self.heads, rest),
-            (None, Some(rest)) => placed(&self.tags, rest),
-            (None, None) => placed(&self.pins, name),
-        }
-    }
-}
-
-/// What was brought is the store from now on.
-fn become_store(staging: &Path, store: &StorePaths, refs: &RefTable, names: &Names) -> io::Result<()> {
-    store.make_folder()?;
-    let fill = store.fill();
-    remove_unfinished(&fill)?;
-    fs::rename(staging, &fill)?;
-    for left in ["incoming-refs", "FETCH_HEAD"] {
-        match fs::remove_file(fill.join(left)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    let placed = RefTable::of(refs.iter().map(|line| (names.in_store(line.name), line.id, line.peeled)));
-    fs::write(fill.join("packed-refs"), placed.to_file())?;
-    fs::write(fill.join("HEAD"), "ref: refs/heads/.invalid\n")?;
-    fs::write(fill.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
-    fs::rename(fill, store.git())
-}
-
-/// Its packs come into the store, and those of its refs that say more than the store's. The caller has the turn, and all
-/// refs of the store are packed.
-fn join_store(staging: &Path, store: &StorePaths, refs: &RefTable, names: &Names, confirmed: bool) -> io::Result<()> {
-    let (from, to) = (staging.join("objects/pack"), store.git().join("objects/pack"));
-    let files = super::disk::names(&from)?;
-    // As git itself: a pack is there once its index is.
-    for ending in [".pack", ".rev", ".idx"] {
-        for name in files.iter().filter(|name| name.ends_with(ending)) {
-            let stem = name.strip_suffix(ending).unwrap_or(name);
-            if !to.join(format!("{stem}.idx")).exists() {
-                fs::rename(from.join(name), to.join(name))?;
-            }
-        }
-    }
-    let packed = store.git().join("packed-refs");
-    let before = RefTable::read(&packed)?;
-    let repository = open(&store.git()).map_err(io::Error::other)?;
-    let mut merged: BTreeMap<Vec<u8>, (CommitId, Option<CommitId>)> =
-        before.iter().map(|line| (line.name.to_vec(), (line.id, line.peeled))).collect();
-    let mut compared = 0;
-    for line in refs.iter() {
-        let name = names.in_store(line.name);
-        let stays = match merged.get(&name) {
-            Some((id, _)) if *id == line.id => true,
-            Some(_) if !confirmed => false,
-            Some((id, _)) if line.name.starts_with(b"refs/heads/") && compared < COMPARED_MAX => {
-                compared += 1;
-                // What upstream said last stays, unless what was brought goes on from there.
-                !repository.graph_descendant_of(oid(line.id), oid(*id)).unwrap_or(false)
-            }
-            Some(_) => true,
-            None => {
-                let below = [&name[..], b"/"].concat();
-                let above = merged.range(below.clone()..).next().is_some_and(|(other, _)| other.starts_with(&below));
-                above || conflicts(&name, &|other| merged.contains_key(other))
-            }
-        };
-        if !stays {
-            merged.insert(name, (line.id, line.peeled));
-        }
-    }
-    let merged = RefTable::of(merged.into_iter().map(|(name, (id, peeled))| (name, id, peeled)));
-    replace(&packed, &merged.to_file(), true)
-}
-
 fn archive_reason(subject: &str, error: &ArchiveError) -> Reason {
     match error {
         ArchiveError::Room { needed, free } => {
@@ -523,44 +386,4 @@ fn archive_reason(subject: &str, error: &ArchiveError) -> Reason {
         }
         _ => Reason::new(Code::ArchiveInvalid, subject, format!("nothing was imported: {error}")),
     }
-}
-
-/// Imports the seed of a repository that was never filled, where there is one. One that is not good is left alone.
-pub(super) async fn plant(shared: &Arc<Shared>, entry: &Arc<Entry>, cancel: &CancellationToken) {
-    let seeds = shared.config().seeds.clone();
-    let empty = {
-        let state = entry.state();
-        state.current.is_none() && state.meta.store.is_none()
-    };
-    if seeds.is_empty() || !empty || cancel.is_cancelled() {
-        return;
-    }
-    let url = entry.url.clone();
-    let Ok(Some((manifest, dir))) = blocking(entry.url.key(), move || find_seed(&seeds, &url)).await else { return };
-    tracing::info!(repository = entry.url.key(), seed = %dir.display(), "a seed is there: it is imported first");
-    let shown = dir.display().to_string();
-    if let Err(reason) = shared.bring_in(entry, Incoming::Unpacked(manifest, dir), false).await {
-        tracing::warn!(
-            repository = entry.url.key(),
-            seed = shown,
-            reason = reason.code.word(),
-            "the seed is not used: {}",
-            reason.message
-        );
-    }
-    shared.tick();
-}
-
-/// The first seed that says it is of this repository.
-fn find_seed(dirs: &[PathBuf], url: &RepositoryUrl) -> Option<(Manifest, PathBuf)> {
-    let entries = dirs.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten().take(SEEDS_MAX));
-    let mut places: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    places.sort();
-    places.into_iter().find_map(|place| {
-        let file = place.join(MANIFEST);
-        let sensible = |meta: &fs::Metadata| meta.is_file() && meta.len() <= SEED_MANIFEST_BYTES_MAX;
-        fs::metadata(&file).ok().filter(sensible)?;
-        let manifest = Manifest::parse(&fs::read(file).ok()?).ok()?;
-        (manifest.url == *url).then_some((manifest, place))
-    })
 }

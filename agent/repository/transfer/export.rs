@@ -9,12 +9,13 @@ use stoker_core::source::RepositoryUrl;
 use tokio::sync::{mpsc, watch};
 
 use super::archive::Outgoing;
-use super::disk::io_reason;
-use super::fetch::blocking;
-use super::git::Git;
-use super::local::inspect;
-use super::transfer::{ChunkWriter, Chunks, local_reason};
-use super::{Progress, Repositories, unknown};
+use super::local_reason;
+use super::stream::{ChunkWriter, Chunks};
+use crate::repository::disk::io_reason;
+use crate::repository::fetch::blocking;
+use crate::repository::git::Git;
+use crate::repository::local::inspect;
+use crate::repository::{Progress, Repositories, unknown};
 
 /// How many chunks wait for a slow reader.
 const CHUNKS_WAITING: usize = 4;

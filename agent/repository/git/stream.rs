@@ -7,7 +7,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 
 use super::super::progress::StderrReader;
-use super::{Command, GitError, Group};
+use super::child::Group;
+use super::{Command, GitError};
 
 /// What the pipe of standard output holds: fewer turns between a child that writes packs and the agent.
 const PIPE_BYTES: i32 = 1 << 20;
@@ -32,8 +33,7 @@ impl Command {
             // A user that has many pipes already gets no large one; then it works with the small.
             let _ = fcntl(stdout, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
         }
-        let group = Group { child: Some(child), abandoned: self.git.inner.abandoned.clone() };
-        Ok(Streaming { group, stdin, stdout, stderr })
+        Ok(Streaming { group: self.group(child), stdin, stdout, stderr })
     }
 }
 

@@ -1,32 +1,33 @@
 //! What exports, imports and thorough checks share: how many run at once, how much room there is, how bytes come and go.
 
+mod archive;
+mod export;
+mod import;
+mod seeds;
+mod stream;
+mod takeover;
+
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use stoker_core::reason::{Code, Reason};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::entry::{Entry, stopping};
 use super::git::GitError;
+pub use export::{Export, archive_of_path};
+pub use import::ImportTarget;
+pub(super) use seeds::plant;
+pub use stream::{CHUNK_BYTES, Chunks};
 
 /// How many imports, exports and thorough checks run at once, all together.
 const TRANSFERS_MAX: usize = 4;
-/// How many bytes one message of a stream carries.
-pub const CHUNK_BYTES: usize = 256 << 10;
-
-/// Gives the pool's free bytes above its floor.
-pub type Room = Arc<dyn Fn() -> Result<u64, Reason> + Send + Sync>;
-/// A stream of bytes that comes from outside; an error ends it.
-pub type Chunks = mpsc::Receiver<io::Result<Vec<u8>>>;
 
 /// What they share.
 pub(super) struct Transfers {
-    pub(super) room: OnceLock<Room>,
     /// How often each step mended a store.
     pub(super) heals: Mutex<BTreeMap<&'static str, u64>>,
     places: Arc<Semaphore>,
@@ -35,12 +36,7 @@ pub(super) struct Transfers {
 
 impl Default for Transfers {
     fn default() -> Self {
-        Self {
-            room: OnceLock::new(),
-            heals: Mutex::default(),
-            places: Arc::new(Semaphore::new(TRANSFERS_MAX)),
-            numbers: AtomicU64::new(0),
-        }
+        Self { heals: Mutex::default(), places: Arc::new(Semaphore::new(TRANSFERS_MAX)), numbers: AtomicU64::new(0) }
     }
 }
 
@@ -57,17 +53,6 @@ impl Transfers {
     /// A number that no other staging directory of this agent has.
     pub(super) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::SeqCst)
-    }
-
-    /// The pool's free bytes above its floor; where nobody told the floor, what the filesystem has.
-    pub(super) fn free(&self, path: &Path) -> io::Result<u64> {
-        match self.room.get() {
-            Some(room) => room().map_err(|reason| io::Error::other(reason.message)),
-            None => {
-                let figures = rustix::fs::statvfs(path)?;
-                Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
-            }
-        }
     }
 }
 
@@ -101,7 +86,7 @@ pub(super) async fn guarded<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = Result<T, Reason>>,
 ) -> Result<T, Reason> {
-    (shared.root)()?;
+    (shared.pool.root)()?;
     let lost = shared.presence.token();
     tokio::pin!(work);
     let done = tokio::select! {
@@ -112,7 +97,7 @@ pub(super) async fn guarded<T>(
         }
     };
     // Whatever broke because the pool went is told as that.
-    done.map_err(|reason| match (shared.root)() {
+    done.map_err(|reason| match (shared.pool.root)() {
         Err(away) => away,
         Ok(_) if entry.stop.is_cancelled() => stopping(&entry.url),
         Ok(_) => reason,
@@ -126,66 +111,5 @@ pub(super) fn local_reason(error: &GitError, subject: &str, doing: &str) -> Reas
         (_, Code::DiskFloor | Code::PoolNotReady) => reason,
         (GitError::Failed { .. }, _) => Reason { code: Code::RepositoryCorrupt, ..reason },
         _ => reason,
-    }
-}
-
-/// A stream as a file that is read once. Blocks while nothing comes.
-pub(super) struct ChunkReader {
-    chunks: Chunks,
-    chunk: Vec<u8>,
-    at: usize,
-}
-
-impl ChunkReader {
-    pub(super) const fn new(chunks: Chunks) -> Self {
-        Self { chunks, chunk: Vec::new(), at: 0 }
-    }
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let rest = self.chunk.get(self.at..).unwrap_or_default();
-            if !rest.is_empty() {
-                let count = (&mut &*rest).read(into)?;
-                self.at += count;
-                return Ok(count);
-            }
-            match self.chunks.blocking_recv() {
-                Some(chunk) => (self.chunk, self.at) = (chunk?, 0),
-                None => return Ok(0),
-            }
-        }
-    }
-}
-
-/// A stream as a file that is written once. Blocks while nobody takes what was written; fails when nobody will.
-pub(super) struct ChunkWriter {
-    chunks: mpsc::Sender<io::Result<Vec<u8>>>,
-    chunk: Vec<u8>,
-}
-
-impl ChunkWriter {
-    pub(super) fn new(chunks: mpsc::Sender<io::Result<Vec<u8>>>) -> Self {
-        Self { chunks, chunk: Vec::with_capacity(CHUNK_BYTES) }
-    }
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-        let count = from.len().min(CHUNK_BYTES - self.chunk.len());
-        self.chunk.extend_from_slice(from.get(..count).unwrap_or_default());
-        if self.chunk.len() == CHUNK_BYTES {
-            self.flush()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_BYTES));
-        self.chunks.blocking_send(Ok(chunk)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 }

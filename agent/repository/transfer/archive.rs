@@ -15,8 +15,8 @@ use stoker_core::quantity::Timestamp;
 use stoker_core::source::{RefName, RepositoryUrl};
 use tar::{EntryType, Header};
 
-use super::check::pack_checksum;
-use super::refs::RefTable;
+use crate::repository::check::pack_checksum;
+use crate::repository::refs::RefTable;
 
 /// The version that this agent writes and reads.
 pub(super) const FORMAT: u32 = 1;

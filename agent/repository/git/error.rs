@@ -154,7 +154,7 @@ impl GitError {
 
     /// Whether what failed may be damage in our own store, rather than in what upstream sent.
     #[must_use]
-    pub(super) fn is_store_damage(&self) -> bool {
+    pub(in crate::repository) fn is_store_damage(&self) -> bool {
         let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
         // What `index-pack` says of the pack that comes.
         let came = [
@@ -182,7 +182,7 @@ const NETWORK_SIGNS: [&str; 8] = [
 
 impl GitError {
     /// Whether it is about upstream, or the way there.
-    pub(super) fn speaks_of_network(&self) -> bool {
+    pub(in crate::repository) fn speaks_of_network(&self) -> bool {
         let Self::Failed { stderr, .. } = self else { return true };
         let text = stderr.to_lowercase();
         NETWORK_SIGNS.iter().any(|sign| text.contains(sign))

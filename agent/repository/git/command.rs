@@ -1,232 +1,27 @@
-//! The one place where git starts.
-//!
-//! A child gets nothing of the environment but what is listed here, no user's or system's configuration, no prompts, no
-//! hooks, a process group of its own, and a bound on its time and output. On time-out, on cancellation and when its
-//! caller is dropped, the group gets SIGTERM (git then removes its temporary files) and, after a grace, SIGKILL.
+//! One command: what it is told, what it may touch, and its run to the end.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use stoker_core::reason::Reason;
 use stoker_core::source::RepositoryUrl;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::contain::{Containment, Plan, lend};
-use super::credentials::{Credentials, handover};
-pub use super::git_error::GitError;
-use super::progress::{Progress, StderrReader};
+use super::super::contain::{Containment, Plan, lend};
+use super::super::credentials::{Credentials, handover};
+use super::super::orphans;
+use super::super::progress::{Progress, StderrReader};
+use super::child::{Group, capture, lower};
+use super::environment::{CONFIG, ENVIRONMENT, HARMLESS_FAULTS};
+use super::{Git, GitError};
 
-/// The oldest git that has what is used here.
-const VERSION_MIN: Version = Version(2, 39, 0);
-/// Between SIGTERM and SIGKILL.
-const KILL_GRACE: Duration = Duration::from_secs(5);
-/// The lowest priority that there is; schedulers of disks go by it too, where none of their own is set (ioprio_set(2)).
-const NICENESS_MAX: i32 = 19;
 /// Of standard output, unless a command asks for more.
 const STDOUT_BYTES_MAX: usize = 1 << 20;
-
-/// What is passed on: where programs are, and how the node reaches the network.
-const ENVIRONMENT: [&str; 13] = [
-    "PATH",
-    "https_proxy",
-    "HTTPS_PROXY",
-    "http_proxy",
-    "HTTP_PROXY",
-    "all_proxy",
-    "ALL_PROXY",
-    "no_proxy",
-    "NO_PROXY",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "GIT_SSL_CAINFO",
-    "GIT_SSL_CAPATH",
-];
-
-/// Holds for every command. No hook, no prompt, no helper, no upkeep that nobody asked for.
-const CONFIG: [(&str, &str); 16] = [
-    ("core.hooksPath", "/dev/null"),
-    ("core.fsmonitor", "false"),
-    ("core.askPass", ""),
-    ("credential.helper", ""),
-    // So that a credential for a path is not given for others.
-    ("credential.useHttpPath", "true"),
-    ("gc.auto", "0"),
-    ("maintenance.auto", "false"),
-    ("protocol.version", "2"),
-    ("advice.detachedHead", "false"),
-    ("init.defaultBranch", "main"),
-    ("fetch.unpackLimit", "1"),
-    ("fetch.writeCommitGraph", "false"),
-    ("submodule.recurse", "false"),
-    // An upstream that accepts and then says nothing.
-    ("http.lowSpeedLimit", "100"),
-    ("http.lowSpeedTime", "60"),
-    ("transfer.fsckObjects", "true"),
-];
-
-/// Faults that the history of well-known projects has and that harm nobody; see git-fsck(1). What could harm a checkout
-/// (`.git` in trees, `.gitmodules`, symlinks in its place) stays fatal.
-const HARMLESS_FAULTS: [&str; 12] = [
-    "badDateOverflow",
-    "badEmail",
-    "badName",
-    "badTimezone",
-    "missingEmail",
-    "missingNameBeforeEmail",
-    "missingSpaceBeforeDate",
-    "missingSpaceBeforeEmail",
-    "multipleAuthors",
-    "nulInCommit",
-    "zeroPaddedDate",
-    "zeroPaddedFilemode",
-];
-
-/// A git version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(pub u16, pub u16, pub u16);
-
-impl Version {
-    /// From what `git version` prints: `git version 2.39.5 (Apple Git-154)`.
-    fn parse(text: &str) -> Option<Self> {
-        let mut numbers =
-            text.trim().strip_prefix("git version ")?.split(['.', ' ', '-']).map(|part| part.parse().ok());
-        Some(Self(numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
-    }
-}
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.0, self.1, self.2)
-    }
-}
-
-/// The git of this machine. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Git {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug, Clone)]
-struct Inner {
-    program: PathBuf,
-    version: Version,
-    /// Whose children they are; see [`super::orphans`].
-    owner: Option<PathBuf>,
-    /// How they are kept; as this process is where unset.
-    containment: Option<Containment>,
-    /// Children whose callers were dropped, until they have ended.
-    abandoned: TaskTracker,
-}
-
-impl Git {
-    /// The `git` in `PATH`.
-    ///
-    /// # Errors
-    /// When there is none, or it is older than 2.39.
-    pub async fn find() -> Result<Self, GitError> {
-        Self::at(PathBuf::from("git")).await
-    }
-
-    /// The git at `program`.
-    ///
-    /// # Errors
-    /// When it does not start, or is older than 2.39.
-    pub async fn at(program: PathBuf) -> Result<Self, GitError> {
-        let abandoned = TaskTracker::new();
-        let inner = Inner { program, version: VERSION_MIN, owner: None, containment: None, abandoned };
-        let unknown = Self { inner: Arc::new(inner) };
-        let output = unknown.command(["version"]).time_limit(Duration::from_secs(10)).run().await?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        match Version::parse(&text) {
-            Some(version) if version >= VERSION_MIN => Ok(unknown.with(|inner| inner.version = version)),
-            _ => Err(GitError::Version(text.trim().to_owned())),
-        }
-    }
-
-    /// The same, for the agent that has the exclusive lock of this state. Where that agent is killed, the next one of this
-    /// state finds by it what its children still do, and ends them.
-    #[must_use]
-    pub fn of_state(&self, state: &Path) -> Self {
-        self.with(|inner| inner.owner = Some(state.to_owned()))
-    }
-
-    /// The same, with children that are kept so.
-    #[must_use]
-    pub fn contained(&self, containment: Containment) -> Self {
-        self.with(|inner| inner.containment = Some(containment))
-    }
-
-    fn with(&self, change: impl FnOnce(&mut Inner)) -> Self {
-        let mut inner = Inner { abandoned: TaskTracker::new(), ..Inner::clone(&self.inner) };
-        change(&mut inner);
-        Self { inner: Arc::new(inner) }
-    }
-
-    /// Finds out whether children can be kept so below `root`; see [`Containment::settle`].
-    ///
-    /// # Errors
-    /// When they cannot, and the configuration wants no others.
-    pub(super) async fn settle(&self, root: &Path) -> Result<(), Reason> {
-        let Some(containment) = self.inner.containment.clone() else { return Ok(()) };
-        let root = root.to_owned();
-        let subject = root.display().to_string();
-        super::fetch::blocking(&subject, move || containment.settle(&root)).await?
-    }
-
-    pub(super) fn containment(&self) -> Option<&Containment> {
-        self.inner.containment.as_ref()
-    }
-
-    /// Which git it is.
-    #[must_use]
-    pub fn version(&self) -> Version {
-        self.inner.version
-    }
-
-    /// A command that is not started yet. The first argument is the subcommand.
-    pub fn command<I, S>(&self, args: I) -> Command
-    where
-        I: IntoIterator<Item = S>,
-        S: AsRef<OsStr>,
-    {
-        let user = self.containment().and_then(Containment::user);
-        Command {
-            git: self.clone(),
-            plan: Plan { user, ..Plan::default() },
-            upstream: None,
-            args: args.into_iter().map(|arg| arg.as_ref().to_owned()).collect(),
-            env: Vec::new(),
-            config: Vec::new(),
-            work_dir: None,
-            git_dir: None,
-            global_config: None,
-            protocols: Vec::new(),
-            stdin: Vec::new(),
-            progress: None,
-            cancel: CancellationToken::new(),
-            time_limit: Duration::from_secs(600),
-            stdout_bytes_max: STDOUT_BYTES_MAX,
-            low_priority: false,
-        }
-    }
-
-    /// Waits until children whose callers were dropped have ended. New commands may still be run.
-    pub async fn idle(&self) {
-        self.inner.abandoned.close();
-        self.inner.abandoned.wait().await;
-        self.inner.abandoned.reopen();
-    }
-}
 
 /// What a child printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,6 +57,29 @@ pub struct Command {
 }
 
 impl Command {
+    /// Not started yet; the first argument is the subcommand.
+    pub(super) fn new(git: Git, args: Vec<OsString>) -> Self {
+        let user = git.containment().and_then(Containment::user);
+        Self {
+            git,
+            plan: Plan { user, ..Plan::default() },
+            upstream: None,
+            args,
+            env: Vec::new(),
+            config: Vec::new(),
+            work_dir: None,
+            git_dir: None,
+            global_config: None,
+            protocols: Vec::new(),
+            stdin: Vec::new(),
+            progress: None,
+            cancel: CancellationToken::new(),
+            time_limit: Duration::from_secs(600),
+            stdout_bytes_max: STDOUT_BYTES_MAX,
+            low_priority: false,
+        }
+    }
+
     /// Further arguments.
     pub fn args<I, S>(mut self, args: I) -> Self
     where
@@ -391,7 +209,7 @@ impl Command {
             lower(&child);
         }
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let mut group = Group { child: Some(child), abandoned: self.git.inner.abandoned.clone() };
+        let mut group = self.group(child);
         let input = [secret.unwrap_or_default(), std::mem::take(&mut self.stdin)].concat();
         let mut lines = StderrReader::new(self.progress.take());
         let write = async {
@@ -444,6 +262,11 @@ impl Command {
         taken.map(|()| output)
     }
 
+    /// The child's group, which is ended when its caller drops it.
+    pub(super) fn group(&self, child: Child) -> Group {
+        Group::new(child, self.git.inner.abandoned.clone())
+    }
+
     /// The credential for its upstream, as it is written to the child.
     async fn secret(&self) -> Result<Option<Vec<u8>>, GitError> {
         let Some((url, credentials)) = self.upstream.clone() else { return Ok(None) };
@@ -467,7 +290,7 @@ impl Command {
         command
     }
 
-    fn build(&self) -> tokio::process::Command {
+    pub(super) fn build(&self) -> tokio::process::Command {
         let mut command = self.program();
         command.env_clear().kill_on_drop(true).process_group(0);
         let silent = self.stdin.is_empty() && !self.plan.secret;
@@ -480,7 +303,7 @@ impl Command {
             }
         }
         if let Some(owner) = &self.git.inner.owner {
-            command.env(super::orphans::OWNER, owner);
+            command.env(orphans::OWNER, owner);
         }
         let containment = self.git.containment();
         let personal = containment.is_some_and(Containment::is_personal);
@@ -522,91 +345,3 @@ async fn on_disk(dir: &Path, work: impl FnOnce(&Path) -> std::io::Result<()> + S
     let done = tokio::task::spawn_blocking(move || work(&dir)).await;
     done.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(GitError::Disk)
 }
-
-/// The same command, for which faults that harm nobody are none: `section` is `fsck` or `fetch.fsck`.
-pub(super) fn harmless(command: Command, section: &str) -> Command {
-    HARMLESS_FAULTS.iter().fold(command, |command, fault| command.config(format!("{section}.{fault}"), "ignore"))
-}
-
-/// The same as an option's value, for `git index-pack --strict=`.
-pub(super) fn harmless_types() -> String {
-    HARMLESS_FAULTS.map(|fault| format!("{fault}=ignore")).join(",")
-}
-
-/// All that the pipe gives, or nothing when it is more than `max` bytes.
-async fn capture(pipe: Option<impl AsyncRead + Unpin>, max: usize) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(pipe) = pipe {
-        let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-        // A pipe that breaks is a child that ended; its status tells.
-        let _ = pipe.take(limit).read_to_end(&mut bytes).await;
-    }
-    (bytes.len() <= max).then_some(bytes)
-}
-
-/// A child and its process group, which never outlive it.
-struct Group {
-    child: Option<Child>,
-    abandoned: TaskTracker,
-}
-
-impl Group {
-    async fn wait(&mut self) -> std::io::Result<std::process::ExitStatus> {
-        let status = match &mut self.child {
-            Some(child) => child.wait().await,
-            None => Err(std::io::Error::other("the child was awaited before")),
-        };
-        self.child = None;
-        status
-    }
-
-    async fn end(&mut self) {
-        if let Some(child) = self.child.take() {
-            end(child).await;
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let Some(child) = self.child.take() else { return };
-        signal(&child, Signal::SIGTERM);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.abandoned.spawn_on(end(child), &runtime);
-        } else {
-            signal(&child, Signal::SIGKILL);
-        }
-    }
-}
-
-async fn end(mut child: Child) {
-    signal(&child, Signal::SIGTERM);
-    let group = child.id();
-    if timeout(KILL_GRACE, child.wait()).await.is_err() {
-        signal(&child, Signal::SIGKILL);
-        let _ = child.wait().await;
-    } else if let Some(pid) = group.and_then(|pid| i32::try_from(pid).ok()) {
-        // The leader is gone; what is left of its group (a transport helper) holds the group's number.
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-}
-
-/// Lowers the priority of a child's group; what it starts from now on inherits it.
-fn lower(child: &Child) {
-    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
-    let _ = group.map(|group| rustix::process::setpriority_pgrp(Some(group), NICENESS_MAX));
-}
-
-/// Signals the group of a child that was not awaited yet.
-fn signal(child: &Child, signal: Signal) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        let _ = killpg(Pid::from_raw(pid), signal);
-    }
-}
-
-#[path = "git_stream.rs"]
-mod stream;
-
-#[cfg(test)]
-#[path = "git_tests.rs"]
-mod tests;

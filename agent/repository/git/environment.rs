@@ -1,0 +1,69 @@
+//! What every git child is told, and what it is not.
+
+use super::Command;
+
+/// What is passed on: where programs are, and how the node reaches the network.
+pub(super) const ENVIRONMENT: [&str; 13] = [
+    "PATH",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "HTTP_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
+];
+
+/// Holds for every command. No hook, no prompt, no helper, no upkeep that nobody asked for.
+pub(super) const CONFIG: [(&str, &str); 16] = [
+    ("core.hooksPath", "/dev/null"),
+    ("core.fsmonitor", "false"),
+    ("core.askPass", ""),
+    ("credential.helper", ""),
+    // So that a credential for a path is not given for others.
+    ("credential.useHttpPath", "true"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    ("protocol.version", "2"),
+    ("advice.detachedHead", "false"),
+    ("init.defaultBranch", "main"),
+    ("fetch.unpackLimit", "1"),
+    ("fetch.writeCommitGraph", "false"),
+    ("submodule.recurse", "false"),
+    // An upstream that accepts and then says nothing.
+    ("http.lowSpeedLimit", "100"),
+    ("http.lowSpeedTime", "60"),
+    ("transfer.fsckObjects", "true"),
+];
+
+/// Faults that the history of well-known projects has and that harm nobody; see git-fsck(1). What could harm a checkout
+/// (`.git` in trees, `.gitmodules`, symlinks in its place) stays fatal.
+pub(super) const HARMLESS_FAULTS: [&str; 12] = [
+    "badDateOverflow",
+    "badEmail",
+    "badName",
+    "badTimezone",
+    "missingEmail",
+    "missingNameBeforeEmail",
+    "missingSpaceBeforeDate",
+    "missingSpaceBeforeEmail",
+    "multipleAuthors",
+    "nulInCommit",
+    "zeroPaddedDate",
+    "zeroPaddedFilemode",
+];
+
+/// The same command, for which faults that harm nobody are none: `section` is `fsck` or `fetch.fsck`.
+pub(in crate::repository) fn harmless(command: Command, section: &str) -> Command {
+    HARMLESS_FAULTS.iter().fold(command, |command, fault| command.config(format!("{section}.{fault}"), "ignore"))
+}
+
+/// The same as an option's value, for `git index-pack --strict=`.
+pub(in crate::repository) fn harmless_types() -> String {
+    HARMLESS_FAULTS.map(|fault| format!("{fault}=ignore")).join(",")
+}
