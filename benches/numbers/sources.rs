@@ -71,12 +71,14 @@ fn fill(world: &World, report: &mut Report, what: &str, repo: &TestRepo) {
 pub(crate) fn parallel(world: &World, report: &mut Report) {
     let upstream = Upstream::start();
     let node = Node::start();
-    let repo = TestRepo::generated(100, 200_000, 20);
+    // Repositories that have nothing in common: forks of one are filled one after the other.
+    let repos: Vec<_> = (0..MIRRORS).map(|number| TestRepo::generated(100 + number, 200_000, 20)).collect();
     upstream.delay(LATENCY);
     let mut round = 0;
     let fill = RefCell::new(|at_once: bool| {
         round += 1;
-        let urls: Vec<_> = (0..MIRRORS).map(|number| upstream.host(&format!("{round}/{number}.git"), &repo)).collect();
+        let host = |(number, repo): (usize, &TestRepo)| upstream.host(&format!("{round}/{number}.git"), repo);
+        let urls: Vec<_> = repos.iter().enumerate().map(host).collect();
         rustix::fs::sync();
         let began = Instant::now();
         match at_once {

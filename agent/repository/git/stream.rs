@@ -48,15 +48,17 @@ impl Streaming {
         self.stdout.take()
     }
 
-    /// Reads standard error to its end while `talk` goes on, then waits for the child.
-    ///
-    /// # Errors
-    /// Every end but exit status 0; see [`GitError`].
-    pub(in crate::repository) async fn finish<T>(mut self, talk: impl Future<Output = T>) -> Result<T, GitError> {
+    /// Reads standard error to its end while `talk` goes on, then waits for the child. Gives what `talk` gave, and how the
+    /// child ended: every end but exit status 0 is an error.
+    pub(in crate::repository) async fn finish<T>(mut self, talk: impl Future<Output = T>) -> (T, Result<(), GitError>) {
         let mut lines = StderrReader::new(None);
         // As elsewhere: the child is awaited only after its pipes have closed.
         let (talked, ()) = tokio::join!(talk, lines.read(self.stderr.take()));
-        let status = self.group.wait().await.map_err(GitError::Start)?;
-        if status.success() { Ok(talked) } else { Err(GitError::failed(status, lines.into_text(), Vec::new())) }
+        let ended = match self.group.wait().await {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(GitError::failed(status, lines.into_text(), Vec::new())),
+            Err(error) => Err(GitError::Start(error)),
+        };
+        (talked, ended)
     }
 }

@@ -1,6 +1,7 @@
 //! The `git upload-pack` behind an answer, and how what it writes reaches clients.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::super::git::Command;
+use super::super::git::{Command, GitError};
 use super::super::snapshot::SnapshotPin;
 use super::body::Body;
 use super::spool::{Follower, Writer};
@@ -60,18 +61,11 @@ impl Sink {
         }
     }
 
-    async fn put(&mut self, chunk: Bytes) -> io::Result<()> {
+    /// All of it was there. A sink that is dropped without this is an answer that broke off.
+    async fn end(self) {
         match self {
-            Self::Shared(writer) => writer.put(chunk).await,
-            Self::Own(sender) => sender.send(Part::Data(chunk)).await.map_err(io::Error::other),
-        }
-    }
-
-    async fn end(self, whole: bool) {
-        match self {
-            Self::Shared(writer) => writer.end(whole),
-            Self::Own(sender) if whole => drop(sender.send(Part::End).await),
-            Self::Own(_) => {}
+            Self::Shared(writer) => writer.end(),
+            Self::Own(sender) => drop(sender.send(Part::End).await),
         }
     }
 }
@@ -109,42 +103,34 @@ pub(super) struct Job {
 
 impl Job {
     /// Runs the child to its end, or ends it when nobody is left who reads.
-    pub(super) async fn run(self, mut sink: Sink) {
+    pub(super) async fn run(self, sink: Sink) {
         let Self { command, body, pin, place, stop, lost, time_limit } = self;
         let repository = pin.url().key();
         let deserted = sink.deserted();
-        let mut said = Said::default();
         let work = async {
             let mut child = command.stream()?;
             let (stdin, stdout) = (child.take_stdin(), child.take_stdout());
-            let talk = async { tokio::join!(feed(stdin, body), pump(stdout, &mut sink, &mut said)).1 };
-            child.finish(talk).await
+            let talk = async { tokio::join!(feed(stdin, body), pump(stdout, sink)).1 };
+            Ok::<_, GitError>(child.finish(talk).await)
         };
         let done = tokio::select! {
-            done = tokio::time::timeout(time_limit, work) => Some(done),
-            () = deserted => None,
-            () = stop.cancelled() => None,
-            () = lost.cancelled() => None,
+            done = tokio::time::timeout(time_limit, work) => done,
+            () = deserted => return,
+            () = stop.cancelled() => return,
+            () = lost.cancelled() => return,
         };
-        let whole = match done {
-            Some(Ok(Ok(Ok(())))) => true,
+        match done {
+            Ok(Ok((Ok((sink, _)), Ok(())))) => sink.end().await,
             // It told the client itself what is wrong, as the protocol has it.
-            Some(Ok(Err(_))) if said.is_error() => true,
-            Some(Ok(Err(error))) => {
+            Ok(Ok((Ok((sink, said)), Err(_)))) if said.is_error() => sink.end().await,
+            Ok(Err(error) | Ok((Ok(_), Err(error)))) => {
                 tracing::warn!(repository, reason = error.code().word(), "an answer broke off: {error}");
-                false
             }
-            Some(Ok(Ok(Err(error)))) => {
+            Ok(Ok((Err(error), _))) => {
                 tracing::warn!(repository, %error, "an answer broke off: it could not be passed on");
-                false
             }
-            Some(Err(_)) => {
-                tracing::warn!(repository, "an answer broke off: it took longer than {time_limit:?}");
-                false
-            }
-            None => false,
-        };
-        sink.end(whole).await;
+            Err(_) => tracing::warn!(repository, "an answer broke off: it took longer than {time_limit:?}"),
+        }
         drop((pin, place));
     }
 }
@@ -176,14 +162,36 @@ async fn feed(stdin: Option<ChildStdin>, body: Body) {
     }
 }
 
-async fn pump(stdout: Option<ChildStdout>, sink: &mut Sink, said: &mut Said) -> io::Result<()> {
-    let Some(mut stdout) = stdout else { return Ok(()) };
-    loop {
-        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-        if stdout.read_buf(&mut chunk).await? == 0 {
-            return Ok(());
+/// Passes on what the child writes, until it writes no more.
+async fn pump(stdout: Option<ChildStdout>, sink: Sink) -> io::Result<(Sink, Said)> {
+    let mut said = Said::default();
+    let Some(mut stdout) = stdout else { return Ok((sink, said)) };
+    match sink {
+        // A thread of its own while the child runs: to go to one for each part took longer than the work itself.
+        Sink::Shared(mut writer) => {
+            let mut pipe = File::from(stdout.into_owned_fd()?);
+            let pumped = tokio::task::spawn_blocking(move || {
+                let mut buffer = vec![0; CHUNK_BYTES];
+                loop {
+                    let chunk = match pipe.read(&mut buffer) {
+                        Ok(0) => return Ok((Sink::Shared(writer), said)),
+                        Ok(count) => Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default()),
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) => return Err(error),
+                    };
+                    said.heard(&chunk);
+                    writer.put(chunk)?;
+                }
+            });
+            pumped.await.map_err(io::Error::other)?
         }
-        said.heard(&chunk);
-        sink.put(chunk.freeze()).await?;
+        Sink::Own(sender) => loop {
+            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+            if stdout.read_buf(&mut chunk).await? == 0 {
+                return Ok((Sink::Own(sender), said));
+            }
+            said.heard(&chunk);
+            sender.send(Part::Data(chunk.freeze())).await.map_err(io::Error::other)?;
+        },
     }
 }

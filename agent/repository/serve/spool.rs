@@ -152,22 +152,20 @@ impl Writer {
         self.spool.deserted.clone()
     }
 
-    /// Adds to the answer.
+    /// Adds to the answer. Blocks on the disk.
     ///
     /// # Errors
     /// When the disk refuses, or more comes than there may be.
-    pub(super) async fn put(&mut self, chunk: Bytes) -> io::Result<()> {
-        let (spool, at) = (Arc::clone(&self.spool), self.at);
+    pub(super) fn put(&mut self, chunk: Bytes) -> io::Result<()> {
+        let at = self.at;
         let end = at.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
         {
-            let mut reservation = lock(&spool.reservation);
+            let mut reservation = lock(&self.spool.reservation);
             if end > reservation.bytes && !reservation.grow(GROW_BYTES) {
                 return Err(io::Error::other("the answer is larger than what all shared answers may take"));
             }
         }
-        let copy = chunk.clone();
-        let written = tokio::task::spawn_blocking(move || spool.file.write_all_at(&copy, at));
-        written.await.map_err(io::Error::other)??;
+        self.spool.file.write_all_at(&chunk, at)?;
         {
             let mut recent = lock(&self.spool.recent);
             if recent.len() >= RECENT_MAX {
@@ -180,10 +178,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Nothing more comes. An answer that is not whole is a broken stream to all who read it.
-    pub(super) fn end(self, whole: bool) {
+    /// Nothing more comes: it is whole. One that is dropped before is a broken stream to all who read it.
+    pub(super) fn end(self) {
         lock(&self.spool.recent).clear();
-        self.spool.written.send_modify(|written| written.end = Some(whole));
+        self.spool.written.send_modify(|written| written.end = Some(true));
     }
 }
 

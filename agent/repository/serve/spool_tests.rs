@@ -25,10 +25,10 @@ async fn all_read_the_same_and_what_it_took_is_given_back() {
     assert!(spools.join(&KEY).is_none());
     let (mut writer, first) = begin(&spools, KEY, dir.path(), 4, MAX).unwrap();
     let first = tokio::spawn(rest(first));
-    writer.put(vec![1; 3].into()).await.unwrap();
+    writer.put(vec![1; 3].into()).unwrap();
     let late = spools.join(&KEY).unwrap();
-    writer.put(vec![2; 1].into()).await.unwrap();
-    writer.end(true);
+    writer.put(vec![2; 1].into()).unwrap();
+    writer.end();
     // Whole answers are joined for as long as somebody reads them.
     let last = spools.join(&KEY).unwrap();
     for follower in [late, last] {
@@ -46,7 +46,7 @@ async fn an_answer_that_breaks_off_is_an_error_to_all() {
     let spools = Spools::default();
     let (mut writer, first) = begin(&spools, KEY, dir.path(), 4, MAX).unwrap();
     let second = spools.join(&KEY).unwrap();
-    writer.put(vec![1; 3].into()).await.unwrap();
+    writer.put(vec![1; 3].into()).unwrap();
     drop(writer);
     assert!(spools.join(&KEY).is_none(), "nobody joins what is broken");
     assert!(rest(first).await.is_err() && rest(second).await.is_err());
@@ -77,12 +77,12 @@ async fn what_does_not_fit_is_not_begun_and_not_outgrown() {
     assert!(begin(&spools, [8; 32], dir.path(), 2, 4).is_none());
     assert!(begin(&spools, [8; 32], dir.path(), 1, 4).is_some());
     let (mut writer, follower) = begun;
-    writer.put(vec![0; 3].into()).await.unwrap();
-    assert!(writer.put(vec![0; 1].into()).await.is_err());
+    writer.put(vec![0; 3].into()).unwrap();
+    assert!(writer.put(vec![0; 1].into()).is_err());
     drop((writer, follower));
     assert_eq!(spools.reserved(), 0);
     let (mut writer, _follower) = begin(&spools, KEY, dir.path(), 1, GROW_BYTES + 1).unwrap();
-    writer.put(vec![0; 100].into()).await.unwrap();
+    writer.put(vec![0; 100].into()).unwrap();
     assert_eq!(spools.reserved(), GROW_BYTES + 1);
 }
 
@@ -105,13 +105,13 @@ async fn slow_and_fast_readers_get_every_byte_in_order() {
     for number in 0..50_u8 {
         let part = vec![number; 1 + usize::from(number) * 37];
         expected.extend_from_slice(&part);
-        writer.put(part.into()).await.unwrap();
+        writer.put(part.into()).unwrap();
         kept_pace.extend_from_slice(&fast.next().await.unwrap().unwrap());
         if number % 20 == 19 {
             fell_behind.extend_from_slice(&slow.next().await.unwrap().unwrap());
         }
     }
-    writer.end(true);
+    writer.end();
     assert_eq!(kept_pace, expected);
     fell_behind.extend_from_slice(&rest(slow).await.unwrap());
     assert_eq!(fell_behind, expected);
