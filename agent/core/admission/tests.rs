@@ -20,6 +20,7 @@ use crate::quantity::{Amounts, Size, Span, Timestamp};
 use crate::reason::{Code, Reason};
 use crate::sizing::{Outcome, Sizing};
 
+mod days;
 mod fits;
 mod lives;
 mod passing;

@@ -113,3 +113,22 @@ fn one_of_the_same_tenant_leaves_the_first_what_it_may_still_have() {
     assert!(second.reasons[0].message.contains("what its tenant's first may still have"), "{:?}", second.reasons);
     node.granted(of("blue", lasting(5, request("other", 1, 1))));
 }
+
+/// The example of `docs/admission.md`.
+#[test]
+fn the_example_of_the_documentation_is_so() {
+    let mut node = Node::new();
+    node.running(request("taken", 4, 40), "a");
+    for number in 0..6 {
+        node.waiting(of("red", request(&format!("red{number}"), 20, 40)));
+    }
+    let blue = node.waiting(of("blue", request("blue", 20, 40)));
+    assert_eq!(blue.position, 2);
+    node.granted(of("green", lasting(10, request("green", 1, 2))));
+    let last = node.granted(of("red", lasting(20, request("small", 2, 10))));
+    node.release(&last);
+    let beside = node.granted(of("red", lasting(30, request("beside", 2, 10))));
+    node.release(&beside);
+    let large = node.waiting(of("red", lasting(30, request("large", 2, 16))));
+    assert_eq!((large.position, codes(&large.reasons)), (8, Vec::from([Code::MemoryHeld, Code::QueueAhead])));
+}
