@@ -18,13 +18,8 @@ struct Build {
 
 fn build() -> impl Strategy<Value = Build> {
     let sizes = prop_oneof![6 => 1..4u64, 2 => 4..16u64, 1 => 16..28u64];
-    (0..600i64, 0..4u8, sizes, 1..3u64, 1..90i64, 0..9i32).prop_map(|(after, tenant, cpu, per, minutes, priority)| Build {
-        after,
-        tenant,
-        cpu,
-        gib: (cpu * per).min(54),
-        minutes,
-        priority: if priority == 8 { 1 } else { 0 },
+    (0..600i64, 0..4u8, sizes, 1..3u64, 1..90i64, 0..9i32).prop_map(|(after, tenant, cpu, per, minutes, priority)| {
+        Build { after, tenant, cpu, gib: (cpu * per).min(54), minutes, priority: if priority == 8 { 1 } else { 0 } }
     })
 }
 
@@ -54,7 +49,8 @@ fn live(builds: &[Build], pass_for: Span) -> Node {
         let next = arrivals.last().map(|(at, _)| *at).into_iter().chain(ends).min().expect("something happens");
         assert!(next <= last.plus(Span::hours(90 * builds.len() as i64)), "every build starts in bounded time");
         node.now = next.max(node.now);
-        let over: Vec<_> = node.ledger.live().filter(|lease| lease.ends_at.is_some_and(|end| end <= node.now)).collect();
+        let over: Vec<_> =
+            node.ledger.live().filter(|lease| lease.ends_at.is_some_and(|end| end <= node.now)).collect();
         let over: Vec<_> = over.into_iter().map(|lease| lease.id.clone()).collect();
         over.iter().for_each(|lease| drop(node.release(lease)));
         while arrivals.last().is_some_and(|(at, _)| *at <= node.now) {
@@ -66,9 +62,11 @@ fn live(builds: &[Build], pass_for: Span) -> Node {
         waiting.into_iter().for_each(|request| drop(node.tell(&Command::Await(request))));
         node.pass(Span(0));
         let granted: Vec<_> = node.ledger.live().filter(|lease| lease.holder.is_none()).collect();
+        // Whose turn came before the head's did not pass it: that one is foreseen anew.
+        let in_turn = granted.iter().any(|lease| lease.place.clock >= lease.place.turn);
         let granted: Vec<_> = granted.into_iter().map(|lease| lease.id.clone()).collect();
         granted.into_iter().for_each(|lease| drop(node.lease_reply(&Command::Bind(lease, pod("p")))));
-        foreseen = as_foreseen(&node, foreseen);
+        foreseen = as_foreseen(&node, foreseen.filter(|_| !in_turn));
     }
     node
 }
@@ -84,7 +82,7 @@ fn as_foreseen(node: &Node, before: Option<(TicketId, Foreseen)>) -> Option<(Tic
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn the_head_never_waits_longer_than_was_foreseen_and_everyone_starts(

@@ -213,7 +213,7 @@ impl Node {
         let before = self.ledger.clone();
         self.priority = if let Command::Admit { request, .. } = &command { request.priority } else { 0 };
         let (reply, events) = self.tell(&command);
-        self.grants_were_judged(before.clone(), &command, &events);
+        self.grants_were_judged(before.clone(), &events);
         self.reply_is_true(&before, &command, &reply);
         assert!(self.ledger.live_count() <= self.facts.leases_max);
         assert!(self.ledger.queued() <= self.facts.tickets_max);
@@ -267,7 +267,7 @@ impl Node {
 
     /// Walks through the events: at each grant there was room, and it was that one's turn, or the head waits no longer
     /// for it than it had to wait anyway.
-    fn grants_were_judged(&self, mut walk: Ledger, command: &Command, events: &[Event]) {
+    fn grants_were_judged(&self, mut walk: Ledger, events: &[Event]) {
         for event in events {
             let Event::Lease(lease) = event else {
                 walk.apply(event.clone());
