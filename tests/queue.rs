@@ -202,6 +202,9 @@ fn number(name: &str, otherwise: usize) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_who_wait_a_grant_wakes_one_and_in_the_order_of_the_queue() {
     const TENANTS: usize = 10;
+    /// The reservations last for half an hour: nobody is told to ask again before this.
+    const HINT_MIN: Duration = Duration::from_secs(95);
+    let began = std::time::Instant::now();
     let (tickets, clients) = (number("STOKER_QUEUE_TICKETS", 1500), number("STOKER_QUEUE_CLIENTS", 150));
     let node = Node::with("admission: {ticketsMax: 10000}\n");
     let held = node.fill().await;
@@ -231,14 +234,23 @@ async fn of_many_who_wait_a_grant_wakes_one_and_in_the_order_of_the_queue() {
     assert!(grown < 24 << 20 | (tickets as u64 * 16) << 10, "{grown} bytes for {tickets} tickets");
     for (turn, lease) in held.iter().enumerate() {
         node.release(&lease.id).await;
-        let granted = next(&mut streams[turn]).await;
-        let Some(Awaited::Granted(lease)) = granted.decision else { panic!("{granted:?}") };
+        let lease = loop {
+            match next(&mut streams[turn]).await.decision {
+                Some(Awaited::Granted(lease)) => break lease,
+                Some(Awaited::Waiting(_)) => {} // its hint had passed
+                other => panic!("{other:?}"),
+            }
+        };
         assert_eq!(lease.request_id, id(turn));
     }
     // Nobody else heard of it: what they wait for has not changed but for their place, which they hear with their hint.
     let others = streams.iter_mut().skip(held.len());
-    let woken = others.filter_map(|stream| stream.message().now_or_never()).count();
-    assert_eq!(woken, 0, "a grant wakes one");
+    let heard: Vec<_> = others.filter_map(|stream| stream.message().now_or_never()).collect();
+    let granted = |told: &v1::AwaitAdmissionResponse| matches!(told.decision, Some(Awaited::Granted(_)));
+    assert!(!heard.iter().flatten().flatten().any(granted), "nobody is granted out of turn");
+    if began.elapsed() < HINT_MIN {
+        assert_eq!(heard.len(), 0, "a grant wakes one");
+    }
 }
 
 /// What the process has in memory.
