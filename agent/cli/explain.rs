@@ -136,12 +136,15 @@ fn summary(told: &v1::Explanation, view: &View) -> String {
     fields.render(view)
 }
 
+/// A resource: its name, its part of a size, and how people read it.
+type Row = (&'static str, fn(&v1::Size) -> Option<i64>, fn(i64) -> String);
+
 /// Both sides of the inequality, a line a resource.
 fn sides(told: &v1::Explanation, ledger: &v1::Ledger, view: &View) -> String {
     let wanted = told.sizing.as_ref().and_then(|sizing| sizing.size.as_ref());
     let mut grid = Grid::new(&["", "CAPACITY", "RESERVE", "OTHERS", "LEASES", "FREE", "WANTED"]);
     grid = grid.right(&[1, 2, 3, 4, 5, 6]);
-    let rows: [(&str, fn(&v1::Size) -> Option<i64>, fn(i64) -> String); 3] = [
+    let rows: [Row; 3] = [
         ("memory", |size| size.memory_bytes, super::screen::bytes),
         ("CPU", |size| size.cpu_millis, cores),
         ("disk", |size| size.disk_bytes, super::screen::bytes),
