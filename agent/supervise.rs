@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
 use stoker_core::admission::Facts as LedgerFacts;
-use stoker_core::quantity::Amounts;
+use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -417,17 +417,21 @@ fn pool_of_repositories(name: &str, pools: Pools, reserved: watch::Receiver<Amou
     }
 }
 
-/// What the gate needs of the ledger: the disk that leases hold.
+/// What the gate needs of the ledger: the disk that leases hold and have not written.
 async fn tell_reserved(admission: Admission, reserved: watch::Sender<Amounts>, cancel: CancellationToken) {
     let mut changes = admission.watch();
     loop {
-        let held = admission.read(|_, totals| totals.leased);
+        let held = admission.read(|_, totals| totals.unwritten);
         reserved.send_if_modified(|before| std::mem::replace(before, held) != held);
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
     }
+}
+
+fn span_of(duration: Duration) -> Span {
+    Span(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The facts of the moment, from what the rooms publish: nothing is read from the machine here.
@@ -464,10 +468,15 @@ fn facts_source(config: Configured, machine: &Facts, pools: &Pools, pressure: &P
                 memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
                 ..Amounts::default()
             },
+            // What single leases use is not published yet: each counts by its size.
+            in_use: Arc::default(),
             disk_free: free,
             gate: now.gate.clone(),
             leases_max: config.admission.leases_max,
             tickets_max: config.admission.tickets_max,
+            tenants: Arc::clone(&config.admission.tenants),
+            pass_for: span_of(config.admission.pass_for),
+            age_after: span_of(config.admission.age_after),
             end_at_budget: config.admission.time_budget == TimeBudget::End,
             jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
         }

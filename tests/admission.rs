@@ -15,13 +15,13 @@ use crate::support::upstream::Upstream;
 use crate::support::wire::{codes, reason, seconds, source};
 
 /// What each build declares. Three of them are the node's whole budget.
-const MEMORY: i64 = 2 << 30;
+pub(crate) const MEMORY: i64 = 2 << 30;
 /// How long anything that needs no clock may take.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// A recorded node of 32 cores and 61.5 GiB of which 12.5 are used, so that what else runs on this machine decides
 /// nothing; and a reserve that leaves three times [`MEMORY`].
-fn configuration() -> String {
+pub(crate) fn configuration() -> String {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/proc/node-32cpu-62g");
     let reserve = 66_035_122_176 - 3 * MEMORY;
     format!(
@@ -34,8 +34,8 @@ node: {{name: ghost, hostRoot: {root}, reserve: {{cpu: 0, memory: {reserve}B}}, 
 }
 
 /// An agent of such a node, and something to build.
-struct Node {
-    agent: Agent,
+pub(crate) struct Node {
+    pub(crate) agent: Agent,
     url: String,
     upstream: Upstream,
     _repo: TestRepo,
@@ -43,17 +43,22 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
-        let repo = TestRepo::standard();
-        let (upstream, url) = Upstream::of(&repo);
-        Self { agent: Agent::start(&configuration()), url, upstream, _repo: repo }
+        Self::with("")
     }
 
-    async fn client(&self) -> AdmissionServiceClient<Channel> {
+    /// With more in its configuration.
+    pub(crate) fn with(more: &str) -> Self {
+        let repo = TestRepo::standard();
+        let (upstream, url) = Upstream::of(&repo);
+        Self { agent: Agent::start(&format!("{}{more}", configuration())), url, upstream, _repo: repo }
+    }
+
+    pub(crate) async fn client(&self) -> AdmissionServiceClient<Channel> {
         self.agent.admission().await
     }
 
     /// A build of this memory; all else is little.
-    fn build(&self, memory: i64) -> v1::Build {
+    pub(crate) fn build(&self, memory: i64) -> v1::Build {
         v1::Build {
             // Of what is known within the hour: many builds, one question to upstream.
             source: Some(v1::Source { max_age: seconds(3600), ..source(&self.url, "branch:main") }),
@@ -69,29 +74,29 @@ impl Node {
         }
     }
 
-    fn request(&self, id: &str) -> v1::AdmitRequest {
+    pub(crate) fn request(&self, id: &str) -> v1::AdmitRequest {
         v1::AdmitRequest { request_id: id.to_owned(), build: Some(self.build(MEMORY)), ..v1::AdmitRequest::default() }
     }
 
-    async fn admit(&self, request: v1::AdmitRequest) -> Result<Decision, Status> {
+    pub(crate) async fn admit(&self, request: v1::AdmitRequest) -> Result<Decision, Status> {
         Ok(self.client().await.admit(request).await?.into_inner().decision.unwrap())
     }
 
-    async fn granted(&self, id: &str) -> v1::Lease {
+    pub(crate) async fn granted(&self, id: &str) -> v1::Lease {
         match self.admit(self.request(id)).await.unwrap() {
             Decision::Granted(lease) => lease,
             other => panic!("{id}: {other:?}"),
         }
     }
 
-    async fn waiting(&self, request: v1::AdmitRequest) -> v1::Waiting {
+    pub(crate) async fn waiting(&self, request: v1::AdmitRequest) -> v1::Waiting {
         match self.admit(request).await.unwrap() {
             Decision::Waiting(waiting) => waiting,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn release(&self, lease: &str) -> v1::Lease {
+    pub(crate) async fn release(&self, lease: &str) -> v1::Lease {
         let request = v1::ReleaseRequest {
             lease_id: lease.to_owned(),
             outcome: v1::Outcome::Succeeded.into(),
@@ -100,12 +105,12 @@ impl Node {
         self.client().await.release(request).await.unwrap().into_inner().lease.unwrap()
     }
 
-    async fn live(&self) -> Vec<v1::Lease> {
+    pub(crate) async fn live(&self) -> Vec<v1::Lease> {
         let listed = self.client().await.list_leases(v1::ListLeasesRequest::default()).await;
         listed.unwrap().into_inner().leases
     }
 
-    async fn tickets(&self) -> Vec<v1::Ticket> {
+    pub(crate) async fn tickets(&self) -> Vec<v1::Ticket> {
         let listed = self.client().await.list_tickets(v1::ListTicketsRequest::default()).await;
         listed.unwrap().into_inner().tickets
     }

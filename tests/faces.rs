@@ -70,10 +70,8 @@ async fn reflection_lists_the_services_and_describes_them() {
 #[tokio::test]
 async fn what_nothing_fills_yet_says_so() {
     let agent = Agent::start(PLAIN);
-    let mut admission = agent.admission().await;
     let mut workspace = agent.workspace().await;
     for (method, status) in [
-        ("WatchLeases", admission.watch_leases(v1::WatchLeasesRequest::default()).await.err()),
         ("ReleaseOutput", workspace.release_output(v1::ReleaseOutputRequest { id: "1".into() }).await.err()),
         ("ListOutputs", workspace.list_outputs(v1::ListOutputsRequest::default()).await.err()),
     ] {

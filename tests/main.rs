@@ -22,6 +22,7 @@ mod kubernetes;
 mod large_files;
 mod manifest;
 mod manifests;
+mod queue;
 mod readme;
 mod refresh;
 mod refused;

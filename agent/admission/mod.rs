@@ -5,9 +5,11 @@
 //! `survey`, where the effects are: it resolves the source and sizes the build, and the writer then reads nothing but
 //! its facts. `upkeep` tells the writer what time and the machine did to leases.
 
+mod changes;
 mod journal;
 pub(crate) mod survey;
 mod upkeep;
+mod waiters;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,28 +19,35 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use stoker_core::admission::{
-    Answer, Command, Event, Facts, Holder, Lease, Ledger, ModeState, Reply, Request, Source, Ticket, Totals, Usage,
+    Answer, Command, Event, Explanation, Facts, Holder, Lease, Ledger, ModeState, Refused, Reply, Request, Source,
+    Ticket, Totals, Usage, View, Wanted,
 };
 use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
 use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::Outcome;
 use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
+use stoker_core::sizing::{Outcome, Sizing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use changes::TokenError;
 pub use journal::JournalError;
 pub use survey::{Build, Evaluated, SourceState, Survey};
+pub use waiters::Waiter;
 pub use writer::{FactsSource, WriterError};
 
 pub(crate) use crate::node::now;
 use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
+use changes::Changes;
 use journal::Journal;
 use writer::{Published, WriterHandle};
 
 /// How long tickets that were read back wait for their callers to come again.
 const TICKETS_KEPT: Span = Span::seconds(60);
+
+/// How long a grant may stay unbound where nothing is said.
+pub const BIND_WITHIN: Span = Span::minutes(5);
 
 /// Why admission gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,8 +67,12 @@ pub struct Order {
     pub request_id: RequestId,
     /// Over the request's content; see [`digest`].
     pub digest: String,
-    /// What is built.
-    pub build: Build,
+    /// What is built; a retry builds what its first attempt did.
+    pub build: Option<Build>,
+    /// A lease that ran out of memory: this is its retry.
+    pub retry_of: Option<LeaseId>,
+    /// Higher goes first among its tenant's.
+    pub priority: i32,
     /// Take a place in the queue where it must wait.
     pub take_ticket: bool,
     /// How long a grant may stay unbound.
@@ -103,7 +116,8 @@ impl Admission {
         let mut history = BTreeMap::new();
         journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
         let pins = survey.pins(&ledger);
-        let published = Published { ledger, pins, history, ..Published::default() };
+        let changes = Changes::new(new_id::<LeaseId>().to_string());
+        let published = Published { ledger, changes, pins, history, journal_error: None, journal_failures: 0 };
         let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
             .map_err(|source| JournalError::Io { path: state.to_owned(), source })?;
         let thread = Arc::new(std::sync::Mutex::new(Some(thread)));
@@ -135,33 +149,21 @@ impl Admission {
     pub async fn admit(&self, order: Order, patience: Duration) -> Result<Answer, AdmissionError> {
         let known = self.writer.read(|published| {
             let lease = published.ledger.lease_of(&order.request_id).map(|lease| known_request(lease));
-            lease.or_else(|| published.ledger.place_of(&order.request_id).map(|(_, held)| held.request.clone()))
+            lease.or_else(|| published.ledger.ticket_of(&order.request_id).map(|held| held.request.clone()))
         });
-        // What a request was resolved and sized to stands: a retry never resolves again.
+        let (take_ticket, digest) = (order.take_ticket, order.digest.clone());
+        // What a request was resolved and sized to stands: asked again, it is never resolved again.
         let (request, pin) = match known {
-            Some(known) => (Request { digest: order.digest, ..known }, None),
-            None => match self.survey.whole(&order.build, &self.room(), |key| self.samples(key), patience).await {
-                Err(reason) if reason.code == Code::SpecInvalid => {
+            Some(known) => (Request { digest, ..known }, None),
+            None => match self.surveyed(order, patience).await {
+                Err(AdmissionError::Source(reason)) if reason.code == Code::SpecInvalid => {
                     return Ok(Answer::Rejected(vec![reason], None));
                 }
-                Err(reason) => return Err(AdmissionError::Source(reason)),
-                Ok(found) => {
-                    let request = Request {
-                        id: order.request_id,
-                        digest: order.digest,
-                        source: found.source,
-                        sizing: found.sizing,
-                        scope: order.build.scope,
-                        target: order.build.target,
-                        cache_keys: found.cache_keys,
-                        attempt: 1,
-                        bind_within: order.bind_within,
-                    };
-                    (request, Some(found.pin))
-                }
+                Err(error) => return Err(error),
+                Ok((request, pin)) => (request, Some(pin)),
             },
         };
-        let ticket = order.take_ticket.then(new_id::<TicketId>);
+        let ticket = take_ticket.then(new_id::<TicketId>);
         let command = Command::Admit { request: Box::new(request), lease: new_id(), ticket };
         match self.writer.ask(command, pin, None).await? {
             Reply::Answer(answer) => Ok(answer),
@@ -169,22 +171,97 @@ impl Admission {
         }
     }
 
+    /// The request, resolved and sized; a retry as its first attempt was.
+    async fn surveyed(&self, order: Order, patience: Duration) -> Result<(Request, SnapshotPin), AdmissionError> {
+        let Order { request_id, digest, build, retry_of, priority, bind_within, .. } = order;
+        if let Some(first) = retry_of {
+            let lease = self.writer.read(|published| published.ledger.lease(&first).cloned());
+            let lease = lease.ok_or_else(|| WriterError::Refused(Refused::NoLease(first.clone())))?;
+            let repository = &lease.source.repository;
+            if build.is_some_and(|build| build.source.url.key() != repository) {
+                return Err(WriterError::Refused(Refused::OtherRepository(first, repository.clone())).into());
+            }
+            let again = self.survey.again(lease.source.clone(), patience).await;
+            let (source, pin) = again.map_err(AdmissionError::Source)?;
+            let known = known_request(&lease);
+            let retry_of = Some(first);
+            return Ok((Request { id: request_id, digest, source, priority, bind_within, retry_of, ..known }, pin));
+        }
+        let missing = || Reason::new(Code::SpecInvalid, "build", "a request that is no retry names its build");
+        let build = build.ok_or_else(|| AdmissionError::Source(missing()))?;
+        let found = self.survey.whole(&build, &self.room(), |key| self.samples(key), patience).await;
+        let found = found.map_err(AdmissionError::Source)?;
+        let request = Request {
+            id: request_id,
+            digest,
+            source: found.source,
+            sizing: found.sizing,
+            scope: build.scope,
+            target: build.target,
+            cache_keys: found.cache_keys,
+            attempt: 1,
+            bind_within,
+            priority,
+            expected: found.expected,
+            retry_of: None,
+            no_retry: found.no_retry,
+        };
+        Ok((request, found.pin))
+    }
+
     /// Many builds against one view, without any network.
     #[must_use]
     pub fn evaluate(&self, builds: &[Build]) -> Vec<Evaluated> {
         let (facts, now) = ((self.facts)(), now());
         self.writer.read(|published| {
-            let totals = published.ledger.totals(&facts);
+            let view = published.ledger.view(&facts, now);
             let room = self.room_of(&facts);
             let judge = |build: &Build| {
                 let samples = published.history.get(&build.history_key()).map(|s| s.iter().copied().collect());
                 let seen = self.survey.cached(build, &room, samples.unwrap_or_default());
-                let wanted = seen.sizing.size.amounts;
-                let fit = published.ledger.fit(wanted, published.ledger.queued(), &facts, now);
-                seen.judged(fit, &totals)
+                let fit = view.would_be(&wanted(build, &seen.sizing));
+                seen.judged(fit, view.totals())
             };
             builds.iter().map(judge).collect()
         })
+    }
+
+    /// Reads the ledger as it stands at this moment, with whose turn it is. Keep `read` short: the writer waits.
+    pub fn look<R>(&self, read: impl FnOnce(&View<'_>, &Ledger) -> R) -> R {
+        let (facts, now) = ((self.facts)(), now());
+        self.writer.read(|published| read(&published.ledger.view(&facts, now), &published.ledger))
+    }
+
+    /// Why a build that asked now would be told so, with its size; without any network.
+    #[must_use]
+    pub fn explain(&self, build: &Build) -> (Explanation, Evaluated) {
+        let seen = self.evaluate(std::slice::from_ref(build)).swap_remove(0);
+        (self.look(|view, _| view.explain(&wanted(build, &seen.sizing))), seen)
+    }
+
+    /// From now on nothing that happens to the request is missed.
+    #[must_use]
+    pub fn wait_for(&self, request: RequestId) -> Waiter {
+        self.writer.waiters.join(request)
+    }
+
+    /// Leases by `read`, and the token from which a watch goes on from them.
+    pub fn list<R>(&self, read: impl FnOnce(&Ledger) -> R) -> (R, String) {
+        self.writer.read(|published| (read(&published.ledger), published.changes.token()))
+    }
+
+    /// The live leases, and the token from which a watch goes on from them.
+    #[must_use]
+    pub fn leases(&self) -> (Vec<Arc<Lease>>, String) {
+        self.writer.read(|published| published.changes.state(&published.ledger))
+    }
+
+    /// The changes of leases since `token`, each with its own.
+    ///
+    /// # Errors
+    /// Where the token is too old, or none of ours.
+    pub fn changes(&self, token: &str) -> Result<Vec<(Arc<Lease>, String)>, TokenError> {
+        self.writer.read(|published| published.changes.since(token))
     }
 
     /// A caller who waits is still there: how it stands now. `None`: neither lease nor ticket of this request is known.
@@ -379,5 +456,13 @@ fn known_request(lease: &Lease) -> Request {
         cache_keys: lease.cache_keys.clone(),
         attempt: lease.attempt,
         bind_within: Span(0),
+        priority: 0,
+        expected: lease.expected,
+        retry_of: lease.retry_of.clone(),
+        no_retry: lease.no_retry,
     }
+}
+
+fn wanted<'a>(build: &'a Build, sizing: &'a Sizing) -> Wanted<'a> {
+    Wanted { tenant: &build.scope.tenant, size: &sizing.size, priority: 0, bind_within: BIND_WITHIN }
 }

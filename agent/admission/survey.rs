@@ -7,9 +7,9 @@ use std::time::Duration;
 use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals, Usage};
 use stoker_core::identity::Scope;
 use stoker_core::quantity::{Amounts, Resource, Span};
-use stoker_core::reason::Reason;
+use stoker_core::reason::{Code, Reason};
 use stoker_core::sizing::{Declared, Defaults, Outcome, Sample, Sizing, size, summary};
-use stoker_core::source::{Origin, Request};
+use stoker_core::source::{Origin, Request, SourceRef};
 
 use crate::repository::{Cached, Repositories, Resolved, SnapshotPin};
 use crate::sizing::{Facts, FactsCache};
@@ -124,6 +124,19 @@ pub(super) struct Surveyed {
     pub(super) pin: SnapshotPin,
     pub(super) sizing: Sizing,
     pub(super) cache_keys: Vec<String>,
+    pub(super) expected: Option<Span>,
+    pub(super) no_retry: bool,
+}
+
+/// Runs that must have succeeded before their usual time is told.
+const RUNS_MIN: usize = 3;
+
+/// How long such builds usually take: the median of those that succeeded.
+fn expected(history: &[Sample]) -> Option<Span> {
+    let succeeded = history.iter().filter(|run| run.outcome == Outcome::Succeeded && run.elapsed > Span(0));
+    let mut times: Vec<Span> = succeeded.map(|run| run.elapsed).collect();
+    times.sort_unstable();
+    (times.len() >= RUNS_MIN).then(|| times[times.len() / 2])
 }
 
 /// Resolves and sizes. Cheap to clone.
@@ -151,11 +164,36 @@ impl Survey {
     ) -> Result<Surveyed, Reason> {
         let resolved = self.repositories.resolve(&build.source, patience).await?;
         let facts = self.facts.of(&resolved.pin, resolved.commit).await?;
-        let sizing = self.sizing(build, &facts, &history(&build.history_key()), room)?;
-        let spec_keys = facts.spec()?.map(|spec| spec.cache_keys.clone()).unwrap_or_default();
+        let history = history(&build.history_key());
+        let sizing = self.sizing(build, &facts, &history, room)?;
+        let spec = facts.spec()?;
+        let spec_keys = spec.map(|spec| spec.cache_keys.clone()).unwrap_or_default();
+        let no_retry = spec.is_some_and(|spec| spec.oom_retry == Some(false));
         let mut cache_keys = build.cache_keys.clone();
         cache_keys.extend(spec_keys.into_iter().filter(|key| !build.cache_keys.contains(key)));
-        Ok(Surveyed { source: source(&build.source, &resolved), pin: resolved.pin, sizing, cache_keys })
+        let (source, expected) = (source(&build.source, &resolved), expected(&history));
+        Ok(Surveyed { source, pin: resolved.pin, sizing, cache_keys, expected, no_retry })
+    }
+
+    /// The same commit once more, for a retry: from the snapshot that it was in, or from where it is now.
+    pub(super) async fn again(&self, known: Source, patience: Duration) -> Result<(Source, SnapshotPin), Reason> {
+        if let Some(pin) = self.pin_named(&known) {
+            return Ok((known, pin));
+        }
+        let url = known.clone_url.parse().map_err(|why| {
+            Reason::new(Code::RepositoryEmpty, known.repository.clone(), format!("{}: {why}", known.clone_url))
+        })?;
+        let request = Request {
+            url,
+            reference: SourceRef::Commit(known.commit),
+            max_age: None,
+            allow_stale: true,
+            expected_commit: None,
+            allow_other_fork: known.other_fork,
+        };
+        let resolved = self.repositories.resolve(&request, patience).await?;
+        let snapshot = resolved.pin.name().to_owned();
+        Ok((Source { snapshot, ..known }, resolved.pin))
     }
 
     /// From what is here: never a network.

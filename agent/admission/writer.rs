@@ -1,18 +1,21 @@
 //! The ledger's single writer: it decides, journals, then replies. Many requests share one fsync.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Waiting};
-use stoker_core::identity::LeaseId;
+use stoker_core::identity::{LeaseId, RequestId};
 use stoker_core::invariants;
 use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::sizing::history::Sample;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::changes::Changes;
 use super::journal::{Entry, Journal, JournalError};
+use super::waiters::Waiters;
 use super::{new_id, now};
 use crate::repository::SnapshotPin;
 
@@ -22,6 +25,8 @@ const QUEUE_MAX: usize = 4096;
 const BATCH_MAX: usize = 512;
 /// Ended leases that are forgotten with one batch, where the journal is near its bound.
 const FORGET_AT_ONCE: usize = 512;
+/// Grants out of the queue with one batch; the next batch goes on.
+const GRANTS_AT_ONCE: usize = 64;
 /// Free room on the state's filesystem at which the ballast is made again: twice its size.
 const ROOM_BYTES: u64 = 32 << 20;
 /// What people are told meanwhile.
@@ -62,9 +67,10 @@ pub(super) struct Ask {
 }
 
 /// What everyone reads: the ledger after the last commit, the pins that its leases and tickets hold, and the history.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Published {
     pub(super) ledger: Ledger,
+    pub(super) changes: Changes,
     pub(super) pins: std::collections::BTreeMap<String, SnapshotPin>,
     pub(super) history: std::collections::BTreeMap<String, std::collections::VecDeque<Sample>>,
     pub(super) journal_error: Option<String>,
@@ -77,6 +83,7 @@ pub(super) struct WriterHandle {
     messages: mpsc::Sender<Message>,
     pub(super) published: Arc<RwLock<Published>>,
     pub(super) version: watch::Receiver<u64>,
+    pub(super) waiters: Waiters,
 }
 
 impl WriterHandle {
@@ -104,7 +111,7 @@ impl WriterHandle {
         let Published { ledger, pins: kept, .. } = &mut *published;
         for (request, pin) in pins {
             let Ok(id) = request.clone().try_into() else { continue };
-            if ledger.lease_of(&id).is_some_and(|lease| lease.live()) || ledger.place_of(&id).is_some() {
+            if is_held(ledger, &id) {
                 kept.entry(request).or_insert(pin);
             }
         }
@@ -128,6 +135,7 @@ struct Writer {
     facts: FactsSource,
     published: Arc<RwLock<Published>>,
     version: watch::Sender<u64>,
+    waiters: Waiters,
     state: std::path::PathBuf,
     starved: bool,
 }
@@ -141,6 +149,7 @@ pub(super) fn start(
 ) -> std::io::Result<(WriterHandle, JoinHandle<()>)> {
     let (messages, queue) = mpsc::channel(QUEUE_MAX);
     let (version, seen) = watch::channel(0);
+    let waiters = Waiters::default();
     let working = published.ledger.clone();
     // Without its ballast the end of a lease could not be recorded once the disk is full: that comes first.
     let starved = !journal.has_ballast();
@@ -152,11 +161,12 @@ pub(super) fn start(
         facts,
         published: Arc::clone(&published),
         version,
+        waiters: waiters.clone(),
         state: state.to_owned(),
         starved,
     };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(queue))?;
-    Ok((WriterHandle { messages, published, version: seen }, thread))
+    Ok((WriterHandle { messages, published, version: seen, waiters }, thread))
 }
 
 impl Writer {
@@ -198,11 +208,8 @@ impl Writer {
             decided.push((Ok(reply), ask, changes));
         }
         // Nor does anyone come out of the queue: what the ballast left is for ends.
-        if self.working.queued() > 0 && !self.starved {
-            let leases = std::iter::repeat_with(new_id::<LeaseId>).take(self.working.queued().min(64)).collect();
-            let (_, events) = self.working.decide(&Command::Advance { leases }, &facts, now);
-            entries.extend(events.iter().cloned().map(Entry::Ledger));
-            events.into_iter().for_each(|event| self.working.apply(event));
+        if !self.starved {
+            self.next(&facts, now, &mut entries);
         }
         self.shorten(&facts, now, &mut entries);
         debug_assert!(invariants::one_place_a_request(&self.working));
@@ -226,6 +233,22 @@ impl Writer {
         }
         for (outcome, ask, _) in decided {
             let _ = ask.reply.send(outcome); // a caller who went away learns it by asking again
+        }
+    }
+
+    /// Grants to those who are next, as long as there is room, and some at once.
+    fn next(&mut self, facts: &Facts, now: Timestamp, entries: &mut Vec<Entry>) {
+        for _ in 0..GRANTS_AT_ONCE {
+            if self.working.queued() == 0 {
+                return;
+            }
+            let (_, events) = self.working.decide(&Command::Next { lease: new_id::<LeaseId>() }, facts, now);
+            let granted = events.iter().any(|event| matches!(event, Event::Lease(_)));
+            entries.extend(events.iter().cloned().map(Entry::Ledger));
+            events.into_iter().for_each(|event| self.working.apply(event));
+            if !granted {
+                return;
+            }
         }
     }
 
@@ -264,7 +287,7 @@ impl Writer {
         match entry {
             Entry::Ledger(Event::Ticket(ticket)) => {
                 let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-                published.ledger.place_of(&ticket.request.id).is_none()
+                published.ledger.ticket(&ticket.id).is_none_or(|known| known.head_since != ticket.head_since)
             }
             _ => true,
         }
@@ -301,33 +324,66 @@ impl Writer {
         error: Option<String>,
     ) {
         let changed = !entries.is_empty();
+        let lasting = entries.iter().any(|entry| self.must_last(entry));
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         let told = published.journal_error != error;
         published.journal_failures += u64::from(error.is_some() && !changed);
         published.journal_error = error;
-        for entry in entries {
-            match entry {
-                Entry::Ledger(event) => published.ledger.apply(event),
-                Entry::Sample(key, sample) => super::remember(&mut published.history, key, sample),
-            }
-        }
         for (_, ask, _) in decided.iter_mut() {
             if let (Command::Admit { request, .. }, Some(pin)) = (&ask.command, ask.pin.take()) {
                 published.pins.entry(request.id.to_string()).or_insert(pin);
             }
         }
-        if changed {
-            let Published { ledger, pins, .. } = &mut *published;
-            pins.retain(|request, _| {
-                let Ok(id) = request.clone().try_into() else { return false };
-                ledger.lease_of(&id).is_some_and(|lease| lease.live()) || ledger.place_of(&id).is_some()
-            });
+        let asked = decided.iter().filter_map(|(_, ask, _)| match &ask.command {
+            Command::Admit { request, .. } => Some(request.id.clone()),
+            _ => None,
+        });
+        let mut touched: BTreeSet<RequestId> = asked.collect();
+        let mut woken = BTreeSet::new();
+        for entry in entries {
+            match entry {
+                Entry::Ledger(event) => published.take(event, &mut touched, &mut woken),
+                Entry::Sample(key, sample) => super::remember(&mut published.history, key, sample),
+            }
         }
+        // Only what was touched can have lost its right to its pin.
+        let Published { ledger, pins, .. } = &mut *published;
+        touched.iter().filter(|request| !is_held(ledger, request)).for_each(|request| {
+            pins.remove(request.as_str());
+        });
         drop(published);
-        if changed || told {
+        self.waiters.wake(woken.iter());
+        if lasting || told {
             self.version.send_modify(|version| *version += 1);
         }
     }
+}
+
+impl Published {
+    /// Applies an event; notes whose request it touches, and who is to be woken: those whose wait is over.
+    fn take(&mut self, event: Event, touched: &mut BTreeSet<RequestId>, woken: &mut BTreeSet<RequestId>) {
+        match &event {
+            Event::Lease(lease) => {
+                touched.insert(lease.request_id.clone());
+                if self.ledger.lease(&lease.id).is_none() {
+                    woken.insert(lease.request_id.clone());
+                }
+                self.changes.push(Arc::clone(lease));
+            }
+            Event::TicketGone(id) => {
+                let request = self.ledger.ticket(id).map(|ticket| ticket.request.id.clone());
+                touched.extend(request.clone());
+                woken.extend(request);
+            }
+            Event::Forgotten(_) | Event::Ticket(_) | Event::Mode(_) => {}
+        }
+        self.ledger.apply(event);
+    }
+}
+
+/// Whether a request holds its commit: it has a live lease, or waits.
+fn is_held(ledger: &Ledger, request: &RequestId) -> bool {
+    ledger.lease_of(request).is_some_and(|lease| lease.live()) || ledger.ticket_of(request).is_some()
 }
 
 /// Whether an entry begins something that would need room later.

@@ -10,6 +10,7 @@ mod ask;
 mod client;
 mod config;
 mod doctor;
+mod explain;
 mod json;
 mod lease;
 mod measure;
@@ -109,6 +110,8 @@ enum Command {
     Pool(pool::Command),
     /// Show or say what the node shall do: accepting, maintenance, drain
     Mode(mode::Args),
+    /// Why a ticket, a lease, a request or a build stands as it does
+    Explain(explain::Args),
     /// What is wrong with the node, and what to do about it (exit 0: all is well, 1: something is to be mended)
     Doctor,
     /// Run the node's agent
@@ -156,6 +159,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Workspace(command) => workspace::run(&cli.common, &command).await,
             Command::Pool(command) => pool::run(&cli.common, &command).await,
             Command::Mode(args) => mode::run(&cli.common, &args).await,
+            Command::Explain(args) => explain::run(&cli.common, &args).await,
             Command::Doctor => doctor::run(&cli.common).await,
             Command::Agent(args) => agent::run(args).await,
             Command::Config(command) => config::run(&command),

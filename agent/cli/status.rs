@@ -37,7 +37,7 @@ async fn show(common: &Common) -> Ended {
         return Ok(DONE);
     }
     let leases = lease::list(&client, v1::ListLeasesRequest { page_size: PAGE, ..Default::default() });
-    let (leases, tickets, repositories) = tokio::join!(leases, ticket::list(&client), repo::list(&client));
+    let (leases, tickets, repositories) = tokio::join!(leases, ticket::list(&client, ""), repo::list(&client));
     let glance = Glance {
         status: ask::part(answer.status, "status")?,
         leases: told(leases, "leases").map(|list| list.leases).unwrap_or_default(),

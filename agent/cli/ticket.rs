@@ -10,8 +10,12 @@ use super::{Common, DONE, screen};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// All that wait, in their order
-    List,
+    /// All that wait, in the order of their turns
+    List {
+        /// Only those of this tenant; places are those in the whole queue
+        #[arg(long, default_value = "", hide_default_value = true)]
+        tenant: String,
+    },
     /// Give a place in the queue up
     Cancel {
         /// The ticket
@@ -27,7 +31,7 @@ pub(super) async fn run(common: &Common, command: &Command) -> u8 {
 async fn obey(common: &Common, command: &Command) -> Ended {
     let client = Client::of(common).await?;
     match command {
-        Command::List => ask::answer(common.output, &list(&client).await?, render)?,
+        Command::List { tenant } => ask::answer(common.output, &list(&client, tenant).await?, render)?,
         Command::Cancel { id } => {
             let request = within(ask::SOON, v1::CancelTicketRequest { ticket_id: id.clone() });
             let answer = client.admission().cancel_ticket(request).await?.into_inner();
@@ -38,10 +42,11 @@ async fn obey(common: &Common, command: &Command) -> Ended {
     Ok::<u8, Failure>(DONE)
 }
 
-/// All tickets, from all pages.
-pub(crate) async fn list(client: &Client) -> Result<v1::ListTicketsResponse, Status> {
+/// All tickets of a tenant, or of all where it has no name, from all pages.
+pub(crate) async fn list(client: &Client, tenant: &str) -> Result<v1::ListTicketsResponse, Status> {
     let tickets = ask::all(|page_token| async move {
-        let request = within(ask::SOON, v1::ListTicketsRequest { page_size: PAGE, page_token });
+        let request = v1::ListTicketsRequest { page_size: PAGE, page_token, tenant: tenant.to_owned() };
+        let request = within(ask::SOON, request);
         let page = client.admission().list_tickets(request).await?.into_inner();
         Ok((page.tickets, page.next_page_token))
     });

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod admission;
 mod git;
 
+pub use admission::{AdmissionSection, ShareSection, TenantSection, TimeBudgetWord};
 pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSection};
 
 use super::serve::ServeSection;
@@ -464,35 +466,6 @@ impl Default for PressureSection {
     fn default() -> Self {
         Self { memory_floor: "5%".into(), memory_narrow: "10%".into(), hold: "30s".into() }
     }
-}
-
-/// Bounds of leases and tickets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct AdmissionSection {
-    /// The most live leases: 1 to 4096.
-    pub leases_max: u64,
-    /// The most tickets: 1 to 65536.
-    pub tickets_max: u64,
-    /// What happens at the end of a build's time budget.
-    pub time_budget: TimeBudgetWord,
-}
-
-impl Default for AdmissionSection {
-    fn default() -> Self {
-        Self { leases_max: 256, tickets_max: 1024, time_budget: TimeBudgetWord::default() }
-    }
-}
-
-/// What happens at the end of a time budget.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum TimeBudgetWord {
-    /// The build is ended.
-    #[default]
-    End,
-    /// It is reported and runs on.
-    Report,
 }
 
 /// Where the agent answers.

@@ -28,8 +28,10 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use stoker_core::admission::Tenants;
 use stoker_core::quantity::Amounts;
 use stoker_core::source::{RepositoryUrl, SourceRef};
 
@@ -433,6 +435,12 @@ pub struct Admission {
     pub tickets_max: usize,
     /// What happens at the end of a time budget.
     pub time_budget: TimeBudget,
+    /// For how long others may pass the head of the queue.
+    pub pass_for: Duration,
+    /// After this wait a build comes first in its tenant.
+    pub age_after: Duration,
+    /// Shares and caps.
+    pub tenants: Arc<Tenants>,
 }
 
 /// What happens at the end of a time budget.

@@ -55,6 +55,10 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.live(admission.leases_max != new.admission.leases_max, "admission.leasesMax");
     changes.live(admission.tickets_max != new.admission.tickets_max, "admission.ticketsMax");
     changes.live(admission.time_budget != new.admission.time_budget, "admission.timeBudget");
+    changes.live(admission.pass_for != new.admission.pass_for, "admission.passFor");
+    changes.live(admission.age_after != new.admission.age_after, "admission.ageAfter");
+    changes.live(admission.tenants.named != new.admission.tenants.named, "admission.tenants");
+    changes.live(admission.tenants.other != new.admission.tenants.other, "admission.otherTenants");
     changes.restart(listen.socket != new.listen.socket, "listen.socket");
     changes.restart(listen.grpc != new.listen.grpc, "listen.grpc");
     changes.restart(listen.http != new.listen.http, "listen.http");
@@ -225,7 +229,8 @@ repositories:
   lfs: {objectLimit: 1GiB}
 workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
-admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
+admission:
+  {leasesMax: 1, ticketsMax: 1, timeBudget: report, passFor: 0s, ageAfter: 1m, tenants: [{name: red}], otherTenants: {weight: 2}}
 listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '127.0.0.1:2'}}
 ";
         let new = config(&format!("apiVersion: stoker.build/v1\nkind: AgentConfig{live}"));
@@ -246,7 +251,11 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
         );
         changes.applied.sort();
         insta::assert_snapshot!(changes.applied.join("\n"), @r"
+    admission.ageAfter
     admission.leasesMax
+    admission.otherTenants
+    admission.passFor
+    admission.tenants
     admission.ticketsMax
     admission.timeBudget
     node.reserve

@@ -114,6 +114,9 @@ impl Config {
                 leases_max: count(admission.leases_max),
                 tickets_max: count(admission.tickets_max),
                 time_budget: TimeBudget::End,
+                pass_for: time(&admission.pass_for),
+                age_after: time(&admission.age_after),
+                tenants: std::sync::Arc::default(),
             },
             listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None, private_git: true },
         }

@@ -79,6 +79,8 @@ codes! {
     TicketCancelled = "TICKET_CANCELLED",
     /// As many leases as the ledger keeps.
     LeasesFull = "LEASES_FULL",
+    /// As much as its tenant may have.
+    TenantQuota = "TENANT_QUOTA",
     /// Upstream does not answer.
     UpstreamUnreachable = "UPSTREAM_UNREACHABLE",
     /// Upstream answers that there is no such repository, or that we may not read it.

@@ -137,7 +137,7 @@ async fn page(State(face): State<Face>, uri: Uri) -> Response {
     let (leases, tickets) = face
         .rooms
         .admission
-        .read(|ledger, _| (ledger.live().cloned().collect::<Vec<_>>(), ledger.tickets().cloned().collect::<Vec<_>>()));
+        .look(|view, ledger| (ledger.live().cloned().collect::<Vec<_>>(), view.queue().cloned().collect::<Vec<_>>()));
     let now = crate::admission::now();
     let still = uri.query() == Some("still");
     let sight =

@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode};
 use prost_types::Timestamp as ProtoTimestamp;
-use stoker_core::admission::{Lease, LeaseState, Request as BuildRequest, Source, Ticket};
+use stoker_core::admission::{Lease, LeaseState, Place, Request as BuildRequest, Source, Ticket};
 use stoker_core::identity::{CommitId, LeaseId, RequestId, Scope, TicketId};
 use stoker_core::quantity::{Amounts, Size, Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
@@ -182,6 +182,10 @@ fn request(name: &str) -> BuildRequest {
         cache_keys: Vec::new(),
         attempt: 1,
         bind_within: Span::minutes(5),
+        priority: 0,
+        expected: None,
+        retry_of: None,
+        no_retry: false,
     }
 }
 
@@ -205,11 +209,15 @@ fn lease(name: &str) -> Lease {
         ends_at: Some(Timestamp(NOW.0 + 5_100_000)),
         ended_at: None,
         holder: None,
-        in_use: None,
         peak: None,
         outcome: None,
         exit_code: None,
         reasons: Vec::new(),
+        place: Place::default(),
+        expected: None,
+        retry_of: None,
+        no_retry: false,
+        retry: None,
     }
 }
 
@@ -221,6 +229,9 @@ fn rendered(name: &str, still: bool, tickets: usize) -> String {
             request: request(name),
             created_at: Timestamp(NOW.0 - 20_000),
             expires_at: NOW,
+            joined: 0,
+            cost: 1,
+            head_since: None,
         })
     };
     let tickets: Vec<_> = (0..u64::try_from(tickets).unwrap()).map(ticket).collect();

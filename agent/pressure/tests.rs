@@ -79,7 +79,14 @@ fn config(host_root: &Path) -> Config {
             memory_narrow: Share::Basis(1000),
             hold: Duration::ZERO,
         },
-        admission: config::Admission { leases_max: 1, tickets_max: 1, time_budget: TimeBudget::End },
+        admission: config::Admission {
+            leases_max: 1,
+            tickets_max: 1,
+            time_budget: TimeBudget::End,
+            pass_for: Duration::ZERO,
+            age_after: Duration::ZERO,
+            tenants: Arc::default(),
+        },
         listen: Listen { socket: None, grpc: None, http: None, private_git: false },
     }
 }

@@ -1,28 +1,28 @@
 //! `AdmissionService`.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use futures_util::Stream;
-use stoker_core::admission::{Answer, BIND_WITHIN_MAX, Holder};
+use stoker_core::admission::{BIND_WITHIN_MAX, Fit, Holder, PRIORITY_MAX, Queued};
 use stoker_core::identity::LeaseId;
-use stoker_core::quantity::Span;
 use stoker_proto::v1::{self, admission_service_server::AdmissionService};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::convert::{awaited, decision, lease, reasons, sizing, ticket};
+use super::convert::{decision, lease, reasons, ticket};
 use super::error::bad;
+use super::explain::evaluation;
 use super::request::{build, id, outcome, page, span, usage};
-use super::{Rooms, patience};
-use crate::admission::{self, Evaluated, Order, SourceState};
+use super::waiting::{wait_for, watch};
+use super::{Rooms, explain, patience};
+use crate::admission::{self, BIND_WITHIN, Order};
 
 const BUILDS_MAX: usize = 64;
-const BIND_WITHIN: Span = Span::minutes(5);
 
 pub(super) struct Admission(pub(super) Rooms);
 
+type Watching = Pin<Box<dyn Stream<Item = Result<v1::WatchLeasesResponse, Status>> + Send>>;
 type Awaiting = Pin<Box<dyn Stream<Item = Result<v1::AwaitAdmissionResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -128,8 +128,7 @@ impl AdmissionService for Admission {
         let wanted = super::request::scope("scope", request.scope.clone())?;
         let part = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
         let states: Vec<v1::LeaseState> = request.states().collect();
-        let version = *self.0.admission.watch().borrow();
-        let (leases, next_page_token) = self.0.admission.read(|ledger, _| {
+        let (listed, watch_token) = self.0.admission.list(|ledger| {
             let ended = ledger.ended().filter(|_| !states.is_empty());
             let mut all: Vec<_> = ledger.live().chain(ended).collect();
             all.sort_by(|a, b| a.id.cmp(&b.id));
@@ -140,9 +139,10 @@ impl AdmissionService for Admission {
                     && part(&wanted.branch, &lease.scope.branch)
             });
             page(matching.cloned(), |lease| lease.id.to_string(), request.page_size, &request.page_token)
-        })?;
+        });
+        let (leases, next_page_token) = listed?;
         let leases = leases.iter().map(|held| lease(held, self.0.name())).collect();
-        Ok(Response::new(v1::ListLeasesResponse { leases, next_page_token, watch_token: version.to_string() }))
+        Ok(Response::new(v1::ListLeasesResponse { leases, next_page_token, watch_token }))
     }
 
     async fn list_tickets(
@@ -150,11 +150,21 @@ impl AdmissionService for Admission {
         request: Request<v1::ListTicketsRequest>,
     ) -> Result<Response<v1::ListTicketsResponse>, Status> {
         let request = request.into_inner();
-        let (tickets, next_page_token) = self.0.admission.read(|ledger, _| {
-            let all = ledger.tickets().enumerate().map(|(place, held)| (place + 1, held.clone()));
-            page(all, |(place, _)| format!("{place:08}"), request.page_size, &request.page_token)
+        super::request::scope("", Some(v1::Scope { tenant: request.tenant.clone(), ..v1::Scope::default() }))?;
+        let (tickets, next_page_token) = self.0.admission.look(|view, _| {
+            let wanted = |tenant: &str| request.tenant.is_empty() || request.tenant == tenant;
+            let all = view.places().filter(|queued| wanted(&queued.ticket.request.scope.tenant));
+            let key = |queued: &Queued<'_>| format!("{:08}", queued.ahead + 1);
+            let (listed, next) = page(all, key, request.page_size, &request.page_token)?;
+            let told = |queued: &Queued<'_>| {
+                let why = match view.waits_at(queued) {
+                    Fit::Later { reasons, .. } | Fit::Never(reasons) => reasons,
+                    Fit::Now => Vec::new(),
+                };
+                v1::Ticket { reasons: reasons(&why), ..ticket(queued.ticket, queued.ahead + 1) }
+            };
+            Ok::<_, Status>((listed.iter().map(told).collect::<Vec<_>>(), next))
         })?;
-        let tickets = tickets.iter().map(|(place, held)| ticket(held, *place)).collect();
         Ok(Response::new(v1::ListTicketsResponse { tickets, next_page_token }))
     }
 
@@ -165,84 +175,38 @@ impl AdmissionService for Admission {
         self.0.admission.cancel(id("ticket_id", request.into_inner().ticket_id)?).await?;
         Ok(Response::new(v1::CancelTicketResponse {}))
     }
-}
 
-/// Takes a place, then tells each change until it is granted or rejected. While it runs, the ticket lives.
-async fn wait_for(
-    rooms: &Rooms,
-    order: Order,
-    patience: Duration,
-    answers: &mpsc::Sender<Result<v1::AwaitAdmissionResponse, Status>>,
-) -> Result<(), Status> {
-    let mut changes = rooms.admission.watch();
-    let request_id = order.request_id.clone();
-    let mut answer = rooms.admission.admit(order.clone(), patience).await?;
-    let mut told: Option<v1::await_admission_response::Decision> = None;
-    loop {
-        if told.is_none() || !matches!(answer, Answer::Waiting(_)) {
-            rooms.metrics.answered(&answer); // the first answer and the last, not every change of a hint
-        }
-        let decision = awaited(&answer, rooms.name());
-        if told.as_ref() != Some(&decision) {
-            let message = v1::AwaitAdmissionResponse { node: Some(rooms.node()), decision: Some(decision.clone()) };
-            if answers.send(Ok(message)).await.is_err() {
-                return Ok(()); // the caller went; the ticket runs out by itself
-            }
-            told = Some(decision);
-        }
-        let Answer::Waiting(waiting) = answer else { return Ok(()) };
-        let hint = Duration::from_millis(u64::try_from(waiting.retry_after.0).unwrap_or(30_000));
-        // Woken when the ledger changes in a way that may concern this request, or to keep the ticket alive.
-        let deadline = tokio::time::sleep(hint);
-        tokio::pin!(deadline);
-        loop {
-            tokio::select! {
-                () = &mut deadline => break,
-                changed = changes.changed() => {
-                    changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
-                    let still = rooms.admission.read(|ledger, _| ledger.place_of(&request_id).is_some());
-                    if !still { break }
-                }
-            }
-        }
-        answer = match rooms.admission.still_waiting(request_id.clone()).await? {
-            Some(answer) => answer,
-            // Cancelled, or it ran out: take a place anew.
-            None => rooms.admission.admit(order.clone(), patience).await?,
-        };
+    async fn watch_leases(&self, request: Request<v1::WatchLeasesRequest>) -> Result<Response<Watching>, Status> {
+        Ok(Response::new(Box::pin(watch(&self.0, request.into_inner().watch_token)?)))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        let explanation = explain::explain(&self.0, request.into_inner())?;
+        Ok(Response::new(v1::ExplainResponse { node: Some(self.0.node()), explanation: Some(explanation) }))
     }
 }
 
 fn order(field: &str, request: v1::AdmitRequest) -> Result<Order, Status> {
     let content = v1::AdmitRequest { request_id: String::new(), take_ticket: false, ..request.clone() };
-    if !request.retry_of.is_empty() {
-        return Err(Status::unimplemented(format!("{field}retry_of: retries are not served yet; send a new build")));
+    let retry_of = match request.retry_of {
+        first if first.is_empty() => None,
+        first => Some(id(&format!("{field}retry_of"), first)?),
+    };
+    // A retry builds what its first attempt did: it need not say so again.
+    let told = (retry_of.is_none() || request.build.is_some())
+        .then(|| build(&format!("{field}build"), request.build))
+        .transpose()?;
+    if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&request.priority) {
+        let what = format!("is {}; give -{PRIORITY_MAX} to {PRIORITY_MAX}", request.priority);
+        return Err(bad(format!("{field}priority"), what));
     }
     Ok(Order {
         request_id: id(&format!("{field}request_id"), request.request_id)?,
         digest: admission::digest(&prost::Message::encode_to_vec(&content)),
-        build: build(&format!("{field}build"), request.build)?,
+        build: told,
+        retry_of,
+        priority: request.priority,
         take_ticket: request.take_ticket,
         bind_within: span(&format!("{field}bind_within"), request.bind_within, BIND_WITHIN, BIND_WITHIN_MAX)?,
     })
-}
-
-fn evaluation(found: Evaluated) -> v1::Evaluation {
-    let state = match found.source {
-        SourceState::None => v1::SourceState::None,
-        SourceState::Mirror => v1::SourceState::Mirror,
-    };
-    let verdict = match found.never {
-        true => v1::Verdict::Never,
-        false if found.reasons.is_empty() => v1::Verdict::Fits,
-        false => v1::Verdict::Waits,
-    };
-    v1::Evaluation {
-        verdict: verdict.into(),
-        sizing: Some(sizing(&found.sizing)),
-        score: i32::from(found.score),
-        source: state.into(),
-        reasons: reasons(&found.reasons),
-        predicted_wait: found.predicted_wait.map(super::convert::duration),
-    }
 }

@@ -71,6 +71,7 @@ pub(super) fn sizing(sizing: &Sizing) -> v1::Sizing {
             Tier::Spec => v1::Tier::Spec,
             Tier::History => v1::Tier::History,
             Tier::LanguageDefault => v1::Tier::LanguageDefault,
+            Tier::Ladder => v1::Tier::Ladder,
         }
         .into(),
         value: wire(basis.value),
@@ -180,7 +181,12 @@ pub(super) fn lease(lease: &Lease, node: &str) -> v1::Lease {
         affinity: Some(v1::NodeAffinity { key: "kubernetes.io/hostname".into(), values: vec![node.to_owned()] }),
         peak: lease.peak.as_ref().map(usage),
         outcome: lease.outcome.map_or(v1::Outcome::Unspecified, outcome).into(),
-        retry: None,
+        retry: lease.retry.as_ref().map(|retry| v1::RetryAdvice {
+            allowed: retry.size.is_some(),
+            size: retry.size.as_ref().map(size),
+            reasons: reasons(&retry.reasons),
+        }),
+        retry_of: lease.retry_of.as_ref().map(ToString::to_string).unwrap_or_default(),
         attempt: i32::try_from(lease.attempt).unwrap_or(i32::MAX),
         target: lease.target.clone(),
         ended_at: lease.ended_at.map(timestamp),
@@ -201,6 +207,9 @@ pub(super) fn ticket(ticket: &Ticket, position: usize) -> v1::Ticket {
         scope: Some(scope(&ticket.request.scope)),
         sizing: Some(sizing(&ticket.request.sizing)),
         created_at: Some(timestamp(ticket.created_at)),
+        priority: ticket.request.priority,
+        retry_of: ticket.request.retry_of.as_ref().map(ToString::to_string).unwrap_or_default(),
+        reasons: Vec::new(),
     }
 }
 

@@ -6,10 +6,12 @@
 mod admission;
 mod convert;
 mod error;
+mod explain;
 mod node;
 mod repository;
 mod request;
 mod transfer;
+mod waiting;
 mod workspace;
 
 use std::sync::{Arc, RwLock};

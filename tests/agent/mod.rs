@@ -5,6 +5,7 @@ mod containment;
 mod credentials;
 mod journal;
 mod kill;
+mod leases;
 mod lifecycle;
 mod pools;
 mod power;

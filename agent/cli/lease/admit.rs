@@ -31,9 +31,12 @@ pub(in crate::cli) struct Args {
     /// How long the grant is kept for the pod to come; default: 5m, at most 30m
     #[arg(long, value_name = "DURATION", value_parser = amount::span)]
     bind_within: Option<prost_types::Duration>,
-    /// Among those of one tenant, the higher is served first
+    /// Among those of one tenant, the higher is served first: -100 to 100
     #[arg(long, default_value_t = 0, hide_default_value = true, allow_negative_numbers = true)]
     priority: i32,
+    /// A lease that ran out of memory: try it once more, where it stood, with the size that it is advised
+    #[arg(long, value_name = "LEASE", default_value = "", hide_default_value = true)]
+    retry_of: String,
 }
 
 pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
@@ -42,6 +45,7 @@ pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
         build: Some(args.build.message()?),
         take_ticket: args.ticket || args.wait,
         priority: args.priority,
+        retry_of: args.retry_of.clone(),
         bind_within: args.bind_within,
         ..Default::default()
     };

@@ -91,7 +91,7 @@ fn tell(fields: &mut Fields, lease: &v1::Lease, view: &View) {
     );
     fields.add("request", &lease.request_id);
     if lease.attempt > 1 {
-        fields.add("attempt", lease.attempt.to_string());
+        fields.add("attempt", format!("{}, after {}", lease.attempt, lease.retry_of));
     }
     fields.add("made", view.when(lease.created_at.as_ref()));
     fields.add("bound", view.when(lease.bound_at.as_ref()));
@@ -154,6 +154,7 @@ fn origin(basis: &v1::Basis) -> String {
         },
         v1::Tier::LanguageDefault if matches!(basis.language.as_str(), "" | "other") => "default".to_owned(),
         v1::Tier::LanguageDefault => format!("default for {}", basis.language),
+        v1::Tier::Ladder => "one step up after it ran out of memory".to_owned(),
         v1::Tier::Unspecified => "unknown".to_owned(),
     }
 }

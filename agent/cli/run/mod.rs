@@ -463,6 +463,7 @@ fn origin_of(sizing: &v1::Sizing) -> String {
             v1::Tier::History => counted(i64::from(basis.runs), "run before", "runs before"),
             v1::Tier::LanguageDefault if basis.language == "other" => "default".to_owned(),
             v1::Tier::LanguageDefault => format!("default for {}", basis.language),
+            v1::Tier::Ladder => "one step up".to_owned(),
             v1::Tier::Unspecified => continue,
         };
         if !parts.contains(&from) {

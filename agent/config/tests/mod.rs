@@ -212,6 +212,8 @@ fn the_defaults_are_these() {
       leasesMax: 256
       ticketsMax: 1024
       timeBudget: end
+      passFor: 10m
+      ageAfter: 1h
     listen:
       socket: /run/stoker/stoker.sock
     ");

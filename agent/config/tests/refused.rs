@@ -208,6 +208,18 @@ fn amounts_that_are_none() {
             Row("pressure: {hold: 2h}", "pressure.hold", 4, "is 2h", "100ms to 1h"),
             Row("admission: {leasesMax: 0}", "admission.leasesMax", 4, "is 0", "1 to 4096"),
             Row("admission: {ticketsMax: 18446744073709551615}", "admission.ticketsMax", 4, "is 184", "1 to 65536"),
+            Row("admission: {passFor: 25h}", "admission.passFor", 4, "is 25h", "0s to 24h"),
+            Row("admission: {ageAfter: 0s}", "admission.ageAfter", 4, "is 0s", "1m to 24h"),
+            Row("admission: {tenants: [{name: a, weight: 0}]}", "admission.tenants[0].weight", 4, "is 0", "1 to 1000"),
+            Row(
+                "admission: {tenants: [{name: a, cpuMax: 0}]}",
+                "admission.tenants[0].cpuMax",
+                4,
+                "is 0",
+                "more than 0",
+            ),
+            Row("admission: {tenants: [{name: a}, {name: a}]}", "admission.tenants[1].name", 4, "twice", "once"),
+            Row("admission: {otherTenants: {memoryMax: 0B}}", "admission.otherTenants.memoryMax", 4, "is 0", "leave"),
         ],
     );
 }

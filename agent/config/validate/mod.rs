@@ -3,6 +3,7 @@
 //! What comes in has the shape of the file (`shape` saw to that). A value that is wrong is reported and stood in for,
 //! so that the rest is looked at too; a configuration goes out only where nothing was reported.
 
+mod admission;
 mod git;
 mod listen;
 mod lists;
@@ -17,10 +18,10 @@ use std::time::Duration;
 
 use stoker_core::quantity::Amounts;
 
-use super::file::{AdmissionSection, File, NodeSection, PressureSection, TimeBudgetWord};
+use super::file::{File, NodeSection, PressureSection};
 use super::problem::{Fault, Place, Problems};
 use super::units::Time;
-use super::{Admission, Config, Node, NodeIdentity, Pressure, Share, TimeBudget, Workspaces};
+use super::{Config, Node, NodeIdentity, Pressure, Share, Workspaces};
 
 /// The configuration of the node `identity`. Meaningless where problems were added.
 pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, problems: &mut Problems) -> Config {
@@ -43,7 +44,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         repositories,
         workspaces: Workspaces { pool: workspaces_pool },
         pressure: pressure(&file.pressure, &root.field("pressure"), problems),
-        admission: admission(&file.admission, &root.field("admission"), problems),
+        admission: admission::validate(&file.admission, &root.field("admission"), problems),
         listen: listen::validate(&file.listen, &root.field("listen"), problems),
     }
 }
@@ -83,17 +84,6 @@ fn pressure(section: &PressureSection, place: &Place<'_>, problems: &mut Problem
     }
     let hold = within(&section.hold, Duration::from_millis(100), Duration::from_secs(3600), "100ms to 1h");
     Pressure { memory_floor, memory_narrow, hold: problems.take(&place.field("hold"), hold) }
-}
-
-fn admission(section: &AdmissionSection, place: &Place<'_>, problems: &mut Problems) -> Admission {
-    Admission {
-        leases_max: problems.take(&place.field("leasesMax"), count(section.leases_max, 4096)),
-        tickets_max: problems.take(&place.field("ticketsMax"), count(section.tickets_max, 65_536)),
-        time_budget: match section.time_budget {
-            TimeBudgetWord::End => TimeBudget::End,
-            TimeBudgetWord::Report => TimeBudget::Report,
-        },
-    }
 }
 
 /// A share of nothing is none.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{CommitId, LeaseId, RequestId, Scope, TicketId};
-use crate::quantity::{Amounts, Span, Timestamp};
+use crate::quantity::{Size, Span, Timestamp};
 use crate::reason::Reason;
 use crate::sizing::{Outcome, Sizing};
 
@@ -47,8 +47,6 @@ pub struct Lease {
     pub ended_at: Option<Timestamp>,
     /// Who uses it.
     pub holder: Option<Holder>,
-    /// What it uses now, where that is known.
-    pub in_use: Option<Amounts>,
     /// What it used at most.
     pub peak: Option<Usage>,
     /// How the build ended.
@@ -57,6 +55,21 @@ pub struct Lease {
     pub exit_code: Option<i32>,
     /// Why it ended, where nobody released it.
     pub reasons: Vec<Reason>,
+    /// Where it stood in the queue.
+    #[serde(default)]
+    pub place: Place,
+    /// How long such a build usually takes, where earlier runs tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Span>,
+    /// The lease that ran out of memory, where this one is its retry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<LeaseId>,
+    /// Its build spec wants no retry.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub no_retry: bool,
+    /// What a retry would get, where it ran out of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
 impl Lease {
@@ -66,12 +79,54 @@ impl Lease {
         matches!(self.state, LeaseState::Reserved | LeaseState::Bound)
     }
 
-    /// What it holds: its size, or its use where that is more.
+    /// When a build of this lease ends by what is known: after as long as such builds usually take, else with its time
+    /// budget. One that was not begun is taken to begin now; what is overdue may end at any moment.
     #[must_use]
-    pub fn held(&self) -> Amounts {
-        let size = self.sizing.size.amounts;
-        self.in_use.map_or(size, |now| size.max(now))
+    pub fn likely_end(&self, now: Timestamp) -> Timestamp {
+        let lasts = self.expected.unwrap_or(Span(i64::MAX)).min(self.sizing.size.time_budget);
+        let end = self.bound_at.unwrap_or(now).plus(lasts);
+        self.ends_at.map_or(end, |at| end.min(at)).max(now)
     }
+
+    /// The next moment at which it may end: a reservation may run out, and what is overdue ends with its budget.
+    #[must_use]
+    pub fn next_end(&self, now: Timestamp) -> Timestamp {
+        let likely = self.likely_end(now);
+        match self.state {
+            LeaseState::Reserved => self.confirm_by.unwrap_or(self.bind_by).min(self.bind_by),
+            _ if likely > now => likely,
+            _ => self.ends_at.unwrap_or(now),
+        }
+    }
+
+    /// When it has ended at the latest, where it is ended at its time budget.
+    #[must_use]
+    pub fn latest_end(&self) -> Timestamp {
+        let by_budget = || self.bind_by.plus(self.sizing.size.time_budget);
+        self.ends_at.unwrap_or_else(by_budget).plus(super::time::END_GRACE)
+    }
+}
+
+/// Where a build stood in the queue, also one that never had to wait. A retry stands there again.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Lower asked earlier.
+    pub order: u64,
+    /// When it asked first.
+    pub asked_at: Timestamp,
+    /// Its tenant's turn moved on to here by it; see [`super::order`].
+    pub turn: u64,
+    /// How far the turns of all had come by then.
+    pub clock: u64,
+}
+
+/// What a build that ran out of memory gets if it is tried once more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Its size; unset where there is no retry.
+    pub size: Option<Size>,
+    /// Why there is none, and what to do instead.
+    pub reasons: Vec<Reason>,
 }
 
 /// The life of a lease.
@@ -170,6 +225,15 @@ pub struct Ticket {
     pub created_at: Timestamp,
     /// It is gone then, unless somebody awaits it.
     pub expires_at: Timestamp,
+    /// How far the turns of all had come when it was taken.
+    #[serde(default)]
+    pub joined: u64,
+    /// What it moves its tenant's turn on by, at weight 1.
+    #[serde(default)]
+    pub cost: u64,
+    /// Since when it is at the head, or was for the first time.
+    #[serde(default)]
+    pub head_since: Option<Timestamp>,
 }
 
 /// What the operator wants.

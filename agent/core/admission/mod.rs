@@ -4,18 +4,38 @@
 //! and which [`Event`]s make it so; [`Ledger::apply`] is the only thing that changes it. An event carries the whole new
 //! record, so the journal is a table of records, and reading it back is the same as having lived through it. Nothing
 //! is counted up and down: what is used is added up from the leases each time.
+//!
+//! - [`facts`]: what is so, and what it adds up to. [`view`]: what each build is told of it. `fit`: the inequality, in
+//!   words.
+//! - [`order`]: whose turn it is. `reserve`: what is kept for the head of the queue, and who may pass it. [`tenant`]:
+//!   shares and caps.
+//! - `admit`, `advance`, `decide`, `retry`: commands to events.
+//! - [`explain`]: who holds what, who is before whom, when it may change.
 
+mod admit;
+mod advance;
+mod command;
 mod decide;
+pub mod explain;
+pub mod facts;
 mod fit;
 mod lease;
 mod ledger;
+pub mod order;
+mod reserve;
+mod retry;
+pub mod tenant;
 mod time;
+pub mod view;
 
-pub use decide::{Answer, Command, Refused, Reply, Request, Waiting};
-pub use fit::{Facts, Fit, Totals};
-pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Source, Ticket, Usage};
+pub use command::{Answer, Command, PRIORITY_MAX, Refused, Reply, Request, Waiting};
+pub use explain::Explanation;
+pub use facts::{Facts, InUse, Totals};
+pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Place, Retry, Source, Ticket, Usage};
 pub use ledger::{Event, Ledger};
+pub use tenant::{Holds, Tenant, Tenants};
 pub use time::BIND_WITHIN_MAX;
+pub use view::{Fit, Queued, View, Wanted};
 
 #[cfg(test)]
 mod tests;

@@ -20,10 +20,14 @@ use crate::quantity::{Amounts, Size, Span, Timestamp};
 use crate::reason::{Code, Reason};
 use crate::sizing::{Outcome, Sizing};
 
+mod days;
 mod fits;
 mod lives;
+mod passing;
 mod queue;
 mod random;
+mod retries;
+mod turns;
 mod twins;
 
 const GIB: u64 = 1 << 30;
@@ -61,7 +65,22 @@ fn request(id: &str, cpu: u64, gib: u64) -> Request {
         cache_keys: Vec::new(),
         attempt: 1,
         bind_within: Span::minutes(5),
+        priority: 0,
+        expected: None,
+        retry_of: None,
+        no_retry: false,
     }
+}
+
+/// The same of a tenant.
+fn of(tenant: &str, request: Request) -> Request {
+    Request { scope: Scope { tenant: String::from(tenant), ..Scope::default() }, ..request }
+}
+
+/// The same with another time budget.
+fn lasting(minutes: i64, mut request: Request) -> Request {
+    request.sizing.size.time_budget = Span::minutes(minutes);
+    request
 }
 
 fn pod(uid: &str) -> Holder {
@@ -84,10 +103,14 @@ fn facts() -> Facts {
         capacity: Amounts { cpu_millis: 32_000, memory_bytes: 62 * GIB + GIB / 2, ..disk },
         reserve: Amounts { cpu_millis: 4_000, memory_bytes: 8 * GIB, ..Amounts::default() },
         used: Amounts::default(),
+        in_use: Arc::default(),
         disk_free: disk,
         gate: Gate::default(),
         leases_max: 200,
         tickets_max: 100,
+        tenants: Arc::default(),
+        pass_for: Span::minutes(10),
+        age_after: Span::hours(1),
         end_at_budget: true,
         jitter: 0,
     }
@@ -99,13 +122,15 @@ struct Node {
     facts: Facts,
     now: Timestamp,
     serial: u32,
+    /// Of the request at hand.
+    priority: i32,
     twin: twins::Journal,
 }
 
 impl Node {
     fn new() -> Self {
         let now = Timestamp(1_000_000 * MINUTE);
-        Self { ledger: Ledger::default(), facts: facts(), now, serial: 0, twin: twins::Journal::default() }
+        Self { ledger: Ledger::default(), facts: facts(), now, serial: 0, priority: 0, twin: twins::Journal::default() }
     }
 
     fn fresh<T: TryFrom<String>>(&mut self, kind: &str) -> T
@@ -205,8 +230,17 @@ impl Node {
         self.ledger.live().map(|lease| lease.request_id.as_str()).collect()
     }
 
+    /// The requests that wait, in the order of their turns.
     fn queued(&self) -> Vec<&str> {
-        self.ledger.tickets().map(|ticket| ticket.request.id.as_str()).collect()
+        let order = self.ledger.view(&self.facts, self.now).queue().map(|ticket| ticket.order).collect::<Vec<_>>();
+        let find = |order| self.ledger.tickets().find(|ticket| ticket.order == order).unwrap().request.id.as_str();
+        order.into_iter().map(find).collect()
+    }
+
+    /// What a lease is seen to use.
+    fn uses(&mut self, lease: &LeaseId, used: Amounts) {
+        let seen = InUse { used, ..InUse::default() };
+        Arc::make_mut(&mut self.facts.in_use).insert(lease.clone(), seen);
     }
 }
 

@@ -68,8 +68,15 @@ pub(super) fn drawn_in(lease: &Lease, now: Timestamp) -> Option<Event> {
     (!same).then(|| Event::Lease(Arc::new(Lease { confirm_by, bind_by, ends_at, ..lease.clone() })))
 }
 
-/// The same ticket, gone at `latest`, where it would live on after that.
-pub(super) fn sooner(ticket: &Ticket, latest: Timestamp) -> Option<Event> {
-    let near = || Ticket { expires_at: latest, ..ticket.clone() };
-    (ticket.expires_at > latest).then(|| Event::Ticket(Arc::new(near())))
+/// A ticket lives for twice its last hint.
+pub(super) const fn lasting(hint: Span, now: Timestamp) -> Timestamp {
+    now.plus(hint).plus(hint)
+}
+
+/// The same ticket, gone at `latest`, where it would live on after that; nor does it come to the head in the future.
+pub(super) fn sooner(ticket: &Ticket, latest: Timestamp, now: Timestamp) -> Option<Event> {
+    let expires_at = ticket.expires_at.min(latest);
+    let head_since = ticket.head_since.map(|at| at.min(now));
+    let near = || Ticket { expires_at, head_since, ..ticket.clone() };
+    ((expires_at, head_since) != (ticket.expires_at, ticket.head_since)).then(|| Event::Ticket(Arc::new(near())))
 }

@@ -242,6 +242,8 @@ pub enum Tier {
     History,
     /// Nothing is known but the language.
     LanguageDefault,
+    /// One step up the ladder: a retry after a build ran out of memory.
+    Ladder,
 }
 
 /// Why one part of a size is what it is.
@@ -279,7 +281,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl Basis {
-    fn new(resource: Resource, tier: Tier, value: u64) -> Self {
+    pub(crate) fn new(resource: Resource, tier: Tier, value: u64) -> Self {
         Self {
             resource,
             tier,

@@ -137,13 +137,51 @@ fn a_lease_that_uses_more_than_its_size_counts_by_its_use() {
     let mut node = Node::new();
     let id = node.running(request("first", 4, 10), "a");
     for (used, held) in [(2, 10), (30, 30)] {
-        let measured = Lease { in_use: Some(amounts(1, used)), ..node.lease(&id) };
-        node.ledger.apply(Event::Lease(Arc::new(measured)));
+        node.uses(&id, amounts(1, used));
         node.facts.used = amounts(1, used);
         let totals = node.ledger.totals(&node.facts);
         assert_eq!((totals.leased.memory_bytes, totals.others.memory_bytes), (held * GIB, 0));
     }
     assert_eq!(codes(&node.waiting(request("second", 2, 25)).reasons), [Code::MemoryHeld]);
+}
+
+#[test]
+fn what_a_pod_asks_of_the_cluster_counts_where_it_is_more_than_the_lease() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 4, 10), "a");
+    let seen = InUse { requests: amounts(6, 20), used: amounts(1, 1) };
+    Arc::make_mut(&mut node.facts.in_use).insert(id, seen);
+    let leased = node.ledger.totals(&node.facts).leased;
+    assert_eq!((leased.cpu_millis, leased.memory_bytes), (6_000, 20 * GIB));
+}
+
+#[test]
+fn a_disk_without_room_holds_back_the_first_build_on_an_idle_node_too() {
+    let mut node = Node::new();
+    node.facts.disk_free.disk_bytes = 10 * GIB;
+    node.facts.used = amounts(10, 30);
+    let waiting = node.waiting(request("first", 20, 40));
+    assert_eq!(codes(&waiting.reasons), [Code::DiskHeld], "soft figures do not count, the disk does");
+    node.facts.disk_free.disk_bytes = 20 * GIB;
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["first"]);
+}
+
+#[test]
+fn disk_that_a_lease_has_written_is_not_counted_twice() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 4, 8), "a");
+    let before = node.ledger.totals(&node.facts);
+    assert_eq!((before.free.disk_bytes, before.unwritten.disk_bytes), (380 * GIB, 20 * GIB), "all of it is to come");
+    // It writes 15 of its 20 GiB, then 25: what it holds grows only by what is beyond its size.
+    for (written, unwritten, free) in [(15, 5, 380), (25, 0, 375)] {
+        node.facts.disk_free.disk_bytes = (400 - written) * GIB;
+        let seen = Amounts { disk_bytes: written * GIB, ..amounts(4, 8) };
+        node.uses(&id, seen);
+        let totals = node.ledger.totals(&node.facts);
+        assert_eq!(totals.unwritten.disk_bytes, unwritten * GIB);
+        assert_eq!((totals.free.disk_bytes, totals.others.disk_bytes), (free * GIB, 0));
+    }
 }
 
 #[test]

@@ -18,13 +18,15 @@ fn who_asked_first_starts_first_and_the_rest_hear_how_many_are_before_them() {
     let third = node.waiting(request("third", 2, 40));
     assert_eq!(third.position, 2);
     assert_eq!(codes(&third.reasons), [Code::MemoryHeld, Code::QueueAhead]);
-    assert_eq!(third.reasons[1].message, "1 build waits before it");
-    let small = node.waiting(request("small", 1, 1));
-    assert_eq!(codes(&small.reasons), [Code::QueueAhead], "it would fit, but others are before it");
-    assert_eq!(small.reasons[0].message, "2 builds wait before it");
+    assert_eq!(third.reasons[1].message, "1 build waits before it; it would keep the first of them waiting longer");
+    assert_eq!(third.reasons[1].expected_until, Some(node.now.plus(Span::minutes(30))), "when the first may start");
+    // Of 54.5 GiB 14.5 are free, and stay so beside the second: this would take more.
+    let large = node.waiting(request("large", 1, 15));
+    assert_eq!(codes(&large.reasons), [Code::MemoryHeld, Code::QueueAhead]);
+    assert!(large.reasons[1].message.starts_with("2 builds wait before it"), "{}", large.reasons[1].message);
     node.release(&first);
     node.pass(Span(1));
-    assert_eq!((node.live(), node.queued()), (Vec::from(["second"]), Vec::from(["third", "small"])));
+    assert_eq!((node.live(), node.queued()), (Vec::from(["second"]), Vec::from(["third", "large"])));
 }
 
 #[test]
@@ -122,7 +124,7 @@ fn a_place_can_be_given_up() {
 fn several_that_fit_together_start_together() {
     let (mut node, first) = full(&["large"]);
     for id in ["a", "b", "c"] {
-        node.waiting(request(id, 2, 6));
+        node.waiting(request(id, 9, 6));
     }
     node.release(&first);
     node.pass(Span(1));
@@ -132,7 +134,7 @@ fn several_that_fit_together_start_together() {
 #[test]
 fn a_build_that_fits_no_more_is_rejected_when_it_asks_and_blocks_nobody() {
     let (mut node, first) = full(&["large", "second"]);
-    node.waiting(request("tiny", 1, 1));
+    node.waiting(request("tiny", 9, 1));
     // The node has less memory than it had, so that 40 GiB never fit.
     node.facts.capacity.memory_bytes = 40 * GIB;
     node.release(&first);

@@ -1,0 +1,66 @@
+//! What time does to the ledger, and who is next.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::identity::LeaseId;
+use crate::quantity::{Span, Timestamp};
+
+use super::fit::HINT_MAX;
+use super::time::{CONFIRM_WITHIN, drawn_in, lasting, run_out, sooner};
+use super::{Event, Facts, Lease, Ledger, Ticket};
+
+/// How long an ended lease and its request id are remembered.
+pub(super) const REMEMBERED: Span = Span::hours(24);
+/// The most ended leases that are remembered; the oldest go first.
+pub(super) const REMEMBERED_MAX: usize = 10_000;
+
+impl Ledger {
+    pub(super) fn advance(&self, ids: &[LeaseId], facts: &Facts, now: Timestamp) -> Vec<Event> {
+        let mut events = self.over(facts, now);
+        if ids.is_empty() || self.queued() == 0 {
+            return events;
+        }
+        let mut after = self.clone();
+        events.iter().cloned().for_each(|event| after.apply(event));
+        for id in ids {
+            let granted = after.next(id, facts, now);
+            granted.iter().cloned().for_each(|event| after.apply(event));
+            let goes_on = granted.len() > 1;
+            events.extend(granted);
+            if !goes_on {
+                break;
+            }
+        }
+        events
+    }
+
+    /// What has run out.
+    fn over(&self, facts: &Facts, now: Timestamp) -> Vec<Event> {
+        let mut events: Vec<Event> = self
+            .live()
+            .filter_map(|lease| run_out(lease, facts.end_at_budget, now).or_else(|| drawn_in(lease, now)))
+            .collect();
+        let surplus = self.ended_count().saturating_sub(REMEMBERED_MAX);
+        let old = |lease: &Lease| lease.ended_at.is_some_and(|at| now.since(at) >= REMEMBERED);
+        let forgotten = self.ended().enumerate().filter(|(place, lease)| *place < surplus || old(lease));
+        events.extend(forgotten.map(|(_, lease)| Event::Forgotten(lease.id.clone())));
+        events.extend(self.tickets().filter_map(|ticket| match ticket.expires_at < now {
+            true => Some(Event::TicketGone(ticket.id.clone())),
+            false => sooner(ticket, lasting(HINT_MAX, now), now),
+        }));
+        events
+    }
+
+    /// The grant to whoever is next, where that one may start: its lease, and its ticket gone. Else the head is marked
+    /// as such, where it was not yet: from then on its patience with those who pass it counts.
+    pub(super) fn next(&self, id: &LeaseId, facts: &Facts, now: Timestamp) -> Vec<Event> {
+        let view = self.view(facts, now);
+        if let Some((ticket, _, in_turn)) = view.next() {
+            return self.grant_ticket(&ticket, id, in_turn, Some(now.plus(CONFIRM_WITHIN)), facts, now).1;
+        }
+        let head = view.head().filter(|head| head.ticket.head_since.is_none());
+        let marked = head.map(|head| Ticket { head_since: Some(now), ..Ticket::clone(&head.ticket) });
+        marked.map(|ticket| Event::Ticket(Arc::new(ticket))).into_iter().collect()
+    }
+}

@@ -1,0 +1,95 @@
+//! What is kept for the head of the queue, and who may pass it.
+//!
+//! By the likely ends of the leases there is a moment at which the head will fit, and there is what is left over beside
+//! it then. Another build may pass it if it has surely ended by that moment, or if it fits into what is left over; so
+//! the head never starts later than was to be expected without it (EASY backfill; Lifka, JSSPP 1995). After the head was
+//! passed for as long as that may last, nothing passes it.
+
+use alloc::vec::Vec;
+
+use crate::quantity::{Amounts, Resource, Timestamp};
+
+use super::order::was_passed;
+use super::view::{Contender, Head, View};
+use super::{Lease, Ticket};
+
+/// When a size will fit, and what is left over then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reservation {
+    pub(super) at: Timestamp,
+    pub(super) spare: Amounts,
+    /// Leases that may be live beside it.
+    pub(super) leases: usize,
+}
+
+/// May it start before the head?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passes {
+    Yes,
+    /// Why not.
+    No(&'static str),
+}
+
+impl View<'_> {
+    /// What is kept for this ticket, were it at the head: of those that passed it nothing is hoped for.
+    pub(super) fn kept_for(&self, ticket: &Ticket) -> Option<Reservation> {
+        let since = (ticket.head_since.unwrap_or(self.now), ticket.order);
+        self.reservation(ticket.request.sizing.size.amounts, Some(since))
+    }
+
+    /// The moment at which `wanted` fits, as leases are likely to end; `None` where others hold so much that it does
+    /// not even fit alone. Those that were granted since `passed`, or asked after it at that very moment, end as late as
+    /// they can.
+    pub(super) fn reservation(&self, wanted: Amounts, passed: Option<(Timestamp, u64)>) -> Option<Reservation> {
+        let totals = &self.totals;
+        let end = |lease: &Lease| match passed {
+            Some(since) if (lease.created_at, lease.place.order) > since => lease.latest_end(),
+            _ => lease.likely_end(self.now),
+        };
+        let mut ends: Vec<_> = self.ledger.live().map(|lease| (end(lease), lease)).collect();
+        ends.sort_by_key(|(at, lease)| (*at, lease.place.order));
+        let mut taken = totals.others.plus(totals.leased).plus(wanted);
+        let mut live = ends.len();
+        let mut at = self.now;
+        let mut ends = ends.into_iter();
+        loop {
+            let fits = Resource::LEDGER.into_iter().all(|r| taken.get(r) <= totals.budget.get(r));
+            if fits && live < self.facts.leases_max {
+                let leases = self.facts.leases_max.saturating_sub(live).saturating_sub(1);
+                return Some(Reservation { at, spare: totals.budget.less(taken), leases });
+            }
+            let (end, lease) = ends.next()?;
+            at = end;
+            taken = taken.less(self.facts.held(lease));
+            live = live.saturating_sub(1);
+        }
+    }
+
+    /// Whether starting `one` now leaves the head what is kept for it.
+    pub(super) fn passes_head(&self, one: &Contender<'_>, head: &Head) -> Passes {
+        if was_passed(&head.ticket, self.facts, self.now) {
+            return Passes::No("the first of them was passed for as long as that may last, so nothing passes it now");
+        }
+        let Some(kept) = &head.reservation else {
+            return Passes::No("when the first of them fits cannot be said, so nothing passes it");
+        };
+        if self.takes_its_quota(one, head) {
+            return Passes::No("it would use up what its tenant's first may still have");
+        }
+        let in_time = self.facts.end_at_budget && self.now.plus(one.lasts) <= kept.at;
+        let beside = kept.leases > 0 && Resource::LEDGER.into_iter().all(|r| one.amounts.get(r) <= kept.spare.get(r));
+        match in_time || beside {
+            true => Passes::Yes,
+            false => Passes::No("it would keep the first of them waiting longer"),
+        }
+    }
+
+    fn takes_its_quota(&self, one: &Contender<'_>, head: &Head) -> bool {
+        let (tenant, request) = (one.standing.tenant, &head.ticket.request);
+        if request.scope.tenant != tenant {
+            return false;
+        }
+        let with_one = self.ledger.held_by(tenant, self.facts).and(one.amounts);
+        self.facts.tenants.of(tenant).crossed(with_one, request.sizing.size.amounts).next().is_some()
+    }
+}

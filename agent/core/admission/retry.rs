@@ -1,0 +1,102 @@
+//! A build that ran out of memory is tried once more: at its own limit one step up, where the node ran out the same.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::vec::Vec;
+
+use crate::quantity::{Amounts, Resource, Size};
+use crate::reason::{Code, Reason};
+use crate::sizing::{Basis, Outcome, Tier, next_step};
+
+use super::{Facts, Lease, Ledger, Place, Refused, Request, Retry};
+
+/// Attempts that are made at most.
+const ATTEMPTS_MAX: u32 = 2;
+
+/// What a request is, seen as a retry.
+pub(super) enum Tried {
+    /// It is none.
+    First,
+    /// The request with the size that it gets, and its first place.
+    Again(Box<Request>, Place),
+    /// No further retry is given.
+    Final(Vec<Reason>),
+}
+
+/// What a retry of this lease would get; `None` where it did not run out of memory.
+pub(super) fn advice(lease: &Lease, budget: &Amounts) -> Option<Retry> {
+    let size = &lease.sizing.size;
+    let up = match lease.outcome? {
+        Outcome::OutOfMemoryLimit => next_step(size, budget),
+        Outcome::OutOfMemoryNode => Some(*size),
+        _ => return None,
+    };
+    let none = |code, message| Some(Retry { size: None, reasons: Vec::from([Reason::new(code, "memory", message)]) });
+    let memory = |size: &Size| Resource::Memory.show(size.amounts.memory_bytes);
+    let seen = lease.peak.map_or(0, |peak| peak.memory_bytes_peak).max(size.amounts.memory_bytes);
+    if lease.attempt >= ATTEMPTS_MAX {
+        let wants = Resource::Memory.show(seen.saturating_add(seen / 5));
+        let message =
+            format!("it ran out of memory again, with {}: declare at least {wants}, or let it use less", memory(size));
+        return none(Code::RetriesUsedUp, message);
+    }
+    if lease.no_retry {
+        return none(Code::RetriesUsedUp, format!("its build spec wants no retry: it ran out of {}", memory(size)));
+    }
+    match up {
+        Some(up) => Some(Retry { size: Some(up), reasons: Vec::new() }),
+        None => none(
+            Code::MemoryBudget,
+            format!(
+                "it ran out of {}, and this node's whole budget of {} has no step above that: ask a larger node",
+                memory(size),
+                Resource::Memory.show(budget.memory_bytes)
+            ),
+        ),
+    }
+}
+
+impl Ledger {
+    /// The request as a retry, where it is one. What it builds and for whom is what its first lease did.
+    pub(super) fn as_retry(&self, request: &Request, facts: &Facts) -> Result<Tried, Refused> {
+        let Some(id) = &request.retry_of else { return Ok(Tried::First) };
+        let first = self.lease(id).ok_or_else(|| Refused::NoLease(id.clone()))?;
+        if first.live() {
+            return Err(Refused::NotOver(id.clone()));
+        }
+        if let Some(other) = self.retried_by(first) {
+            return Err(Refused::Retried(id.clone(), other));
+        }
+        let advice = advice(first, &facts.capacity.less(facts.reserve));
+        let Retry { size, reasons } = advice.ok_or_else(|| Refused::NotOutOfMemory(id.clone()))?;
+        let Some(size) = size else { return Ok(Tried::Final(reasons)) };
+        let mut sizing = first.sizing.clone();
+        let raised = [(Resource::Cpu, size.amounts.cpu_millis), (Resource::Memory, size.amounts.memory_bytes)];
+        for (resource, value) in raised.into_iter().filter(|(r, value)| *value != sizing.size.amounts.get(*r)) {
+            let of = sizing.basis.iter_mut().filter(|basis| basis.resource == resource);
+            of.for_each(|basis| *basis = Basis::new(resource, Tier::Ladder, value));
+        }
+        sizing.size = size;
+        // The survey may have found the commit in a newer snapshot.
+        let same_commit = Some(&request.source).filter(|source| source.commit == first.source.commit);
+        let again = Request {
+            source: same_commit.unwrap_or(&first.source).clone(),
+            sizing,
+            scope: first.scope.clone(),
+            target: first.target.clone(),
+            cache_keys: first.cache_keys.clone(),
+            attempt: first.attempt.saturating_add(1),
+            expected: first.expected,
+            no_retry: first.no_retry,
+            ..request.clone()
+        };
+        Ok(Tried::Again(Box::new(again), first.place))
+    }
+
+    fn retried_by(&self, first: &Lease) -> Option<crate::identity::RequestId> {
+        let of = |retry: Option<&crate::identity::LeaseId>| retry == Some(&first.id);
+        let lease = self.live().chain(self.ended()).find(|lease| of(lease.retry_of.as_ref()));
+        let ticket = || self.tickets().find(|ticket| of(ticket.request.retry_of.as_ref()));
+        lease.map(|lease| lease.request_id.clone()).or_else(|| ticket().map(|ticket| ticket.request.id.clone()))
+    }
+}

@@ -1,0 +1,100 @@
+//! A build that ran out of memory is tried once more.
+
+use super::*;
+
+fn out_of_memory(node: &mut Node, lease: &LeaseId, outcome: Outcome) -> Lease {
+    node.lease_reply(&Command::Release { lease: lease.clone(), outcome, exit_code: Some(137), usage: Some(usage(4)) })
+}
+
+fn retry(id: &str, of: &LeaseId) -> Request {
+    Request { retry_of: Some(of.clone()), ..request(id, 1, 1) }
+}
+
+#[test]
+fn at_its_own_limit_it_gets_one_step_up_and_then_no_more() {
+    let mut node = Node::new();
+    let first = node.running(request("first", 2, 4), "a");
+    let ended = out_of_memory(&mut node, &first, Outcome::OutOfMemoryLimit);
+    let advised = ended.retry.unwrap().size.unwrap();
+    assert_eq!((advised.amounts.cpu_millis, advised.amounts.memory_bytes), (4_000, 8 * GIB));
+    let second = node.granted(retry("again", &first));
+    let lease = node.lease(&second);
+    assert_eq!((lease.sizing.size, lease.attempt), (advised, 2));
+    assert_eq!(node.granted(retry("again", &first)), second, "asked again it is the same");
+    let other = node.refused(&Command::Admit {
+        request: Box::new(retry("third", &first)),
+        lease: LeaseId::try_from(String::from("x")).unwrap(),
+        ticket: None,
+    });
+    assert_eq!(other, Refused::Retried(first, request_id("again")));
+    let ended = out_of_memory(&mut node, &second, Outcome::OutOfMemoryLimit);
+    let retries = ended.retry.unwrap();
+    assert_eq!((retries.size, codes(&retries.reasons)), (None, Vec::from([Code::RetriesUsedUp])));
+    assert_eq!(
+        retries.reasons[0].message,
+        "it ran out of memory again, with 8 GiB: declare at least 9.6 GiB, or let it use less"
+    );
+    let Answer::Rejected(reasons, _) = node.admit(retry("final", &second)) else { panic!("not rejected") };
+    assert_eq!(codes(&reasons), [Code::RetriesUsedUp]);
+}
+
+#[test]
+fn where_the_node_ran_out_it_gets_the_same_size() {
+    let mut node = Node::new();
+    let first = node.running(request("first", 2, 4), "a");
+    let size = out_of_memory(&mut node, &first, Outcome::OutOfMemoryNode).sizing.size;
+    let second = node.granted(retry("again", &first));
+    assert_eq!(node.lease(&second).sizing.size, size);
+}
+
+#[test]
+fn a_step_never_goes_above_the_budget() {
+    let mut node = Node::new();
+    let first = node.running(request("first", 2, 50), "a");
+    let ended = out_of_memory(&mut node, &first, Outcome::OutOfMemoryLimit);
+    assert_eq!(codes(&ended.retry.unwrap().reasons), [Code::MemoryBudget]);
+    assert!(matches!(node.admit(retry("again", &first)), Answer::Rejected(..)));
+}
+
+#[test]
+fn a_build_spec_can_do_without() {
+    let mut node = Node::new();
+    let first = node.running(Request { no_retry: true, ..request("first", 2, 4) }, "a");
+    let ended = out_of_memory(&mut node, &first, Outcome::OutOfMemoryLimit);
+    assert_eq!((ended.retry.unwrap().size, true), (None, ended.no_retry));
+}
+
+#[test]
+fn only_what_ran_out_of_memory_and_has_ended_is_tried_again() {
+    let mut node = Node::new();
+    let first = node.running(request("first", 2, 4), "a");
+    let admit = |request| Command::Admit {
+        request: Box::new(request),
+        lease: LeaseId::try_from(String::from("x")).unwrap(),
+        ticket: None,
+    };
+    assert_eq!(node.refused(&admit(retry("again", &first))), Refused::NotOver(first.clone()));
+    node.release(&first);
+    assert_eq!(node.refused(&admit(retry("again", &first))), Refused::NotOutOfMemory(first));
+    let unknown = LeaseId::try_from(String::from("unknown")).unwrap();
+    assert_eq!(node.refused(&admit(retry("again", &unknown))), Refused::NoLease(unknown));
+}
+
+#[test]
+fn a_retry_stands_where_its_first_attempt_did() {
+    let mut node = Node::new();
+    let first = node.running(of("red", request("first", 2, 4)), "a");
+    node.running(of("blue", request("runs", 20, 48)), "b");
+    for id in ["second", "third"] {
+        node.waiting(of("red", request(id, 2, 40)));
+        node.waiting(of("green", request(&format!("green-{id}"), 2, 40)));
+    }
+    node.waiting(Request { priority: 100, ..of("red", request("urgent", 2, 40)) });
+    let asked = node.lease(&first).place.asked_at;
+    node.now = node.now.plus(Span::minutes(5));
+    out_of_memory(&mut node, &first, Outcome::OutOfMemoryLimit);
+    let waiting = node.waiting(retry("again", &first));
+    assert_eq!((waiting.position, waiting.ticket.unwrap().created_at), (1, asked));
+    assert_eq!(node.queued()[0], "again");
+    assert_eq!(node.waiting(of("red", request("later", 2, 40))).ticket.unwrap().order, 8, "its order is taken");
+}
