@@ -285,7 +285,7 @@ fn queue(glance: &Glance, view: &View) -> String {
 }
 
 fn pools(status: &v1::Status, view: &View) -> String {
-    pool::table(&status.pools, status.root.as_ref(), view)
+    pool::table(&status.pools, status.root.as_ref(), &status.filesystems, view)
 }
 
 /// The count, and those that are not simply ready and have no alarm.

@@ -85,6 +85,7 @@ fn pool(name: &str, state: &str, message: &str) -> v1::Pool {
         floor_bytes: 205 * GIB,
         floor_inodes: 5_000_000,
         r#type: "xfs".to_owned(),
+        ..Default::default()
     };
     v1::Pool {
         name: name.to_owned(),

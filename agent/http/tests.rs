@@ -54,6 +54,7 @@ pub(crate) fn status(name: &str) -> v1::Status {
         floor_bytes: 100 * GIB,
         floor_inodes: 2_500_000,
         r#type: "xfs".into(),
+        ..Default::default()
     };
     let directory = v1::Directory {
         path: name.into(),

@@ -9,6 +9,7 @@
 //! than any average shows. Disks are asked in a thread beside it, so that one that hangs delays nothing: it counts as
 //! failed.
 
+mod disks;
 mod sample;
 mod show;
 #[cfg(test)]
@@ -18,22 +19,20 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stoker_core::pressure::{
-    Cpu, DiskReading, Gate, GateMemory, GateState, Limits, Memory, PoolReading, Readings, StallReading, decide,
-    interval,
+    Cpu, Gate, GateMemory, GateState, Limits, Memory, Readings, StallReading, decide, interval,
 };
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::sample::{DiskProbe, Disks, Sampler};
+use self::disks::{DiskProbe, DiskWatch, Disks, Fillings};
+use self::sample::Sampler;
 use crate::config::Config;
-use crate::node::{Filesystem, PoolTrouble, Pools, now};
+use crate::node::{Filesystem, Pools, now};
 
 /// How often disks, CPU and stalls are looked at, and how often figures are published at most.
 const SLOW_EVERY: Duration = Duration::from_secs(1);
-/// After this long without an answer, disks count as failed.
-const DISKS_WITHIN: Duration = Duration::from_secs(5);
 /// The share of time in which all work waits for memory, from which on nothing new starts: 20%, in hundredths of a
 /// percent. A node that swaps or reclaims that much makes every build slower than waiting would.
 const MEMORY_STALL_FULL: u32 = 2000;
@@ -120,6 +119,7 @@ struct Looker {
     reserved: watch::Receiver<Amounts>,
     gate: GateMemory,
     slow: Slow,
+    fillings: Fillings,
 }
 
 /// What is not sampled at every look.
@@ -140,6 +140,7 @@ impl Looker {
             reserved,
             gate: GateMemory::default(),
             slow: Slow::default(),
+            fillings: Fillings::default(),
         }
     }
 
@@ -150,27 +151,24 @@ impl Looker {
         }
         let memory = self.sampler.memory();
         let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
+        let (reserved, workspaces, needed) = (*self.reserved.borrow(), &self.workspaces, &self.needed);
+        let disks_now = self.fillings.readings(
+            disks,
+            |pool| if pool == workspaces { reserved } else { Amounts::default() },
+            |pool| needed.iter().any(|name| name == pool),
+        );
         let readings = Readings {
             memory,
             cpu: self.slow.cpu,
             memory_stall,
             cpu_stall,
             io_stall,
-            root: disks.root.as_ref().map_or(DiskReading::Failed, |root| DiskReading::Known(root.reading(0, 0))),
-            pools: disks.pools.iter().map(|pool| self.pool(pool)).collect(),
+            root: disks_now.root,
+            pools: disks_now.pools,
+            filesystems: disks_now.watched,
         };
         self.gate = decide(&self.gate, &readings, &self.limits(memory), now);
         PressureView { readings, root: disks.root.clone(), gate: self.gate.gate.clone(), at: now }
-    }
-
-    fn pool(&self, (name, disk): &(String, Result<Filesystem, PoolTrouble>)) -> PoolReading {
-        let reserved = if *name == self.workspaces { *self.reserved.borrow() } else { Amounts::default() };
-        let disk = match disk {
-            Ok(filesystem) => DiskReading::Known(filesystem.reading(reserved.disk_bytes, reserved.disk_inodes)),
-            Err(PoolTrouble::NotReady(message)) => DiskReading::NotReady(message.clone()),
-            Err(PoolTrouble::Silent) => DiskReading::Failed,
-        };
-        PoolReading { name: name.clone(), needed: self.needed.contains(name), disk }
     }
 
     fn limits(&self, memory: Option<Memory>) -> Limits {
@@ -180,7 +178,8 @@ impl Looker {
             memory_floor: config.pressure.memory_floor.of(total),
             memory_narrow: config.pressure.memory_narrow.of(total),
             memory_stall_full: MEMORY_STALL_FULL,
-            hold: Span(i64::try_from(config.pressure.hold.as_millis()).unwrap_or(i64::MAX)),
+            disk_forecast: span(config.pressure.disk_forecast),
+            hold: span(config.pressure.hold),
         }
     }
 
@@ -190,6 +189,10 @@ impl Looker {
         let span = interval(memory.map(|memory| memory.available_bytes), self.limits(memory).memory_floor);
         Duration::from_millis(u64::try_from(span.0).unwrap_or(100))
     }
+}
+
+fn span(duration: Duration) -> Span {
+    Span(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
 }
 
 async fn look_on(
@@ -228,45 +231,6 @@ async fn look_on(
         });
     }
     disks.end().await;
-}
-
-/// Disks, asked in a thread. Never a second thread while one hangs.
-struct DiskWatch {
-    probe: DiskProbe,
-    pools: Pools,
-    disks: Disks,
-    asked: Option<(JoinHandle<Disks>, Instant)>,
-}
-
-impl DiskWatch {
-    /// Takes an answer that has come, counts one that is overdue as a failure, and asks anew where it is time.
-    async fn turn(&mut self, ask: bool) {
-        match self.asked.take() {
-            Some((job, since)) if !job.is_finished() => {
-                if since.elapsed() >= DISKS_WITHIN {
-                    self.disks.fail();
-                }
-                self.asked = Some((job, since));
-            }
-            Some((job, _)) => match job.await {
-                Ok(disks) => self.disks = disks,
-                Err(_) => self.disks.fail(),
-            },
-            None => {}
-        }
-        if ask && self.asked.is_none() {
-            let (probe, pools) = (self.probe.clone(), self.pools.clone());
-            let job = tokio::task::spawn_blocking(move || probe.measure(&pools));
-            self.asked = Some((job, Instant::now()));
-        }
-    }
-
-    async fn end(self) {
-        if let Some((job, _)) = self.asked {
-            // A filesystem that hangs does not keep the agent from ending.
-            drop(tokio::time::timeout(DISKS_WITHIN, job).await);
-        }
-    }
 }
 
 fn log_gate(gate: &Gate) {

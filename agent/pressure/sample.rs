@@ -1,17 +1,14 @@
-//! The samplers: the kernel's files below the host's root, and how full filesystems are.
+//! The samplers: the kernel's files below the host's root.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use procfs::prelude::*;
 use procfs::{CpuTime, KernelStats, LocalSystemInfo, Meminfo, parse_pressure_record};
 use rustix::io::Errno;
 use stoker_core::pressure::{Cpu, Memory, Stall, StallReading};
 
-use super::Configured;
 use crate::node::facts::usable_memory;
-use crate::node::{Filesystem, PoolTrouble, Pools};
 
 /// CPU use is shown as an average over about so many seconds: compilers come and go by the second.
 const CPU_SMOOTHED_SECONDS: f64 = 10.0;
@@ -123,40 +120,4 @@ fn parse_stall(text: &str) -> Option<Stall> {
 /// A percentage in hundredths of a percent.
 fn basis(percent: f32) -> Option<u32> {
     (0.0..=100.5).contains(&percent).then(|| ((percent * 100.0).round() as u32).min(10_000))
-}
-
-/// Asks filesystems how full they are. Apart from [`Sampler`], for a filesystem may not answer.
-#[derive(Debug, Clone)]
-pub(super) struct DiskProbe {
-    config: Configured,
-}
-
-impl DiskProbe {
-    pub(super) const fn new(config: Configured) -> Self {
-        Self { config }
-    }
-
-    /// Blocks for as long as the filesystems take to answer.
-    pub(super) fn measure(&self, pools: &Pools) -> Disks {
-        let config = Arc::clone(&self.config.borrow());
-        let root = Filesystem::at(&config.node.host_root, config.node.root_floor);
-        Disks { root: root.ok(), pools: pools.measure() }
-    }
-}
-
-/// How full the filesystems are.
-#[derive(Debug, Clone)]
-pub(super) struct Disks {
-    pub(super) root: Option<Filesystem>,
-    pub(super) pools: Vec<(String, Result<Filesystem, PoolTrouble>)>,
-}
-
-impl Disks {
-    /// They do not answer. A pool that was not ready still is not.
-    pub(super) fn fail(&mut self) {
-        self.root = None;
-        for (_, disk) in self.pools.iter_mut().filter(|(_, disk)| disk.is_ok()) {
-            *disk = Err(PoolTrouble::Silent);
-        }
-    }
 }

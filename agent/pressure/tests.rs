@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use stoker_core::pressure::Stall;
+use stoker_core::pressure::{DiskReading, Stall};
 use stoker_core::reason::Code;
 
 use super::sample::{CpuMeter, Ticks};
@@ -48,6 +48,7 @@ fn config(host_root: &Path) -> Config {
             others_cpu_counts: true,
             host_root: host_root.to_owned(),
             root_floor: nothing(),
+            filesystems: Vec::new(),
         },
         pools: Vec::new(),
         repositories: Repositories {
@@ -77,6 +78,7 @@ fn config(host_root: &Path) -> Config {
         pressure: config::Pressure {
             memory_floor: Share::Basis(500),
             memory_narrow: Share::Basis(1000),
+            disk_forecast: Duration::ZERO,
             hold: Duration::ZERO,
         },
         admission: config::Admission { leases_max: 1, tickets_max: 1, time_budget: TimeBudget::End },

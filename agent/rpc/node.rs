@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use stoker_core::admission::{Mode, ModeState};
-use stoker_core::pressure::{DiskReading, GateState, StallReading};
+use stoker_core::pressure::{DiskReading, GateState, Readings, StallReading, WatchedReading};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1::{self, node_service_server::NodeService};
@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Rooms;
-use super::convert::{mode, reasons, timestamp, totals, wire};
+use super::convert::{duration, mode, reasons, timestamp, totals, wire};
 use super::error::bad;
 use crate::config::Retention;
 use crate::repository::RepositoryState;
@@ -157,8 +157,9 @@ impl Rooms {
                 stall: Some(stall(readings.cpu_stall)),
             }),
             io: Some(v1::Io { stall: Some(stall(readings.io_stall)) }),
-            pools: self.pools.view().iter().map(pool).collect(),
+            pools: self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
             root: filesystem(&readings.root),
+            filesystems: readings.filesystems.iter().map(watched).collect(),
             ledger: Some(ledger),
             counts: Some(counts),
             alarms: reasons(&self.alarms()),
@@ -228,9 +229,28 @@ fn stall(reading: StallReading) -> v1::Stall {
     })
 }
 
+/// The pool with how fast it fills, which the gate's last look knows.
+fn filling(mut pool: v1::Pool, readings: &Readings) -> v1::Pool {
+    let found = readings.pools.iter().find(|reading| reading.name == pool.name);
+    let read = found.and_then(|reading| filesystem(&reading.disk));
+    if let (Some(shown), Some(read)) = (pool.filesystem.as_mut(), read) {
+        shown.bytes_per_minute = read.bytes_per_minute;
+        shown.inodes_per_minute = read.inodes_per_minute;
+        shown.floor_in = read.floor_in;
+    }
+    pool
+}
+
+fn watched(reading: &WatchedReading) -> v1::WatchedFilesystem {
+    v1::WatchedFilesystem { path: reading.path.clone(), filesystem: filesystem(&reading.disk) }
+}
+
 fn filesystem(reading: &DiskReading) -> Option<v1::Filesystem> {
     let DiskReading::Known(disk) = reading else { return None };
     Some(v1::Filesystem {
+        bytes_per_minute: wire(disk.slope.bytes_per_minute),
+        inodes_per_minute: wire(disk.slope.inodes_per_minute),
+        floor_in: disk.slope.floor_in(disk).map(duration),
         total_bytes: wire(disk.total_bytes),
         free_bytes: wire(disk.free_bytes),
         total_inodes: wire(disk.total_inodes),
@@ -255,6 +275,7 @@ fn pool(pool: &crate::node::PoolView) -> v1::Pool {
             floor_bytes: wire(disk.floor_bytes),
             floor_inodes: wire(disk.floor_inodes),
             r#type: disk.type_name.clone(),
+            ..Default::default()
         }),
         directories: pool
             .directories

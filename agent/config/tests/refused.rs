@@ -196,6 +196,21 @@ fn amounts_that_are_none() {
                 "default",
             ),
             Row("repositories: {parallel: 65}", "repositories.parallel", 4, "is 65", "1 to 64"),
+            Row(
+                "node: {filesystems: [{path: var}]}",
+                "node.filesystems[0].path",
+                4,
+                "not an absolute",
+                "begins with /",
+            ),
+            Row(
+                "node: {filesystems: [{path: /a}, {path: /a/}]}",
+                "node.filesystems[1].path",
+                4,
+                "is there twice",
+                "keep one",
+            ),
+            Row("pressure: {diskForecast: 2h}", "pressure.diskForecast", 4, "is 2h", "0s to 1h"),
             Row("pressure: {memoryFloor: 0}", "pressure.memoryFloor", 4, "is 0", "more than 0"),
             Row("pressure: {memoryFloor: 100%}", "pressure.memoryFloor", 4, "leaves nothing", "below 100"),
             Row(

@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use super::Slope;
+
 /// One look at the machine. A part that could not be read says so; nothing is guessed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readings {
@@ -22,6 +24,8 @@ pub struct Readings {
     pub root: DiskReading,
     /// The pools, in the order of the configuration.
     pub pools: Vec<PoolReading>,
+    /// Other filesystems of the node, in the order of the configuration.
+    pub filesystems: Vec<WatchedReading>,
 }
 
 /// Memory of the machine.
@@ -98,6 +102,8 @@ pub struct Filesystem {
     pub reserved_bytes: u64,
     /// Inodes that leases have reserved and not made yet.
     pub reserved_inodes: u64,
+    /// How fast it fills.
+    pub slope: Slope,
 }
 
 /// A filesystem, as far as it could be read.
@@ -119,6 +125,15 @@ pub struct PoolReading {
     pub name: String,
     /// Repositories or workspaces lie on it, so that without it no build can start.
     pub needed: bool,
+    /// Its filesystem.
+    pub disk: DiskReading,
+}
+
+/// A filesystem that is watched and not managed, as far as it could be read.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchedReading {
+    /// Where it is mounted, or a path on it.
+    pub path: String,
     /// Its filesystem.
     pub disk: DiskReading,
 }

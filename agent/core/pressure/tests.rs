@@ -11,8 +11,13 @@ use crate::quantity::{Span, Timestamp};
 use crate::reason::Code;
 
 const GIB: u64 = 1 << 30;
-const LIMITS: Limits =
-    Limits { memory_floor: 4 * GIB, memory_narrow: 8 * GIB, memory_stall_full: 2000, hold: Span::seconds(30) };
+const LIMITS: Limits = Limits {
+    memory_floor: 4 * GIB,
+    memory_narrow: 8 * GIB,
+    memory_stall_full: 2000,
+    disk_forecast: Span::seconds(60),
+    hold: Span::seconds(30),
+};
 
 fn roomy() -> Filesystem {
     Filesystem {
@@ -125,6 +130,67 @@ fn reserved_and_unwritten_disk_counts_as_gone() {
 fn a_filesystem_without_a_number_of_inodes_never_runs_out_of_them() {
     let disk = Filesystem { total_inodes: 0, free_inodes: 0, floor_inodes: 0, ..roomy() };
     assert_eq!(first(&pool_with(DiskReading::Known(disk), true)).gate.state, GateState::Open);
+}
+
+/// 400 GiB above the floor, and so many GiB a minute less.
+fn falling(gib_per_minute: u64) -> Filesystem {
+    Filesystem { slope: Slope { bytes_per_minute: gib_per_minute * GIB, inodes_per_minute: 0 }, ..roomy() }
+}
+
+#[test]
+fn a_disk_that_would_be_full_within_the_forecast_shuts_before_it_is() {
+    let of = |speed| pool_with(DiskReading::Known(falling(speed)), true);
+    assert_eq!(first(&of(400)).gate.state, GateState::Open, "in 60 s");
+    let shut = first(&of(480));
+    assert_eq!((shut.gate.state, codes(&shut)), (GateState::Shut, vec![Code::DiskForecast]));
+    let reason = &shut.gate.reasons[0];
+    assert_eq!((reason.subject.as_str(), reason.wanted, reason.available), ("data", 480 * GIB, 400 * GIB));
+    assert_eq!(
+        reason.message,
+        "data: 400 GiB above its floor, which it reaches in 50 s at 480 GiB a minute; nothing new starts where that is \
+         less than 1 min"
+    );
+    assert!(!shut.gate.soft_only(), "an idle node does not start a build on a disk that will be full");
+    // In 80 s: not under the forecast, not half as long again from it.
+    assert_eq!(look(shut.clone(), &of(300), 1, 300).gate.state, GateState::Shut);
+    // In 100 s.
+    let recovering = look(shut.clone(), &of(240), 1, 30);
+    assert_eq!(recovering.gate.reasons[0].expected_until, Some(Timestamp(31_000)));
+    assert_eq!(look(shut, &of(240), 1, 31).gate.state, GateState::Open);
+}
+
+#[test]
+fn a_forecast_of_nothing_forecasts_nothing() {
+    let limits = Limits { disk_forecast: Span(0), ..LIMITS };
+    let readings = pool_with(DiskReading::Known(falling(u64::MAX / GIB)), true);
+    assert_eq!(decide(&GateMemory::default(), &readings, &limits, Timestamp(0)).gate.state, GateState::Open);
+}
+
+#[test]
+fn a_floor_that_was_reached_needs_no_forecast() {
+    let full = Filesystem { free_bytes: GIB, ..falling(480) };
+    let inodes = Slope { bytes_per_minute: 0, inodes_per_minute: 500_000 };
+    let readings = Readings {
+        root: DiskReading::Known(full),
+        filesystems: vec![WatchedReading {
+            path: "/var/lib/kubelet".to_string(),
+            disk: DiskReading::Known(Filesystem { slope: inodes, ..roomy() }),
+        }],
+        ..calm()
+    };
+    assert_eq!(codes(&first(&readings)), vec![Code::RootDiskFloor, Code::DiskInodesForecast]);
+}
+
+#[test]
+fn the_kubelets_filesystem_has_a_floor_and_fails_closed() {
+    let watched =
+        |disk| Readings { filesystems: vec![WatchedReading { path: "/var/lib/kubelet".to_string(), disk }], ..calm() };
+    let low = first(&watched(DiskReading::Known(Filesystem { free_bytes: GIB, free_inodes: 3, ..roomy() })));
+    assert_eq!(codes(&low), vec![Code::NodeDiskFloor, Code::NodeDiskInodesFloor]);
+    assert_eq!(low.gate.reasons[0].subject, "/var/lib/kubelet");
+    let blind = look(low, &watched(DiskReading::Failed), 1, 1);
+    assert_eq!(codes(&blind), vec![Code::SensorFailed, Code::NodeDiskFloor, Code::NodeDiskInodesFloor]);
+    assert_eq!(first(&watched(DiskReading::Known(roomy()))).gate.state, GateState::Open);
 }
 
 #[test]
@@ -274,13 +340,16 @@ proptest! {
     fn no_figures_overflow(
         total in any::<u64>(), available in any::<u64>(), floor in any::<u64>(), narrow in any::<u64>(),
         reserved in any::<u64>(), hold in any::<i64>(), now in any::<i64>(), stall in any::<u32>(),
+        forecast in any::<i64>(), speed in any::<u64>(),
     ) {
         let limits = Limits {
             memory_floor: floor, memory_narrow: narrow, memory_stall_full: stall, hold: Span(hold),
+            disk_forecast: Span(forecast),
         };
         let disk = Filesystem {
             total_bytes: total, free_bytes: available, floor_bytes: floor, reserved_bytes: reserved,
             total_inodes: available, free_inodes: total, floor_inodes: narrow, reserved_inodes: floor,
+            slope: Slope { bytes_per_minute: speed, inodes_per_minute: reserved },
         };
         let readings = Readings {
             memory: Some(Memory { total_bytes: total, available_bytes: available }),
