@@ -297,6 +297,10 @@ fn machine(status: &v1::Status, all: &mut Gauges) {
     all.one("cpu_total_cores", "CPUs of the machine", None, cpu.map(|cpu| cores_of(cpu.total_millis)));
     let used = cpu.map(|cpu| cores_of(cpu.used_millis));
     all.one("cpu_used_cores", "CPUs in use, smoothed over about 10 seconds", None, used);
+    if let Some(memory) = memory.filter(|memory| !memory.stall_source.is_empty()) {
+        let series = ["triggers", "averages"].map(|word| (label("source", word), flag(memory.stall_source == word)));
+        all.add("memory_stall_source", "1 for how stalls for memory are learnt of", None, series.into());
+    }
     let stalls = [
         ("memory", memory.and_then(|memory| memory.stall)),
         ("cpu", cpu.and_then(|cpu| cpu.stall)),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
-use stoker_core::admission::Facts as LedgerFacts;
+use stoker_core::admission::{Facts as LedgerFacts, LeaseState};
 use stoker_core::quantity::Amounts;
 use stoker_core::reason::{Code, Reason};
 use tokio::net::{TcpListener, UnixListener};
@@ -27,6 +27,7 @@ use crate::config::reload::{self, Changes};
 use crate::config::{Config, ConfigErrors, TimeBudget};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
+use crate::pressure::lease_use::{HeldSource, LeaseMeter};
 use crate::pressure::{Configured, Pressure};
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
@@ -257,6 +258,7 @@ impl Agent {
             tracing::warn!("calls were still open after {limit:?}; they are cut");
         }
         self.rooms.workspaces.shutdown().await;
+        self.rooms.lease_meter.shutdown().await;
         self.rooms.admission.shutdown().await;
         self.rooms.pressure.shutdown().await;
         self.rooms.repositories.shutdown().await;
@@ -358,6 +360,7 @@ async fn build(
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
+    let lease_meter = LeaseMeter::start(&config.node.host_root, held_source(&admission), closing);
     tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
     let (pool, stop) = (&config.workspaces.pool, closing.child_token());
     let workspaces =
@@ -378,6 +381,7 @@ async fn build(
         workspaces,
         pools,
         pressure,
+        lease_meter: Arc::new(lease_meter),
         config_fault: Arc::default(),
         identity: Arc::new(identity),
         cancel: closing.child_token(),
@@ -421,6 +425,17 @@ fn space_source(pool: &str, pools: Pools, reserved: watch::Receiver<Amounts>) ->
         let filesystem = measured?.1.ok()?;
         let reserved_bytes = reserved.borrow().disk_bytes;
         Some(Space { free_bytes: filesystem.free_bytes, floor_bytes: filesystem.floor_bytes, reserved_bytes })
+    })
+}
+
+/// Which leases are bound, and to whom: what [`LeaseMeter`] looks at.
+fn held_source(admission: &Admission) -> HeldSource {
+    let admission = admission.clone();
+    Arc::new(move || {
+        admission.read(|ledger, _| {
+            let bound = ledger.live().filter(|lease| lease.state == LeaseState::Bound);
+            bound.filter_map(|lease| Some((lease.id.clone(), lease.holder.clone()?))).collect()
+        })
     })
 }
 

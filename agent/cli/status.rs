@@ -231,7 +231,9 @@ fn stalled(status: &v1::Status) -> String {
     let known: Vec<String> = known
         .map(|(word, stall)| format!("{word} {} %", tenths(table::positive(i64::from(stall.some_avg10)), 100)))
         .collect();
-    known.join(" · ")
+    let source = status.memory.as_ref().map_or("", |memory| memory.stall_source.as_str());
+    let source = if source.is_empty() || known.is_empty() { String::new() } else { format!(" (memory by {source})") };
+    known.join(" · ") + &source
 }
 
 fn tenths(value: u64, unit: u64) -> String {

@@ -113,7 +113,12 @@ pub(crate) fn healthy() -> Glance {
             observed_at: ago(0),
             ..Default::default()
         }),
-        memory: Some(v1::Memory { total_bytes: 62 * GIB + GIB / 2, available_bytes: 21 * GIB, stall: stall(0) }),
+        memory: Some(v1::Memory {
+            total_bytes: 62 * GIB + GIB / 2,
+            available_bytes: 21 * GIB,
+            stall: stall(0),
+            ..Default::default()
+        }),
         cpu: Some(v1::Cpu { total_millis: 32_000, used_millis: 21_480, stall: stall(420) }),
         io: Some(v1::Io { stall: stall(115) }),
         pools: vec![data],

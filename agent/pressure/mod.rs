@@ -5,11 +5,16 @@
 //! `stoker_core::pressure`. A gate that changes is published at once; figures at most once a second, and only when
 //! people would see the difference.
 //!
+//! Beside it, [`lease_use`] says what each lease uses.
+//!
 //! One task looks at memory every 100 ms to 1 s, the sooner the nearer the floor is, for compilers fill memory faster
 //! than any average shows. Disks are asked in a thread beside it, so that one that hangs delays nothing: it counts as
 //! failed.
 
 mod disks;
+mod kernel_file;
+pub mod lease_use;
+mod psi;
 mod sample;
 mod show;
 #[cfg(test)]
@@ -19,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stoker_core::pressure::{
-    Cpu, Gate, GateMemory, GateState, Limits, Memory, Readings, StallReading, decide, interval,
+    Cpu, Gate, GateMemory, GateState, Limits, Memory, Readings, StallMeter, StallReading, decide, interval,
 };
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use tokio::sync::watch;
@@ -27,6 +32,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::disks::{DiskProbe, DiskWatch, Disks, Fillings};
+pub use self::psi::StallSource;
+use self::psi::Triggers;
 use self::sample::Sampler;
 use crate::config::Config;
 use crate::node::{Filesystem, Pools, now};
@@ -49,6 +56,8 @@ pub struct PressureView {
     pub root: Option<Filesystem>,
     /// Whether builds may start.
     pub gate: Gate,
+    /// How stalls for memory are learnt of.
+    pub stall_source: StallSource,
     /// When this was so.
     pub at: Timestamp,
 }
@@ -76,6 +85,17 @@ impl Pressure {
         let probe = DiskProbe::new(config.clone());
         let disks = probe.measure(&pools);
         let mut looker = Looker::new(config.clone(), reserved);
+        let triggers = match Triggers::arm(&config.borrow().node.host_root.join("proc")) {
+            Ok(triggers) => {
+                looker.stall_source = StallSource::Triggers;
+                Some(triggers)
+            }
+            Err(why) => {
+                tracing::info!("stalls for memory are read from averages: {why}");
+                looker.stall_source = StallSource::Averages(why);
+                None
+            }
+        };
         let first = looker.look(&disks, now(), true);
         if first.gate.state != GateState::Open {
             log_gate(&first.gate);
@@ -83,7 +103,7 @@ impl Pressure {
         let views = watch::Sender::new(Arc::new(first));
         let stop = cancel.child_token();
         let disks = DiskWatch { probe, pools, disks, asked: None };
-        let task = tokio::spawn(look_on(looker, disks, views.clone(), stop.clone()));
+        let task = tokio::spawn(look_on(looker, disks, triggers, views.clone(), stop.clone()));
         Self { views, stop, task: Mutex::new(Some(task)) }
     }
 
@@ -120,6 +140,8 @@ struct Looker {
     gate: GateMemory,
     slow: Slow,
     fillings: Fillings,
+    stall_meter: StallMeter,
+    stall_source: StallSource,
 }
 
 /// What is not sampled at every look.
@@ -141,13 +163,15 @@ impl Looker {
             gate: GateMemory::default(),
             slow: Slow::default(),
             fillings: Fillings::default(),
+            stall_meter: StallMeter::default(),
+            stall_source: StallSource::default(),
         }
     }
 
     /// One look: memory always, CPU and stalls where `slow`.
     fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool) -> PressureView {
         if slow {
-            self.slow = Slow { cpu: self.sampler.cpu(), stalls: self.sampler.stalls() };
+            self.slow = Slow { cpu: self.sampler.cpu(), stalls: self.stalls(now) };
         }
         let memory = self.sampler.memory();
         let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
@@ -168,7 +192,23 @@ impl Looker {
             filesystems: disks_now.watched,
         };
         self.gate = decide(&self.gate, &readings, &self.limits(memory), now);
-        PressureView { readings, root: disks.root.clone(), gate: self.gate.gate.clone(), at: now }
+        PressureView {
+            readings,
+            root: disks.root.clone(),
+            gate: self.gate.gate.clone(),
+            stall_source: self.stall_source.clone(),
+            at: now,
+        }
+    }
+
+    /// Stalls; where the kernel wakes us when memory stalls, with what the last moments were like. Averages lag behind.
+    fn stalls(&mut self, now: Timestamp) -> [StallReading; 3] {
+        let (mut stalls, total) = self.sampler.stalls();
+        let full_now = total.and_then(|total| self.stall_meter.note(total, now));
+        if let ([StallReading::Known(memory), ..], StallSource::Triggers) = (&mut stalls, &self.stall_source) {
+            memory.full_now = full_now.unwrap_or(0);
+        }
+        stalls
     }
 
     fn limits(&self, memory: Option<Memory>) -> Limits {
@@ -191,6 +231,14 @@ impl Looker {
     }
 }
 
+/// Returns when the kernel says that work stalls for memory; never where it does not say so.
+async fn stalled(triggers: Option<&Triggers>) -> std::io::Result<()> {
+    match triggers {
+        Some(triggers) => triggers.fired().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn span(duration: Duration) -> Span {
     Span(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
 }
@@ -198,6 +246,7 @@ fn span(duration: Duration) -> Span {
 async fn look_on(
     mut looker: Looker,
     mut disks: DiskWatch,
+    mut triggers: Option<Triggers>,
     views: watch::Sender<Arc<PressureView>>,
     stop: CancellationToken,
 ) {
@@ -205,11 +254,18 @@ async fn look_on(
     let mut wait = looker.next(&shown);
     let (mut slow_at, mut shown_at) = (Instant::now(), Instant::now());
     loop {
-        tokio::select! {
+        let woken = tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
-        }
-        let slow = slow_at.elapsed() >= SLOW_EVERY;
+            () = tokio::time::sleep(wait) => false,
+            fired = stalled(triggers.as_ref()) => {
+                if let Err(error) = fired {
+                    triggers = None;
+                    looker.stall_source = StallSource::Averages(error.to_string());
+                }
+                true
+            }
+        };
+        let slow = woken || slow_at.elapsed() >= SLOW_EVERY;
         if slow {
             slow_at = Instant::now();
         }

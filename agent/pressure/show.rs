@@ -48,6 +48,7 @@ fn stall_differs(a: StallReading, b: StallReading) -> bool {
                 (a.some_avg60, b.some_avg60),
                 (a.full_avg10, b.full_avg10),
                 (a.full_avg60, b.full_avg60),
+                (a.full_now, b.full_now),
             ];
             parts.into_iter().any(|(a, b)| a.abs_diff(b) > 100)
         }

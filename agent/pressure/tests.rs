@@ -103,7 +103,7 @@ fn a_calm_node_is_read_in_full_and_open() {
     let memory = view.readings.memory.unwrap();
     assert_eq!((memory.total_bytes, memory.available_bytes), ((65_536_000 << 10) - (1 << 30), 51_380_224 << 10));
     let known = |some_avg10, some_avg60, full_avg10, full_avg60| {
-        StallReading::Known(Stall { some_avg10, some_avg60, full_avg10, full_avg60 })
+        StallReading::Known(Stall { some_avg10, some_avg60, full_avg10, full_avg60, full_now: 0 })
     };
     assert_eq!(view.readings.memory_stall, known(0, 4, 0, 3));
     assert_eq!(view.readings.cpu_stall, known(1234, 987, 0, 0));
@@ -142,7 +142,7 @@ fn stalls_that_cannot_be_understood_are_a_failure() {
     for text in ["", "some", "some avg10=x avg60=0.00 avg300=0.00 total=1", "some avg10=-1.00 avg60=0 avg300=0 total=1"]
     {
         fs::write(host.path().join("proc/pressure/memory"), text).unwrap();
-        assert_eq!(Sampler::new(host.path()).stalls()[0], StallReading::Failed, "{text:?}");
+        assert_eq!(Sampler::new(host.path()).stalls().0[0], StallReading::Failed, "{text:?}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use stoker_core::admission::{Mode, ModeState};
+use stoker_core::identity::LeaseId;
 use stoker_core::pressure::{DiskReading, GateState, Readings, StallReading, WatchedReading};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
@@ -15,9 +16,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Rooms;
-use super::convert::{duration, mode, reasons, timestamp, totals, wire};
+use super::convert::{duration, mode, reasons, timestamp, totals, usage, wire};
 use super::error::bad;
 use crate::config::Retention;
+use crate::pressure::lease_use::{LeaseUse, UseSource};
 use crate::repository::RepositoryState;
 
 /// Changes are told at most so often.
@@ -150,6 +152,8 @@ impl Rooms {
                 total_bytes: wire(memory.total_bytes),
                 available_bytes: wire(memory.available_bytes),
                 stall: Some(stall(readings.memory_stall)),
+                stall_source: view.stall_source.word().to_owned(),
+                stall_source_why: view.stall_source.why().to_owned(),
             }),
             cpu: Some(v1::Cpu {
                 total_millis: wire(machine.cpu_millis),
@@ -160,6 +164,7 @@ impl Rooms {
             pools: self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
             root: filesystem(&readings.root),
             filesystems: readings.filesystems.iter().map(watched).collect(),
+            lease_use: self.lease_meter.view().iter().map(|(lease, seen)| lease_use(lease, seen)).collect(),
             ledger: Some(ledger),
             counts: Some(counts),
             alarms: reasons(&self.alarms()),
@@ -214,6 +219,29 @@ impl Rooms {
     }
 }
 
+fn lease_use(lease: &LeaseId, seen: &LeaseUse) -> v1::LeaseUse {
+    let (source, cgroup) = match &seen.source {
+        UseSource::None => ("", ""),
+        UseSource::Cgroup(path) => ("cgroup", path.as_str()),
+        UseSource::Processes => ("processes", ""),
+    };
+    v1::LeaseUse {
+        lease_id: lease.to_string(),
+        source: source.to_owned(),
+        cgroup: cgroup.to_owned(),
+        cpu_millis: wire(seen.now.cpu_millis),
+        memory_bytes: wire(seen.now.memory_bytes),
+        peak: Some(usage(&seen.peak)),
+        io_read_bytes: wire(seen.io_read_bytes),
+        io_written_bytes: wire(seen.io_written_bytes),
+        oom_kills: seen.oom.map(|oom| wire(oom.kills)),
+        oom_at_limit: seen.oom.map(|oom| wire(oom.at_limit)),
+        memory_bytes_limit: seen.memory_bytes_limit.map(wire),
+        ended: seen.ended,
+        observed_at: (seen.at > Timestamp::default()).then(|| timestamp(seen.at)),
+    }
+}
+
 fn count(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
@@ -226,6 +254,7 @@ fn stall(reading: StallReading) -> v1::Stall {
         some_avg60: share(stall.some_avg60),
         full_avg10: share(stall.full_avg10),
         full_avg60: share(stall.full_avg60),
+        full_now: share(stall.full_now),
     })
 }
 

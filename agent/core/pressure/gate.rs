@@ -13,7 +13,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Readings, StallReading, disk};
+use super::{Readings, Stall, StallReading, disk};
 use crate::quantity::{Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
 
@@ -210,7 +210,7 @@ fn stall(readings: &Readings, limits: &Limits, all: &mut Vec<Signal>) {
     const SUBJECT: &str = "memory stalls";
     let failed = readings.memory_stall == StallReading::Failed;
     all.push(sensor(SUBJECT, failed, "stalls for memory cannot be read from /proc/pressure/memory"));
-    let (limit, now) = (limits.memory_stall_full, readings.memory_stall.known().map(|stall| stall.full_avg10));
+    let (limit, now) = (limits.memory_stall_full, readings.memory_stall.known().map(Stall::full_worst));
     let level = match now {
         // Without the figure a stall that was seen is kept while the sensor is broken, and over when it never tells.
         None if failed => Level::Between,

@@ -9,11 +9,13 @@ mod filling;
 mod gate;
 mod poll;
 mod reading;
+mod stall;
 
 pub use filling::{Filling, SLOPE_LONG, SLOPE_SHORT, Slope};
 pub use gate::{Gate, GateMemory, GateState, Limits, OBSERVATION_GAP_MAX, decide, is_soft};
 pub use poll::{FILL_BYTES_PER_SECOND, INTERVAL_MAX, INTERVAL_MIN, interval};
 pub use reading::{Cpu, DiskReading, Filesystem, Memory, PoolReading, Readings, Stall, StallReading, WatchedReading};
+pub use stall::{STALL_WINDOW, StallMeter};
 
 #[cfg(test)]
 mod tests;

@@ -58,6 +58,16 @@ pub struct Stall {
     pub full_avg10: u32,
     /// Over 60 s.
     pub full_avg60: u32,
+    /// All work, over the last 2 s; 0 where it is not told.
+    pub full_now: u32,
+}
+
+impl Stall {
+    /// What the gate goes by: the average of 10 s, or the last 2 s where they are worse.
+    #[must_use]
+    pub fn full_worst(self) -> u32 {
+        self.full_avg10.max(self.full_now)
+    }
 }
 
 /// Stalls, as far as they are told.

@@ -228,11 +228,14 @@ fn a_failed_sensor_shuts_and_keeps_what_was_known() {
 
 #[test]
 fn stalls_for_memory_shut_and_those_for_cpu_and_io_do_not() {
-    let much = StallReading::Known(Stall { some_avg10: 9900, some_avg60: 9900, full_avg10: 2000, full_avg60: 0 });
+    let much =
+        StallReading::Known(Stall { some_avg10: 9900, some_avg60: 9900, full_avg10: 2000, full_avg60: 0, full_now: 0 });
     let memory = first(&Readings { memory_stall: much, ..calm() });
     assert_eq!((memory.gate.state, codes(&memory)), (GateState::Shut, vec![Code::MemoryPressure]));
     assert!(memory.gate.reasons[0].message.contains("20.00%"), "{}", memory.gate.reasons[0].message);
     assert!(memory.gate.soft_only());
+    let sudden = StallReading::Known(Stall { full_now: 2000, full_avg10: 300, ..Stall::default() });
+    assert_eq!(codes(&first(&Readings { memory_stall: sudden, ..calm() })), vec![Code::MemoryPressure]);
     assert_eq!(first(&Readings { cpu_stall: much, io_stall: much, ..calm() }).gate.state, GateState::Open);
 }
 
