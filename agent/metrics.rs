@@ -301,6 +301,10 @@ fn machine(status: &v1::Status, all: &mut Gauges) {
         let series = ["triggers", "averages"].map(|word| (label("source", word), flag(memory.stall_source == word)));
         all.add("memory_stall_source", "1 for how stalls for memory are learnt of", None, series.into());
     }
+    let latency = status.control_plane.as_ref().and_then(|plane| plane.latency);
+    let latency = latency.map(|time| float(time.seconds) + f64::from(time.nanos) / 1e9);
+    let help = "How soon the control plane on this node answered its probe; absent where it does not";
+    all.one("control_plane_latency", help, Some(Unit::Seconds), latency);
     let stalls = [
         ("memory", memory.and_then(|memory| memory.stall)),
         ("cpu", cpu.and_then(|cpu| cpu.stall)),

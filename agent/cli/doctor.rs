@@ -164,6 +164,9 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
         Code::DiskForecast | Code::DiskInodesForecast => {
             "find out what writes so fast; it ends by itself when the writing does, `pressure.diskForecast` says how soon"
         }
+        Code::ControlPlaneSlow | Code::ControlPlaneStalled => {
+            "a larger `node.reserve` keeps more for the control plane; `pressure.controlPlane` says how slow is too slow"
+        }
         Code::NodeDiskFloor | Code::NodeDiskInodesFloor => {
             "clear it: unused images and logs; `node.filesystems` says which are watched, and their floors"
         }

@@ -217,6 +217,10 @@ fn felt(status: &v1::Status) -> Vec<String> {
         let (used, total) = (table::positive(cpu.used_millis), table::positive(cpu.total_millis));
         parts.push(format!("{} of {} busy", tenths(used, 1000), Resource::Cpu.show(total)));
     }
+    if let Some(latency) = status.control_plane.as_ref().and_then(|plane| plane.latency) {
+        let millis = latency.seconds.saturating_mul(1000).saturating_add(i64::from(latency.nanos) / 1_000_000);
+        parts.push(format!("control plane answers in {}", Resource::Time.show(table::positive(millis))));
+    }
     parts
 }
 

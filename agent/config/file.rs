@@ -12,7 +12,7 @@ mod git;
 
 pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSection};
 
-use super::sensing::FilesystemSection;
+use super::sensing::{ControlPlaneSection, FilesystemSection};
 use super::serve::ServeSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 use super::upkeep::{PathsSection, UpkeepSection};
@@ -465,13 +465,22 @@ pub struct PressureSection {
     /// A filesystem that, as fast as it fills, reaches its floor sooner than this shuts the gate: a time up to 1h; 0s
     /// for no forecasts.
     pub disk_forecast: Time,
+    /// The control plane, where it shares the node. Unset: it is not watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneSection>,
     /// How long a better state must last before it is entered: a time from 100ms to 1h.
     pub hold: Time,
 }
 
 impl Default for PressureSection {
     fn default() -> Self {
-        Self { memory_floor: "5%".into(), memory_narrow: "10%".into(), disk_forecast: "1m".into(), hold: "30s".into() }
+        Self {
+            memory_floor: "5%".into(),
+            memory_narrow: "10%".into(),
+            disk_forecast: "1m".into(),
+            control_plane: None,
+            hold: "30s".into(),
+        }
     }
 }
 

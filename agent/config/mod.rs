@@ -38,7 +38,7 @@ pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
-pub use sensing::WatchedFilesystem;
+pub use sensing::{ControlPlane, WatchedFilesystem};
 pub use serve::Serve;
 pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
 
@@ -426,6 +426,8 @@ pub struct Pressure {
     pub memory_narrow: Share,
     /// A filesystem that reaches its floor sooner than this shuts the gate; zero: no forecasts.
     pub disk_forecast: Duration,
+    /// The control plane that shares the node; unset: it is not watched.
+    pub control_plane: Option<ControlPlane>,
     /// How long a better state must last before it is entered.
     pub hold: Duration,
 }

@@ -53,6 +53,7 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.live(pressure.memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
     changes.live(pressure.memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
     changes.live(pressure.disk_forecast != new.pressure.disk_forecast, "pressure.diskForecast");
+    changes.live(pressure.control_plane != new.pressure.control_plane, "pressure.controlPlane");
     changes.live(pressure.hold != new.pressure.hold, "pressure.hold");
     changes.live(admission.leases_max != new.admission.leases_max, "admission.leasesMax");
     changes.live(admission.tickets_max != new.admission.tickets_max, "admission.ticketsMax");
@@ -226,7 +227,7 @@ repositories:
   submodules: {depth: 1}
   lfs: {objectLimit: 1GiB}
 workspaces: {pool: data}
-pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s, diskForecast: 5s}
+pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s, diskForecast: 5s, controlPlane: {cgroups: [/etcd]}}
 admission: {leasesMax: 1, ticketsMax: 1, timeBudget: report}
 listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '127.0.0.1:2'}}
 ";
@@ -262,6 +263,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     pools[data].uuid
     pools[more]
     pools[third]
+    pressure.controlPlane
     pressure.diskForecast
     pressure.hold
     pressure.memoryFloor

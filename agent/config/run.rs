@@ -110,6 +110,7 @@ impl Config {
                 memory_floor: pressure.memory_floor.share().unwrap_or_default(),
                 memory_narrow: pressure.memory_narrow.share().unwrap_or_default(),
                 disk_forecast: time(&pressure.disk_forecast),
+                control_plane: None,
                 hold: time(&pressure.hold),
             },
             admission: Admission {

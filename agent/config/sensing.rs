@@ -1,11 +1,14 @@
 //! What is watched beside the pools: as written, and as validated.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use hyper::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::file::FloorSection;
+use super::units::Time;
 use super::{Floor, Share};
 
 /// A filesystem of the node that builds must not fill.
@@ -39,4 +42,48 @@ pub(super) fn by_default() -> Vec<WatchedFilesystem> {
         by_default: true,
     };
     vec![watched("/var/lib/kubelet", 1000), watched("/var/lib/containers", 1500), watched("/var/lib/containerd", 1500)]
+}
+
+/// The control plane, where it shares the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ControlPlaneSection {
+    /// A URL that answers 200 while it is well (https://127.0.0.1:6443/readyz); http on loopback only. Unset: not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readyz: Option<String>,
+    /// Absolute path of the certificates that vouch for it, in PEM (/etc/kubernetes/pki/ca.crt); for https.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Control groups whose stalls count: paths below the root of the hierarchy, `*` is any text; at most 16.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<String>,
+    /// An answer that takes longer narrows the gate, three times as long shuts it: a time from 10ms to 1m.
+    pub latency: Time,
+}
+
+impl Default for ControlPlaneSection {
+    /// A kubelet gives an API server 15 s, its clients notice one.
+    fn default() -> Self {
+        Self { readyz: None, ca: None, cgroups: Vec::new(), latency: "1s".into() }
+    }
+}
+
+/// The control plane, where it shares the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlPlane {
+    /// What is asked.
+    pub readyz: Option<Readyz>,
+    /// Patterns of control groups.
+    pub cgroups: Vec<PathBuf>,
+    /// What takes longer is slow.
+    pub latency: Duration,
+}
+
+/// What is asked whether it is well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readyz {
+    /// An absolute URL.
+    pub url: Uri,
+    /// The certificates that vouch for it; there where it is https.
+    pub ca: Option<PathBuf>,
 }

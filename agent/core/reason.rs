@@ -65,6 +65,10 @@ codes! {
     NodeDiskFloor = "NODE_DISK_FLOOR",
     /// Free inodes of such a filesystem are below the floor.
     NodeDiskInodesFloor = "NODE_DISK_INODES_FLOOR",
+    /// The control plane on this node is slow: small builds only.
+    ControlPlaneSlow = "CONTROL_PLANE_SLOW",
+    /// The control plane on this node does not answer, or stands still.
+    ControlPlaneStalled = "CONTROL_PLANE_STALLED",
     /// The pool is not there, or not as declared.
     PoolNotReady = "POOL_NOT_READY",
     /// The operator holds new builds back.

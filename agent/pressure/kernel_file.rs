@@ -10,11 +10,11 @@ use rustix::fs::fstatfs;
 /// No file that is read here is longer; what is beyond is not looked at.
 const BYTES_MAX: usize = 64 << 10;
 /// `PROC_SUPER_MAGIC` of the kernel's `include/uapi/linux/magic.h`.
-const PROC_MAGIC: i64 = 0x9fa0;
+const PROC_MAGIC: u64 = 0x9fa0;
 
 /// Whether a file is one of procfs, and so the kernel's own.
 pub(super) fn is_procfs(file: &File) -> bool {
-    fstatfs(file).is_ok_and(|found| i64::try_from(found.f_type) == Ok(PROC_MAGIC))
+    fstatfs(file).is_ok_and(|found| u64::try_from(found.f_type) == Ok(PROC_MAGIC))
 }
 
 /// One file. In procfs it stays open and each read makes the text anew, which saves the walk of its path; elsewhere (a

@@ -11,6 +11,7 @@
 //! than any average shows. Disks are asked in a thread beside it, so that one that hangs delays nothing: it counts as
 //! failed.
 
+mod control_plane;
 mod disks;
 mod kernel_file;
 pub mod lease_use;
@@ -24,7 +25,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stoker_core::pressure::{
-    Cpu, Gate, GateMemory, GateState, Limits, Memory, Readings, StallMeter, StallReading, decide, interval,
+    ControlPlane, Cpu, Gate, GateMemory, GateState, GroupReading, Limits, Memory, Probe, Readings, StallMeter,
+    StallReading, decide, interval,
 };
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use tokio::sync::watch;
@@ -84,7 +86,8 @@ impl Pressure {
     ) -> Self {
         let probe = DiskProbe::new(config.clone());
         let disks = probe.measure(&pools);
-        let mut looker = Looker::new(config.clone(), reserved);
+        let probes = watch::Sender::new(Probe::default());
+        let mut looker = Looker::new(config.clone(), reserved, probes.subscribe());
         let triggers = match Triggers::arm(&config.borrow().node.host_root.join("proc")) {
             Ok(triggers) => {
                 looker.stall_source = StallSource::Triggers;
@@ -103,7 +106,11 @@ impl Pressure {
         let views = watch::Sender::new(Arc::new(first));
         let stop = cancel.child_token();
         let disks = DiskWatch { probe, pools, disks, asked: None };
-        let task = tokio::spawn(look_on(looker, disks, triggers, views.clone(), stop.clone()));
+        let looking = look_on(looker, disks, triggers, views.clone(), stop.clone());
+        let probing = control_plane::probe_on(config.clone(), probes, stop.clone());
+        let task = tokio::spawn(async move {
+            tokio::join!(looking, probing);
+        });
         Self { views, stop, task: Mutex::new(Some(task)) }
     }
 
@@ -142,17 +149,19 @@ struct Looker {
     fillings: Fillings,
     stall_meter: StallMeter,
     stall_source: StallSource,
+    probe: watch::Receiver<Probe>,
 }
 
 /// What is not sampled at every look.
 #[derive(Default)]
 struct Slow {
     cpu: Option<Cpu>,
+    groups: Vec<GroupReading>,
     stalls: [StallReading; 3],
 }
 
 impl Looker {
-    fn new(config: Configured, reserved: watch::Receiver<Amounts>) -> Self {
+    fn new(config: Configured, reserved: watch::Receiver<Amounts>, probe: watch::Receiver<Probe>) -> Self {
         let now = Arc::clone(&config.borrow());
         Self {
             sampler: Sampler::new(&now.node.host_root),
@@ -165,13 +174,14 @@ impl Looker {
             fillings: Fillings::default(),
             stall_meter: StallMeter::default(),
             stall_source: StallSource::default(),
+            probe,
         }
     }
 
     /// One look: memory always, CPU and stalls where `slow`.
     fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool) -> PressureView {
         if slow {
-            self.slow = Slow { cpu: self.sampler.cpu(), stalls: self.stalls(now) };
+            self.slow = Slow { cpu: self.sampler.cpu(), groups: self.groups(), stalls: self.stalls(now) };
         }
         let memory = self.sampler.memory();
         let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
@@ -190,6 +200,7 @@ impl Looker {
             root: disks_now.root,
             pools: disks_now.pools,
             filesystems: disks_now.watched,
+            control_plane: ControlPlane { probe: self.probe.borrow().clone(), groups: self.slow.groups.clone() },
         };
         self.gate = decide(&self.gate, &readings, &self.limits(memory), now);
         PressureView {
@@ -199,6 +210,12 @@ impl Looker {
             stall_source: self.stall_source.clone(),
             at: now,
         }
+    }
+
+    fn groups(&self) -> Vec<GroupReading> {
+        let config = Arc::clone(&self.config.borrow());
+        let watched = config.pressure.control_plane.as_ref();
+        watched.map_or_else(Vec::new, |watched| control_plane::groups(&config.node.host_root, &watched.cgroups))
     }
 
     /// Stalls; where the kernel wakes us when memory stalls, with what the last moments were like. Averages lag behind.
@@ -219,6 +236,11 @@ impl Looker {
             memory_narrow: config.pressure.memory_narrow.of(total),
             memory_stall_full: MEMORY_STALL_FULL,
             disk_forecast: span(config.pressure.disk_forecast),
+            control_plane_latency: config
+                .pressure
+                .control_plane
+                .as_ref()
+                .map_or(Span(0), |watched| span(watched.latency)),
             hold: span(config.pressure.hold),
         }
     }

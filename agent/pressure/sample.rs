@@ -1,6 +1,6 @@
 //! The samplers: the kernel's files below the host's root.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use procfs::prelude::*;
 use procfs::{CpuTime, KernelStats, LocalSystemInfo, parse_pressure_record};
@@ -129,6 +129,11 @@ fn stall(file: &mut KernelFile) -> (StallReading, Option<u64>) {
             _ => (StallReading::Failed, None),
         },
     }
+}
+
+/// The same of a control group, read once.
+pub(super) fn stall_of(path: PathBuf) -> StallReading {
+    stall(&mut KernelFile::new(path)).0
 }
 
 /// Line by line: before Linux 5.13 there is no `full` line for CPU.

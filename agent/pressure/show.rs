@@ -32,6 +32,7 @@ pub(super) fn differs(a: &Readings, b: &Readings) -> bool {
         || disk_differs(&a.root, &b.root)
         || a.pools.len() != b.pools.len()
         || a.pools.iter().zip(&b.pools).any(|(a, b)| disk_differs(&a.disk, &b.disk))
+        || a.control_plane != b.control_plane
         || a.filesystems.len() != b.filesystems.len()
         || a.filesystems.iter().zip(&b.filesystems).any(|(a, b)| a.path != b.path || disk_differs(&a.disk, &b.disk))
 }

@@ -79,6 +79,7 @@ fn config(host_root: &Path) -> Config {
             memory_floor: Share::Basis(500),
             memory_narrow: Share::Basis(1000),
             disk_forecast: Duration::ZERO,
+            control_plane: None,
             hold: Duration::ZERO,
         },
         admission: config::Admission { leases_max: 1, tickets_max: 1, time_budget: TimeBudget::End },
@@ -90,7 +91,8 @@ fn config(host_root: &Path) -> Config {
 fn look_once(tree: &str, pools: &Pools, reserved: Amounts) -> PressureView {
     let config = configured(config(&recorded(tree)));
     let disks = DiskProbe::new(config.clone()).measure(pools);
-    Looker::new(config, watch::Sender::new(reserved).subscribe()).look(&disks, Timestamp(1), true)
+    Looker::new(config, watch::Sender::new(reserved).subscribe(), watch::Sender::new(Probe::default()).subscribe())
+        .look(&disks, Timestamp(1), true)
 }
 
 fn codes(view: &PressureView) -> Vec<Code> {

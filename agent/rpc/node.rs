@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use stoker_core::admission::{Mode, ModeState};
 use stoker_core::identity::LeaseId;
-use stoker_core::pressure::{DiskReading, GateState, Readings, StallReading, WatchedReading};
+use stoker_core::pressure::{ControlPlane, DiskReading, GateState, Probe, Readings, StallReading, WatchedReading};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1::{self, node_service_server::NodeService};
@@ -164,6 +164,7 @@ impl Rooms {
             pools: self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
             root: filesystem(&readings.root),
             filesystems: readings.filesystems.iter().map(watched).collect(),
+            control_plane: control_plane(&readings.control_plane),
             lease_use: self.lease_meter.view().iter().map(|(lease, seen)| lease_use(lease, seen)).collect(),
             ledger: Some(ledger),
             counts: Some(counts),
@@ -217,6 +218,23 @@ impl Rooms {
             .chain(containment)
             .collect()
     }
+}
+
+fn control_plane(reading: &ControlPlane) -> Option<v1::ControlPlane> {
+    if *reading == ControlPlane::default() {
+        return None;
+    }
+    let (latency, message) = match &reading.probe {
+        Probe::Unasked => (None, String::new()),
+        Probe::Answered(took) => (Some(duration(*took)), String::new()),
+        Probe::Unwell(why) | Probe::Failed(why) => (None, why.clone()),
+    };
+    let groups = reading.groups.iter().map(|group| v1::ControlGroup {
+        path: group.path.clone(),
+        memory: Some(stall(group.memory)),
+        cpu: Some(stall(group.cpu)),
+    });
+    Some(v1::ControlPlane { latency, message, groups: groups.collect() })
 }
 
 fn lease_use(lease: &LeaseId, seen: &LeaseUse) -> v1::LeaseUse {

@@ -88,6 +88,10 @@ fn pressure(section: &PressureSection, place: &Place<'_>, problems: &mut Problem
     Pressure {
         memory_floor,
         memory_narrow,
+        control_plane: section
+            .control_plane
+            .as_ref()
+            .map(|section| sensing::control_plane(section, &place.field("controlPlane"), problems)),
         disk_forecast: problems.take(&place.field("diskForecast"), forecast),
         hold: problems.take(&place.field("hold"), hold),
     }

@@ -13,7 +13,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Readings, Stall, StallReading, disk};
+use super::{Readings, Stall, StallReading, control_plane, disk};
 use crate::quantity::{Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
 
@@ -67,7 +67,7 @@ impl Gate {
 /// Whether a code is a soft signal: about how the machine feels, not about a floor that must hold.
 #[must_use]
 pub const fn is_soft(code: Code) -> bool {
-    matches!(code, Code::MemoryPressure | Code::MemoryNarrow)
+    matches!(code, Code::MemoryPressure | Code::MemoryNarrow | Code::ControlPlaneSlow)
 }
 
 /// When the gate shuts and narrows. The floors of filesystems come with their readings.
@@ -83,6 +83,8 @@ pub struct Limits {
     /// Where a filesystem at the speed at which it fills reaches its floor sooner than this, nothing new starts; 0: no
     /// forecasts.
     pub disk_forecast: Span,
+    /// A control plane that answers later than this is slow.
+    pub control_plane_latency: Span,
     /// How long a better state must last before it is entered.
     pub hold: Span,
 }
@@ -154,6 +156,7 @@ pub fn decide(previous: &GateMemory, readings: &Readings, limits: &Limits, now: 
 fn said(reasons: &[Reason]) -> BTreeSet<(Code, String)> {
     let milder = |reason: &Reason| match reason.code {
         Code::MemoryFloor => Some(Code::MemoryNarrow),
+        Code::ControlPlaneStalled => Some(Code::ControlPlaneSlow),
         Code::DiskFloor | Code::RootDiskFloor | Code::NodeDiskFloor => Some(Code::DiskForecast),
         Code::DiskInodesFloor | Code::RootDiskInodesFloor | Code::NodeDiskInodesFloor => Some(Code::DiskInodesForecast),
         _ => None,
@@ -163,7 +166,7 @@ fn said(reasons: &[Reason]) -> BTreeSet<(Code, String)> {
 
 const fn severity(code: Code) -> GateState {
     match code {
-        Code::MemoryNarrow => GateState::Narrow,
+        Code::MemoryNarrow | Code::ControlPlaneSlow => GateState::Narrow,
         _ => GateState::Shut,
     }
 }
@@ -180,6 +183,7 @@ fn signals(previous: &GateMemory, readings: &Readings, limits: &Limits) -> Vec<S
     let mut all = Vec::new();
     memory(previous, readings, limits, &mut all);
     stall(readings, limits, &mut all);
+    control_plane::control_plane(previous, &readings.control_plane, limits, &mut all);
     disk::root(previous, &readings.root, limits, &mut all);
     for reading in &readings.filesystems {
         disk::watched(previous, reading, limits, &mut all);
@@ -268,6 +272,6 @@ pub(super) fn keep(previous: &GateMemory, codes: &[Code], subject: &str, all: &m
 }
 
 /// Hundredths of a percent, as people write them.
-fn percent(basis: u32) -> String {
+pub(super) fn percent(basis: u32) -> String {
     format!("{}.{:02}%", basis / 100, basis % 100)
 }

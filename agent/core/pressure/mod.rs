@@ -4,6 +4,7 @@
 //! [`GateMemory`]: the [`Gate`] that everyone sees, and what the next decision needs to know of this one. [`interval`] says
 //! how soon memory must be looked at again, [`Filling`] how fast a filesystem fills.
 
+mod control_plane;
 mod disk;
 mod filling;
 mod gate;
@@ -11,6 +12,7 @@ mod poll;
 mod reading;
 mod stall;
 
+pub use control_plane::{ControlPlane, GroupReading, Probe, STALLED_AFTER};
 pub use filling::{Filling, SLOPE_LONG, SLOPE_SHORT, Slope};
 pub use gate::{Gate, GateMemory, GateState, Limits, OBSERVATION_GAP_MAX, decide, is_soft};
 pub use poll::{FILL_BYTES_PER_SECOND, INTERVAL_MAX, INTERVAL_MIN, interval};

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::Slope;
+use super::{ControlPlane, Slope};
 
 /// One look at the machine. A part that could not be read says so; nothing is guessed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Readings {
     pub pools: Vec<PoolReading>,
     /// Other filesystems of the node, in the order of the configuration.
     pub filesystems: Vec<WatchedReading>,
+    /// The control plane that shares the node.
+    pub control_plane: ControlPlane,
 }
 
 /// Memory of the machine.

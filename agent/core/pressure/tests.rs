@@ -16,6 +16,7 @@ const LIMITS: Limits = Limits {
     memory_narrow: 8 * GIB,
     memory_stall_full: 2000,
     disk_forecast: Span::seconds(60),
+    control_plane_latency: Span::seconds(1),
     hold: Span::seconds(30),
 };
 
@@ -193,6 +194,54 @@ fn the_kubelets_filesystem_has_a_floor_and_fails_closed() {
     assert_eq!(first(&watched(DiskReading::Known(roomy()))).gate.state, GateState::Open);
 }
 
+fn probed(probe: Probe) -> Readings {
+    Readings { control_plane: ControlPlane { probe, groups: vec![] }, ..calm() }
+}
+
+#[test]
+fn a_control_plane_that_is_slow_narrows_and_one_that_does_not_answer_shuts() {
+    let answered = |millis| first(&probed(Probe::Answered(Span(millis))));
+    assert_eq!(answered(999).gate.state, GateState::Open);
+    let slow = answered(1000);
+    assert_eq!((slow.gate.state, codes(&slow)), (GateState::Narrow, vec![Code::ControlPlaneSlow]));
+    assert!(slow.gate.soft_only());
+    assert_eq!(look(slow.clone(), &probed(Probe::Answered(Span(950))), 1, 100).gate.state, GateState::Narrow);
+    assert_eq!(look(slow, &probed(Probe::Answered(Span(900))), 1, 31).gate.state, GateState::Open);
+    let stalled = answered(3000);
+    assert_eq!((stalled.gate.state, codes(&stalled)), (GateState::Shut, vec![Code::ControlPlaneStalled]));
+    assert!(!stalled.gate.soft_only());
+    let unwell = first(&probed(Probe::Unwell("it answers 500".to_string())));
+    assert_eq!(codes(&unwell), vec![Code::ControlPlaneStalled]);
+    assert_eq!(unwell.gate.reasons[0].message, "control plane: it answers 500");
+    let blind = look(unwell, &probed(Probe::Failed("no such file".to_string())), 1, 1);
+    assert_eq!(codes(&blind), vec![Code::SensorFailed, Code::ControlPlaneStalled]);
+}
+
+#[test]
+fn control_groups_of_the_control_plane_count_by_their_stalls() {
+    let of = |memory, cpu| Readings {
+        control_plane: ControlPlane {
+            groups: vec![GroupReading { path: "/etcd".to_string(), memory, cpu }],
+            ..ControlPlane::default()
+        },
+        ..calm()
+    };
+    let full = |full_avg10| StallReading::Known(Stall { full_avg10, ..Stall::default() });
+    let some = |some_avg10| StallReading::Known(Stall { some_avg10, ..Stall::default() });
+    for (memory, cpu, expected) in [
+        (StallReading::Untold, StallReading::Untold, vec![]),
+        (full(999), some(4999), vec![]),
+        (full(1000), StallReading::Untold, vec![Code::ControlPlaneSlow]),
+        (full(0), some(5000), vec![Code::ControlPlaneSlow]),
+        (full(2000), some(0), vec![Code::ControlPlaneStalled]),
+        (StallReading::Failed, some(0), vec![Code::SensorFailed]),
+    ] {
+        let gate = first(&of(memory, cpu));
+        assert_eq!(codes(&gate), expected, "{memory:?} {cpu:?}");
+        assert!(gate.gate.reasons.iter().all(|reason| reason.subject == "/etcd"));
+    }
+}
+
 #[test]
 fn the_root_filesystem_has_reasons_of_its_own() {
     let root = Filesystem { free_bytes: GIB, free_inodes: 1, ..roomy() };
@@ -347,7 +396,7 @@ proptest! {
     ) {
         let limits = Limits {
             memory_floor: floor, memory_narrow: narrow, memory_stall_full: stall, hold: Span(hold),
-            disk_forecast: Span(forecast),
+            disk_forecast: Span(forecast), control_plane_latency: Span(hold),
         };
         let disk = Filesystem {
             total_bytes: total, free_bytes: available, floor_bytes: floor, reserved_bytes: reserved,
