@@ -297,6 +297,14 @@ fn machine(status: &v1::Status, all: &mut Gauges) {
     all.one("cpu_total_cores", "CPUs of the machine", None, cpu.map(|cpu| cores_of(cpu.total_millis)));
     let used = cpu.map(|cpu| cores_of(cpu.used_millis));
     all.one("cpu_used_cores", "CPUs in use, smoothed over about 10 seconds", None, used);
+    if let Some(memory) = memory.filter(|memory| !memory.stall_source.is_empty()) {
+        let series = ["triggers", "averages"].map(|word| (label("source", word), flag(memory.stall_source == word)));
+        all.add("memory_stall_source", "1 for how stalls for memory are learnt of", None, series.into());
+    }
+    let latency = status.control_plane.as_ref().and_then(|plane| plane.latency);
+    let latency = latency.map(|time| float(time.seconds) + f64::from(time.nanos) / 1e9);
+    let help = "How soon the control plane on this node answered its probe; absent where it does not";
+    all.one("control_plane_latency", help, Some(Unit::Seconds), latency);
     let stalls = [
         ("memory", memory.and_then(|memory| memory.stall)),
         ("cpu", cpu.and_then(|cpu| cpu.stall)),
@@ -357,6 +365,32 @@ fn pools(status: &v1::Status, all: &mut Gauges) {
         all.add(of_pool, help, unit.clone(), series.collect());
         all.one(of_root, help, unit, status.root.as_ref().map(|disk| float(value(disk))));
     }
+    filesystems(status, all);
+}
+
+/// What is told of every filesystem alike: pools, the root (`/`), and what else is watched.
+fn filesystems(status: &v1::Status, all: &mut Gauges) {
+    let pools = status.pools.iter().map(|pool| (label("pool", pool.name.clone()), pool.filesystem.as_ref()));
+    let root = std::iter::once((label("path", "/"), status.root.as_ref()));
+    let watched = status.filesystems.iter().map(|disk| (label("path", disk.path.clone()), disk.filesystem.as_ref()));
+    let known = pools.take(SERIES_MAX).chain(root).chain(watched.clone());
+    let known: Vec<(Labels, &v1::Filesystem)> = known.filter_map(|(labels, disk)| Some((labels, disk?))).collect();
+    let each = |value: fn(&v1::Filesystem) -> Option<f64>| {
+        known.iter().filter_map(|(labels, disk)| Some((labels.clone(), value(disk)?))).collect()
+    };
+    let help = "How fast free bytes go, in a second: the larger of what 30 s and 5 min say";
+    let unit = Unit::Other("bytes_per_second".to_owned());
+    all.add("filesystem_fill", help, Some(unit), each(|disk| Some(float(disk.bytes_per_minute) / 60.0)));
+    let help = "When at the present speed a floor is reached; absent where it does not fill";
+    let floor_in = |disk: &v1::Filesystem| disk.floor_in.map(|time| float(time.seconds));
+    all.add("filesystem_floor_in", help, Some(Unit::Seconds), each(floor_in));
+    let of_watched = |value: fn(&v1::Filesystem) -> i64| {
+        watched.clone().filter_map(|(labels, disk)| Some((labels, float(value(disk?))))).collect()
+    };
+    let help = "Free bytes of a filesystem of the node that is no pool";
+    all.add("filesystem_free", help, Some(Unit::Bytes), of_watched(|disk| disk.free_bytes));
+    let help = "Bytes that must stay free of a filesystem of the node that is no pool";
+    all.add("filesystem_floor", help, Some(Unit::Bytes), of_watched(|disk| disk.floor_bytes));
 }
 
 fn gate(status: &v1::Status, all: &mut Gauges) {

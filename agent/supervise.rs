@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
-use stoker_core::admission::Facts as LedgerFacts;
+use stoker_core::admission::{Facts as LedgerFacts, LeaseState};
 use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
 use tokio::net::{TcpListener, UnixListener};
@@ -22,11 +22,12 @@ use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, FactsSource, JournalError, Survey, new_id, now};
+use crate::admission::{Admission, FactsSource, JournalError, Measured, Survey, new_id, now};
 use crate::config::reload::{self, Changes};
 use crate::config::{Config, ConfigErrors, TimeBudget};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
+use crate::pressure::lease_use::{HeldSource, LeaseMeter};
 use crate::pressure::{Configured, Pressure};
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
@@ -257,6 +258,7 @@ impl Agent {
             tracing::warn!("calls were still open after {limit:?}; they are cut");
         }
         self.rooms.workspaces.shutdown().await;
+        self.rooms.lease_meter.shutdown().await;
         self.rooms.admission.shutdown().await;
         self.rooms.pressure.shutdown().await;
         self.rooms.repositories.shutdown().await;
@@ -351,13 +353,16 @@ async fn build(
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved_seen, closing).await?;
     repositories.start_upkeep();
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
-    let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure);
+    let uses = watch::Sender::default();
+    let measured = Measured::new(uses.subscribe());
+    let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone());
     let survey = Survey::new(repositories.clone(), facts_cache);
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
-    let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts))
+    let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts, measured))
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
+    let lease_meter = LeaseMeter::start(&config.node.host_root, held_source(&admission), uses, closing);
     tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
     let (pool, stop) = (&config.workspaces.pool, closing.child_token());
     let workspaces =
@@ -378,6 +383,7 @@ async fn build(
         workspaces,
         pools,
         pressure,
+        lease_meter: Arc::new(lease_meter),
         config_fault: Arc::default(),
         identity: Arc::new(identity),
         cancel: closing.child_token(),
@@ -417,6 +423,17 @@ fn pool_of_repositories(name: &str, pools: Pools, reserved: watch::Receiver<Amou
     }
 }
 
+/// Which leases are bound, and to whom: what [`LeaseMeter`] looks at.
+fn held_source(admission: &Admission) -> HeldSource {
+    let admission = admission.clone();
+    Arc::new(move || {
+        admission.read(|ledger, _| {
+            let bound = ledger.live().filter(|lease| lease.state == LeaseState::Bound);
+            bound.filter_map(|lease| Some((lease.id.clone(), lease.holder.clone()?))).collect()
+        })
+    })
+}
+
 /// What the gate needs of the ledger: the disk that leases hold and have not written.
 async fn tell_reserved(admission: Admission, reserved: watch::Sender<Amounts>, cancel: CancellationToken) {
     let mut changes = admission.watch();
@@ -435,7 +452,13 @@ fn span_of(duration: Duration) -> Span {
 }
 
 /// The facts of the moment, from what the rooms publish: nothing is read from the machine here.
-fn facts_source(config: Configured, machine: &Facts, pools: &Pools, pressure: &Pressure) -> FactsSource {
+fn facts_source(
+    config: Configured,
+    machine: &Facts,
+    pools: &Pools,
+    pressure: &Pressure,
+    measured: Measured,
+) -> FactsSource {
     let (views, pressure) = (pools.subscribe(), pressure.subscribe());
     let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
     Arc::new(move || {
@@ -468,8 +491,7 @@ fn facts_source(config: Configured, machine: &Facts, pools: &Pools, pressure: &P
                 memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
                 ..Amounts::default()
             },
-            // What single leases use is not published yet: each counts by its size.
-            in_use: Arc::default(),
+            in_use: measured.in_use(),
             disk_free: free,
             gate: now.gate.clone(),
             leases_max: config.admission.leases_max,

@@ -27,6 +27,7 @@ mod numbers {
     pub(crate) mod refresh;
     pub(crate) mod report;
     pub(crate) mod rest;
+    pub(crate) mod sampling;
     pub(crate) mod serve;
     pub(crate) mod sources;
     pub(crate) mod workspaces;
@@ -40,7 +41,7 @@ use clap::Parser as _;
 use numbers::options::Options;
 use numbers::report::Report;
 use numbers::world::World;
-use numbers::{admission, memory, pressure, refresh, rest, serve, sources, workspaces};
+use numbers::{admission, memory, pressure, refresh, rest, sampling, serve, sources, workspaces};
 
 /// Something that is measured, and gives one line or more.
 struct Bench {
@@ -50,7 +51,7 @@ struct Bench {
 }
 
 /// All there are, the quick ones first: a machine that is too small shows it soon.
-const BENCHES: [Bench; 12] = [
+const BENCHES: [Bench; 13] = [
     Bench {
         name: "evaluate",
         what: "Evaluate with many live leases, and beside an empty call",
@@ -64,6 +65,7 @@ const BENCHES: [Bench; 12] = [
     Bench { name: "resolve", what: "ResolveSource of a commit, and of a ref within its age", run: sources::resolve },
     Bench { name: "refresh", what: "a refresh that finds nothing: round trips and CPU", run: refresh::refresh },
     Bench { name: "pressure", what: "from memory below its floor to a shut gate", run: pressure::gate },
+    Bench { name: "sampling", what: "CPU for watching memory, disks and stalls", run: sampling::sampling },
     Bench {
         name: "rest",
         what: "memory and CPU at rest with mirrors and leases, start after SIGKILL",

@@ -7,6 +7,7 @@
 
 mod changes;
 mod journal;
+mod measured;
 pub(crate) mod survey;
 mod upkeep;
 mod waiters;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use changes::TokenError;
 pub use journal::JournalError;
+pub use measured::Measured;
 pub use survey::{Build, Evaluated, SourceState, Survey};
 pub use waiters::Waiter;
 pub use writer::{FactsSource, WriterError};
@@ -41,6 +43,7 @@ use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
 use changes::Changes;
 use journal::Journal;
+use measured::Told;
 use writer::{Published, WriterHandle};
 
 /// How long tickets that were read back wait for their callers to come again.
@@ -85,6 +88,7 @@ pub struct Admission {
     writer: WriterHandle,
     survey: Survey,
     facts: FactsSource,
+    measured: Measured,
     thread: Arc<std::sync::Mutex<Option<std::thread::JoinHandle<()>>>>,
     upkeep: Arc<tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>>,
 }
@@ -94,7 +98,13 @@ impl Admission {
     ///
     /// # Errors
     /// When the journal cannot be opened, or cannot be read.
-    pub fn open(state: &Path, boot_id: &str, survey: Survey, facts: FactsSource) -> Result<Self, JournalError> {
+    pub fn open(
+        state: &Path,
+        boot_id: &str,
+        survey: Survey,
+        facts: FactsSource,
+        measured: Measured,
+    ) -> Result<Self, JournalError> {
         let mut journal = Journal::open(state)?;
         let mut ledger = journal.ledger()?;
         if journal.meta("boot_id")?.is_some_and(|earlier| earlier != boot_id) {
@@ -121,7 +131,7 @@ impl Admission {
         let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
             .map_err(|source| JournalError::Io { path: state.to_owned(), source })?;
         let thread = Arc::new(std::sync::Mutex::new(Some(thread)));
-        Ok(Self { writer, survey, facts, thread, upkeep: Arc::default() })
+        Ok(Self { writer, survey, facts, measured, thread, upkeep: Arc::default() })
     }
 
     /// Starts watching time and holders, until `cancel`.
@@ -291,7 +301,8 @@ impl Admission {
         self.lease_reply(Command::Renew(lease, span), None).await
     }
 
-    /// Ends a lease; again is the same as once.
+    /// Ends a lease; again is the same as once. What its caller did not measure is what was seen of it, and a build that
+    /// failed because its memory ran out is told from one that failed.
     ///
     /// # Errors
     /// When there is no such lease.
@@ -302,6 +313,7 @@ impl Admission {
         exit_code: Option<i32>,
         usage: Option<Usage>,
     ) -> Result<Lease, WriterError> {
+        let (outcome, usage) = self.measured_end(&id, Told { outcome, exit_code, usage });
         let sample = self.writer.read(|published| {
             let lease = published.ledger.lease(&id).filter(|lease| lease.peak.is_none())?;
             // What nobody saw says nothing of the next build.
@@ -309,6 +321,29 @@ impl Admission {
             Some((survey::history_key_of(lease), survey::sample(usage?, lease.sizing.size.amounts, outcome)))
         });
         self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }, sample).await
+    }
+
+    fn measured_end(&self, id: &LeaseId, told: Told) -> (Outcome, Option<Usage>) {
+        let short = (self.facts)().gate.reasons.iter().any(|reason| reason.code == Code::MemoryFloor);
+        self.measured.end(id, told, short)
+    }
+
+    /// Ends the leases whose holders went without a word: those of which it was seen that memory ended them as that.
+    async fn gone(&self, gone: Vec<LeaseId>) {
+        let told = Told { outcome: Outcome::Lost, exit_code: None, usage: None };
+        let (killed, lost): (Vec<_>, Vec<_>) = gone
+            .into_iter()
+            .map(|id| (self.measured_end(&id, told), id))
+            .partition(|((outcome, _), _)| *outcome != Outcome::Lost);
+        for ((outcome, usage), id) in killed {
+            if let Err(error) = self.release(id, outcome, None, usage).await {
+                tracing::warn!(%error, "the ledger did not take the end of a build; tried again soon");
+            }
+        }
+        if !lost.is_empty() {
+            let lost = lost.into_iter().map(|(_, id)| id).collect();
+            self.tell(Command::Gone(lost, Code::HolderGone)).await;
+        }
     }
 
     /// Gives up a place in the queue.

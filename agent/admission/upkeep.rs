@@ -58,7 +58,7 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, config: Config
         let Ok((gone, waiting)) = looked.await else { return };
         orphaned = waiting;
         if !gone.is_empty() {
-            admission.tell(Command::Gone(gone, Code::HolderGone)).await;
+            admission.gone(gone).await;
         }
         if !idle {
             admission.tell(Command::Advance { leases: Vec::new() }).await;

@@ -161,6 +161,15 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
         Code::DiskFloor | Code::DiskInodesFloor => {
             "delete what is not needed on the pool, or make the filesystem larger"
         }
+        Code::DiskForecast | Code::DiskInodesForecast => {
+            "find out what writes so fast; it ends by itself when the writing does, `pressure.diskForecast` says how soon"
+        }
+        Code::ControlPlaneSlow | Code::ControlPlaneStalled => {
+            "a larger `node.reserve` keeps more for the control plane; `pressure.controlPlane` says how slow is too slow"
+        }
+        Code::NodeDiskFloor | Code::NodeDiskInodesFloor => {
+            "clear it: unused images and logs; `node.filesystems` says which are watched, and their floors"
+        }
         Code::RootDiskFloor | Code::RootDiskInodesFloor => {
             "clear the root filesystem: logs, images, core dumps; builds write to the pools only"
         }

@@ -1,11 +1,15 @@
 //! `stoker pool`: the node's data filesystems and the directories in them.
 
+use stoker_core::quantity::Resource;
 use stoker_proto::v1;
 
 use super::ask::{self, Ended, Failure, within};
 use super::client::Client;
 use super::table::{Grid, Tone, View, cell};
 use super::{Common, DONE, json, screen};
+
+/// A floor that is reached later than this is not spoken of.
+const FILLS_SOON_SECONDS: i64 = 3600;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -54,16 +58,22 @@ async fn set(common: &Common, client: &Client, name: &str, detached: bool) -> Re
 fn render(pools: &[v1::Pool], view: &View) -> String {
     match pools.is_empty() {
         true => format!("{}\n", view.paint.dim("no pools: none is configured for this node")),
-        false => table(pools, None, view),
+        false => table(pools, None, &[], view),
     }
 }
 
-/// The pools, what is in them, and the root filesystem where it is known.
-pub(crate) fn table(pools: &[v1::Pool], root: Option<&v1::Filesystem>, view: &View) -> String {
+/// The pools, what is in them, the root filesystem where it is known, and what else is watched.
+pub(crate) fn table(
+    pools: &[v1::Pool],
+    root: Option<&v1::Filesystem>,
+    watched: &[v1::WatchedFilesystem],
+    view: &View,
+) -> String {
     let header = ["POOL", "STATE", "PATH", "TYPE", "FREE", "OF", "FLOOR", "INODES FREE"];
     let mut grid = Grid::new(&header).right(&[4, 5, 6, 7]).wraps(&[2]);
     for pool in pools {
         row(&mut grid, &pool.name, &pool.state, &pool.path, pool.filesystem.as_ref());
+        fills(&mut grid, pool.filesystem.as_ref());
         told(&mut grid, &pool.state, "Ready", &pool.message);
         for directory in &pool.directories {
             let prepared = directory.state == "Prepared";
@@ -80,6 +90,12 @@ pub(crate) fn table(pools: &[v1::Pool], root: Option<&v1::Filesystem>, view: &Vi
     }
     if let Some(root) = root {
         row(&mut grid, "(root)", "", "/", Some(root));
+        fills(&mut grid, Some(root));
+    }
+    for other in watched {
+        let state = if other.filesystem.is_some() { "" } else { "Silent" };
+        row(&mut grid, "(node)", state, &other.path, other.filesystem.as_ref());
+        fills(&mut grid, other.filesystem.as_ref());
     }
     grid.render(view)
 }
@@ -100,6 +116,18 @@ fn row(grid: &mut Grid, name: &str, state: &str, path: &str, disk: Option<&v1::F
         ]);
     }
     grid.row(cells);
+}
+
+/// Said where it is near enough to be worth a look.
+fn fills(grid: &mut Grid, disk: Option<&v1::Filesystem>) {
+    let Some((disk, floor_in)) = disk.and_then(|disk| Some((disk, disk.floor_in?))) else { return };
+    if floor_in.seconds >= FILLS_SOON_SECONDS {
+        return;
+    }
+    let at = Resource::Time.show(floor_in.seconds.max(0).unsigned_abs().saturating_mul(1000));
+    let speed = screen::bytes(disk.bytes_per_minute);
+    let text = format!("fills: the floor in {at}, at {speed} and {} inodes a minute", disk.inodes_per_minute);
+    grid.row([cell(""), cell(""), cell(text).tone(Tone::Warn)]);
 }
 
 fn told(grid: &mut Grid, state: &str, well: &str, message: &str) {

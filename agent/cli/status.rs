@@ -217,6 +217,10 @@ fn felt(status: &v1::Status) -> Vec<String> {
         let (used, total) = (table::positive(cpu.used_millis), table::positive(cpu.total_millis));
         parts.push(format!("{} of {} busy", tenths(used, 1000), Resource::Cpu.show(total)));
     }
+    if let Some(latency) = status.control_plane.as_ref().and_then(|plane| plane.latency) {
+        let millis = latency.seconds.saturating_mul(1000).saturating_add(i64::from(latency.nanos) / 1_000_000);
+        parts.push(format!("control plane answers in {}", Resource::Time.show(table::positive(millis))));
+    }
     parts
 }
 
@@ -231,7 +235,9 @@ fn stalled(status: &v1::Status) -> String {
     let known: Vec<String> = known
         .map(|(word, stall)| format!("{word} {} %", tenths(table::positive(i64::from(stall.some_avg10)), 100)))
         .collect();
-    known.join(" · ")
+    let source = status.memory.as_ref().map_or("", |memory| memory.stall_source.as_str());
+    let source = if source.is_empty() || known.is_empty() { String::new() } else { format!(" (memory by {source})") };
+    known.join(" · ") + &source
 }
 
 fn tenths(value: u64, unit: u64) -> String {
@@ -285,7 +291,7 @@ fn queue(glance: &Glance, view: &View) -> String {
 }
 
 fn pools(status: &v1::Status, view: &View) -> String {
-    pool::table(&status.pools, status.root.as_ref(), view)
+    pool::table(&status.pools, status.root.as_ref(), &status.filesystems, view)
 }
 
 /// The count, and those that are not simply ready and have no alarm.

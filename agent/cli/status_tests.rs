@@ -85,6 +85,7 @@ fn pool(name: &str, state: &str, message: &str) -> v1::Pool {
         floor_bytes: 205 * GIB,
         floor_inodes: 5_000_000,
         r#type: "xfs".to_owned(),
+        ..Default::default()
     };
     v1::Pool {
         name: name.to_owned(),
@@ -112,7 +113,12 @@ pub(crate) fn healthy() -> Glance {
             observed_at: ago(0),
             ..Default::default()
         }),
-        memory: Some(v1::Memory { total_bytes: 62 * GIB + GIB / 2, available_bytes: 21 * GIB, stall: stall(0) }),
+        memory: Some(v1::Memory {
+            total_bytes: 62 * GIB + GIB / 2,
+            available_bytes: 21 * GIB,
+            stall: stall(0),
+            ..Default::default()
+        }),
         cpu: Some(v1::Cpu { total_millis: 32_000, used_millis: 21_480, stall: stall(420) }),
         io: Some(v1::Io { stall: stall(115) }),
         pools: vec![data],

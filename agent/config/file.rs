@@ -14,6 +14,7 @@ mod git;
 pub use admission::{AdmissionSection, ShareSection, TenantSection, TimeBudgetWord};
 pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSection};
 
+use super::sensing::{ControlPlaneSection, FilesystemSection};
 use super::serve::ServeSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 use super::upkeep::{PathsSection, UpkeepSection};
@@ -83,6 +84,10 @@ pub struct NodeSection {
     pub host_root: String,
     /// What must stay free on the root filesystem; 0 where it does not matter.
     pub root_floor: FloorSection,
+    /// Further filesystems of the node that builds must not fill: at most 16. Unset: those of the kubelet and of the
+    /// container runtimes, where they are there and not on the root filesystem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filesystems: Option<Vec<FilesystemSection>>,
 }
 
 impl Default for NodeSection {
@@ -92,6 +97,7 @@ impl Default for NodeSection {
             reserve: ReserveSection::default(),
             host_root: "/".to_owned(),
             root_floor: FloorSection::default(),
+            filesystems: None,
         }
     }
 }
@@ -458,13 +464,25 @@ pub struct PressureSection {
     pub memory_floor: BytesOrPercent,
     /// Available memory below which only small builds start: bytes with a unit, or a percentage; not below memoryFloor.
     pub memory_narrow: BytesOrPercent,
+    /// A filesystem that, as fast as it fills, reaches its floor sooner than this shuts the gate: a time up to 1h; 0s
+    /// for no forecasts.
+    pub disk_forecast: Time,
+    /// The control plane, where it shares the node. Unset: it is not watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneSection>,
     /// How long a better state must last before it is entered: a time from 100ms to 1h.
     pub hold: Time,
 }
 
 impl Default for PressureSection {
     fn default() -> Self {
-        Self { memory_floor: "5%".into(), memory_narrow: "10%".into(), hold: "30s".into() }
+        Self {
+            memory_floor: "5%".into(),
+            memory_narrow: "10%".into(),
+            disk_forecast: "1m".into(),
+            control_plane: None,
+            hold: "30s".into(),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod git;
 mod problem;
 pub mod reload;
 pub mod run;
+pub mod sensing;
 pub mod serve;
 mod shape;
 pub mod units;
@@ -39,6 +40,7 @@ pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
+pub use sensing::{ControlPlane, WatchedFilesystem};
 pub use serve::Serve;
 pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
 
@@ -162,6 +164,8 @@ pub struct Node {
     pub host_root: PathBuf,
     /// What must stay free on the root filesystem.
     pub root_floor: Floor,
+    /// Further filesystems of the node.
+    pub filesystems: Vec<WatchedFilesystem>,
 }
 
 /// A pool.
@@ -422,6 +426,10 @@ pub struct Pressure {
     pub memory_floor: Share,
     /// Available memory below which only small builds start.
     pub memory_narrow: Share,
+    /// A filesystem that reaches its floor sooner than this shuts the gate; zero: no forecasts.
+    pub disk_forecast: Duration,
+    /// The control plane that shares the node; unset: it is not watched.
+    pub control_plane: Option<ControlPlane>,
     /// How long a better state must last before it is entered.
     pub hold: Duration,
 }

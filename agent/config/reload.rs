@@ -45,12 +45,15 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.live(node.reserve != new.node.reserve, "node.reserve");
     changes.restart(node.host_root != new.node.host_root, "node.hostRoot");
     changes.live(node.root_floor != new.node.root_floor, "node.rootFloor");
+    changes.live(node.filesystems != new.node.filesystems, "node.filesystems");
     diff_pools(pools, &new.pools, &mut changes);
     diff_repositories(repositories, &new.repositories, &mut changes);
     // Live workspaces lie on the pool, and the ledger counts disk there.
     changes.restart(workspaces.pool != new.workspaces.pool, "workspaces.pool");
     changes.live(pressure.memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
     changes.live(pressure.memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
+    changes.live(pressure.disk_forecast != new.pressure.disk_forecast, "pressure.diskForecast");
+    changes.live(pressure.control_plane != new.pressure.control_plane, "pressure.controlPlane");
     changes.live(pressure.hold != new.pressure.hold, "pressure.hold");
     changes.live(admission.leases_max != new.admission.leases_max, "admission.leasesMax");
     changes.live(admission.tickets_max != new.admission.tickets_max, "admission.ticketsMax");
@@ -202,7 +205,7 @@ repositories:
         let old = config(BASE);
         let live = "
 state: /srv/stoker
-node: {name: exo, reserve: {cpu: 2}, hostRoot: /host, rootFloor: {bytes: 0}}
+node: {name: exo, reserve: {cpu: 2}, hostRoot: /host, rootFloor: {bytes: 0}, filesystems: []}
 pools:
   - {name: data, path: /var/mnt/other, mount: optional, seal: true, floor: {bytes: 1GiB}, directories: [{path: x}],
      uuid: 01234567-89ab-cdef-0123-456789abcdef}
@@ -228,7 +231,7 @@ repositories:
   submodules: {depth: 1}
   lfs: {objectLimit: 1GiB}
 workspaces: {pool: data}
-pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s}
+pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s, diskForecast: 5s, controlPlane: {cgroups: [/etcd]}}
 admission:
   {leasesMax: 1, ticketsMax: 1, timeBudget: report, passFor: 0s, ageAfter: 1m, tenants: [{name: red}], otherTenants: {weight: 2}}
 listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '127.0.0.1:2'}}
@@ -258,6 +261,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     admission.tenants
     admission.ticketsMax
     admission.timeBudget
+    node.filesystems
     node.reserve
     node.rootFloor
     pools[data].directories
@@ -268,6 +272,8 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     pools[data].uuid
     pools[more]
     pools[third]
+    pressure.controlPlane
+    pressure.diskForecast
     pressure.hold
     pressure.memoryFloor
     pressure.memoryNarrow

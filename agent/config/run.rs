@@ -62,6 +62,7 @@ impl Config {
                 host_root: PathBuf::from("/"),
                 // The pool may lie on the root filesystem; its own floor holds there.
                 root_floor: Floor { bytes: Share::Absolute(0), inodes: Share::Absolute(0) },
+                filesystems: Vec::new(),
             },
             pools: vec![Pool {
                 name: POOL_NAME.to_owned(),
@@ -108,6 +109,8 @@ impl Config {
             pressure: Pressure {
                 memory_floor: pressure.memory_floor.share().unwrap_or_default(),
                 memory_narrow: pressure.memory_narrow.share().unwrap_or_default(),
+                disk_forecast: time(&pressure.disk_forecast),
+                control_plane: None,
                 hold: time(&pressure.hold),
             },
             admission: Admission {

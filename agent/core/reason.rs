@@ -57,6 +57,18 @@ codes! {
     RootDiskFloor = "ROOT_DISK_FLOOR",
     /// The root filesystem's free inodes are below the floor.
     RootDiskInodesFloor = "ROOT_DISK_INODES_FLOOR",
+    /// At the speed at which it fills, a filesystem's free bytes reach their floor soon.
+    DiskForecast = "DISK_FORECAST",
+    /// At the speed at which they go, a filesystem's free inodes reach their floor soon.
+    DiskInodesForecast = "DISK_INODES_FORECAST",
+    /// Free bytes of another filesystem of the node (the kubelet's, the container runtime's) are below the floor.
+    NodeDiskFloor = "NODE_DISK_FLOOR",
+    /// Free inodes of such a filesystem are below the floor.
+    NodeDiskInodesFloor = "NODE_DISK_INODES_FLOOR",
+    /// The control plane on this node is slow: small builds only.
+    ControlPlaneSlow = "CONTROL_PLANE_SLOW",
+    /// The control plane on this node does not answer, or stands still.
+    ControlPlaneStalled = "CONTROL_PLANE_STALLED",
     /// The pool is not there, or not as declared.
     PoolNotReady = "POOL_NOT_READY",
     /// The operator holds new builds back.

@@ -323,6 +323,17 @@ fn pools(sight: &Sight<'_>) -> String {
             filesystem("root filesystem", root)
         );
     }
+    for watched in &sight.status.filesystems {
+        let path = Text(&watched.path);
+        let figures = match &watched.filesystem {
+            Some(disk) => filesystem(&watched.path, disk),
+            None => "<p>It does not tell how full it is.</p>".to_owned(),
+        };
+        let _ = write!(
+            cards,
+            "<article><h3>{path}</h3>{figures}<p class=\"nothing\">The node's own: watched, not managed.</p></article>"
+        );
+    }
     section("pools", "Pools", "the mark is the floor that stays free", &format!("<div class=\"cards\">{cards}</div>"))
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn status(name: &str) -> v1::Status {
         floor_bytes: 100 * GIB,
         floor_inodes: 2_500_000,
         r#type: "xfs".into(),
+        ..Default::default()
     };
     let directory = v1::Directory {
         path: name.into(),
@@ -85,7 +86,7 @@ pub(crate) fn status(name: &str) -> v1::Status {
             reasons: vec![reason(v1::reason::Code::MemoryNarrow, "memory: 7 GiB available, the floor is 8 GiB")],
             since: at(45),
         }),
-        memory: Some(v1::Memory { total_bytes: 62 * GIB, available_bytes: 7 * GIB, stall: None }),
+        memory: Some(v1::Memory { total_bytes: 62 * GIB, available_bytes: 7 * GIB, ..Default::default() }),
         cpu: Some(v1::Cpu {
             total_millis: 32_000,
             used_millis: 15_900,

@@ -56,7 +56,7 @@ impl Filesystem {
         Self::of(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?, floor)
     }
 
-    /// The figures for the gate, less what leases have reserved and not written.
+    /// The figures for the gate, with what leases have reserved and not written; how fast it fills is not known here.
     #[must_use]
     pub fn reading(&self, reserved_bytes: u64, reserved_inodes: u64) -> pressure::Filesystem {
         pressure::Filesystem {
@@ -68,6 +68,7 @@ impl Filesystem {
             floor_inodes: self.floor_inodes,
             reserved_bytes,
             reserved_inodes,
+            slope: pressure::Slope::default(),
         }
     }
 }

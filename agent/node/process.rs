@@ -56,19 +56,22 @@ pub fn start_ticks_below(host_root: &Path, pid: i32) -> Option<u64> {
 /// left out. For finding what belongs to a build whose parents are gone.
 #[must_use]
 pub fn with_variable(host_root: &Path, name: &str, value: &str) -> Vec<ProcessId> {
-    let wanted = format!("{name}={value}");
     let Ok(entries) = std::fs::read_dir(host_root.join("proc")) else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let has = |pid: &i32| {
-        let mut environment = Vec::new();
-        let file = File::open(host_root.join("proc").join(pid.to_string()).join("environ"));
-        let read = file.and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
-        read.is_ok() && environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-    };
-    pids.filter(has)
+    pids.filter(|pid| variable(host_root, *pid, name).is_some_and(|found| found == value.as_bytes()))
         .filter_map(|pid| Some(ProcessId { pid, start_ticks: start_ticks_below(host_root, pid)? }))
         .filter(|process| alive(host_root, *process))
         .collect()
+}
+
+/// A variable of a process's environment, as it was when it was started; nothing where it cannot be read.
+#[must_use]
+pub fn variable(host_root: &Path, pid: i32, name: &str) -> Option<Vec<u8>> {
+    let mut environment = Vec::new();
+    let file = File::open(host_root.join("proc").join(pid.to_string()).join("environ")).ok()?;
+    file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment).ok()?;
+    let mut variables = environment.split(|byte| *byte == 0);
+    variables.find_map(|variable| Some(variable.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_vec()))
 }
 
 /// Sends a signal, to this very process or to none. The host's `/proc` may count other pids than ours (a container

@@ -5,10 +5,17 @@
 //! `stoker_core::pressure`. A gate that changes is published at once; figures at most once a second, and only when
 //! people would see the difference.
 //!
+//! Beside it, [`lease_use`] says what each lease uses.
+//!
 //! One task looks at memory every 100 ms to 1 s, the sooner the nearer the floor is, for compilers fill memory faster
 //! than any average shows. Disks are asked in a thread beside it, so that one that hangs delays nothing: it counts as
 //! failed.
 
+mod control_plane;
+mod disks;
+mod kernel_file;
+pub mod lease_use;
+mod psi;
 mod sample;
 mod show;
 #[cfg(test)]
@@ -18,22 +25,23 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stoker_core::pressure::{
-    Cpu, DiskReading, Gate, GateMemory, GateState, Limits, Memory, PoolReading, Readings, StallReading, decide,
-    interval,
+    ControlPlane, Cpu, Gate, GateMemory, GateState, GroupReading, Limits, Memory, Probe, Readings, StallMeter,
+    StallReading, decide, interval,
 };
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::sample::{DiskProbe, Disks, Sampler};
+use self::disks::{DiskProbe, DiskWatch, Disks, Fillings};
+pub use self::psi::StallSource;
+use self::psi::Triggers;
+use self::sample::Sampler;
 use crate::config::Config;
-use crate::node::{Filesystem, PoolTrouble, Pools, now};
+use crate::node::{Filesystem, Pools, now};
 
 /// How often disks, CPU and stalls are looked at, and how often figures are published at most.
 const SLOW_EVERY: Duration = Duration::from_secs(1);
-/// After this long without an answer, disks count as failed.
-const DISKS_WITHIN: Duration = Duration::from_secs(5);
 /// The share of time in which all work waits for memory, from which on nothing new starts: 20%, in hundredths of a
 /// percent. A node that swaps or reclaims that much makes every build slower than waiting would.
 const MEMORY_STALL_FULL: u32 = 2000;
@@ -50,6 +58,8 @@ pub struct PressureView {
     pub root: Option<Filesystem>,
     /// Whether builds may start.
     pub gate: Gate,
+    /// How stalls for memory are learnt of.
+    pub stall_source: StallSource,
     /// When this was so.
     pub at: Timestamp,
 }
@@ -76,7 +86,19 @@ impl Pressure {
     ) -> Self {
         let probe = DiskProbe::new(config.clone());
         let disks = probe.measure(&pools);
-        let mut looker = Looker::new(config.clone(), reserved);
+        let probes = watch::Sender::new(Probe::default());
+        let mut looker = Looker::new(config.clone(), reserved, probes.subscribe());
+        let triggers = match Triggers::arm(&config.borrow().node.host_root.join("proc")) {
+            Ok(triggers) => {
+                looker.stall_source = StallSource::Triggers;
+                Some(triggers)
+            }
+            Err(why) => {
+                tracing::info!("stalls for memory are read from averages: {why}");
+                looker.stall_source = StallSource::Averages(why);
+                None
+            }
+        };
         let first = looker.look(&disks, now(), true);
         if first.gate.state != GateState::Open {
             log_gate(&first.gate);
@@ -84,7 +106,11 @@ impl Pressure {
         let views = watch::Sender::new(Arc::new(first));
         let stop = cancel.child_token();
         let disks = DiskWatch { probe, pools, disks, asked: None };
-        let task = tokio::spawn(look_on(looker, disks, views.clone(), stop.clone()));
+        let looking = look_on(looker, disks, triggers, views.clone(), stop.clone());
+        let probing = control_plane::probe_on(config.clone(), probes, stop.clone());
+        let task = tokio::spawn(async move {
+            tokio::join!(looking, probing);
+        });
         Self { views, stop, task: Mutex::new(Some(task)) }
     }
 
@@ -120,17 +146,22 @@ struct Looker {
     reserved: watch::Receiver<Amounts>,
     gate: GateMemory,
     slow: Slow,
+    fillings: Fillings,
+    stall_meter: StallMeter,
+    stall_source: StallSource,
+    probe: watch::Receiver<Probe>,
 }
 
 /// What is not sampled at every look.
 #[derive(Default)]
 struct Slow {
     cpu: Option<Cpu>,
+    groups: Vec<GroupReading>,
     stalls: [StallReading; 3],
 }
 
 impl Looker {
-    fn new(config: Configured, reserved: watch::Receiver<Amounts>) -> Self {
+    fn new(config: Configured, reserved: watch::Receiver<Amounts>, probe: watch::Receiver<Probe>) -> Self {
         let now = Arc::clone(&config.borrow());
         Self {
             sampler: Sampler::new(&now.node.host_root),
@@ -140,37 +171,61 @@ impl Looker {
             reserved,
             gate: GateMemory::default(),
             slow: Slow::default(),
+            fillings: Fillings::default(),
+            stall_meter: StallMeter::default(),
+            stall_source: StallSource::default(),
+            probe,
         }
     }
 
     /// One look: memory always, CPU and stalls where `slow`.
     fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool) -> PressureView {
         if slow {
-            self.slow = Slow { cpu: self.sampler.cpu(), stalls: self.sampler.stalls() };
+            self.slow = Slow { cpu: self.sampler.cpu(), groups: self.groups(), stalls: self.stalls(now) };
         }
         let memory = self.sampler.memory();
         let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
+        let (reserved, workspaces, needed) = (*self.reserved.borrow(), &self.workspaces, &self.needed);
+        let disks_now = self.fillings.readings(
+            disks,
+            |pool| if pool == workspaces { reserved } else { Amounts::default() },
+            |pool| needed.iter().any(|name| name == pool),
+        );
         let readings = Readings {
             memory,
             cpu: self.slow.cpu,
             memory_stall,
             cpu_stall,
             io_stall,
-            root: disks.root.as_ref().map_or(DiskReading::Failed, |root| DiskReading::Known(root.reading(0, 0))),
-            pools: disks.pools.iter().map(|pool| self.pool(pool)).collect(),
+            root: disks_now.root,
+            pools: disks_now.pools,
+            filesystems: disks_now.watched,
+            control_plane: ControlPlane { probe: self.probe.borrow().clone(), groups: self.slow.groups.clone() },
         };
         self.gate = decide(&self.gate, &readings, &self.limits(memory), now);
-        PressureView { readings, root: disks.root.clone(), gate: self.gate.gate.clone(), at: now }
+        PressureView {
+            readings,
+            root: disks.root.clone(),
+            gate: self.gate.gate.clone(),
+            stall_source: self.stall_source.clone(),
+            at: now,
+        }
     }
 
-    fn pool(&self, (name, disk): &(String, Result<Filesystem, PoolTrouble>)) -> PoolReading {
-        let reserved = if *name == self.workspaces { *self.reserved.borrow() } else { Amounts::default() };
-        let disk = match disk {
-            Ok(filesystem) => DiskReading::Known(filesystem.reading(reserved.disk_bytes, reserved.disk_inodes)),
-            Err(PoolTrouble::NotReady(message)) => DiskReading::NotReady(message.clone()),
-            Err(PoolTrouble::Silent) => DiskReading::Failed,
-        };
-        PoolReading { name: name.clone(), needed: self.needed.contains(name), disk }
+    fn groups(&self) -> Vec<GroupReading> {
+        let config = Arc::clone(&self.config.borrow());
+        let watched = config.pressure.control_plane.as_ref();
+        watched.map_or_else(Vec::new, |watched| control_plane::groups(&config.node.host_root, &watched.cgroups))
+    }
+
+    /// Stalls; where the kernel wakes us when memory stalls, with what the last moments were like. Averages lag behind.
+    fn stalls(&mut self, now: Timestamp) -> [StallReading; 3] {
+        let (mut stalls, total) = self.sampler.stalls();
+        let full_now = total.and_then(|total| self.stall_meter.note(total, now));
+        if let ([StallReading::Known(memory), ..], StallSource::Triggers) = (&mut stalls, &self.stall_source) {
+            memory.full_now = full_now.unwrap_or(0);
+        }
+        stalls
     }
 
     fn limits(&self, memory: Option<Memory>) -> Limits {
@@ -180,7 +235,13 @@ impl Looker {
             memory_floor: config.pressure.memory_floor.of(total),
             memory_narrow: config.pressure.memory_narrow.of(total),
             memory_stall_full: MEMORY_STALL_FULL,
-            hold: Span(i64::try_from(config.pressure.hold.as_millis()).unwrap_or(i64::MAX)),
+            disk_forecast: span(config.pressure.disk_forecast),
+            control_plane_latency: config
+                .pressure
+                .control_plane
+                .as_ref()
+                .map_or(Span(0), |watched| span(watched.latency)),
+            hold: span(config.pressure.hold),
         }
     }
 
@@ -192,9 +253,22 @@ impl Looker {
     }
 }
 
+/// Returns when the kernel says that work stalls for memory; never where it does not say so.
+async fn stalled(triggers: Option<&Triggers>) -> std::io::Result<()> {
+    match triggers {
+        Some(triggers) => triggers.fired().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn span(duration: Duration) -> Span {
+    Span(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+}
+
 async fn look_on(
     mut looker: Looker,
     mut disks: DiskWatch,
+    mut triggers: Option<Triggers>,
     views: watch::Sender<Arc<PressureView>>,
     stop: CancellationToken,
 ) {
@@ -202,11 +276,18 @@ async fn look_on(
     let mut wait = looker.next(&shown);
     let (mut slow_at, mut shown_at) = (Instant::now(), Instant::now());
     loop {
-        tokio::select! {
+        let woken = tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
-        }
-        let slow = slow_at.elapsed() >= SLOW_EVERY;
+            () = tokio::time::sleep(wait) => false,
+            fired = stalled(triggers.as_ref()) => {
+                if let Err(error) = fired {
+                    triggers = None;
+                    looker.stall_source = StallSource::Averages(error.to_string());
+                }
+                true
+            }
+        };
+        let slow = woken || slow_at.elapsed() >= SLOW_EVERY;
         if slow {
             slow_at = Instant::now();
         }
@@ -228,45 +309,6 @@ async fn look_on(
         });
     }
     disks.end().await;
-}
-
-/// Disks, asked in a thread. Never a second thread while one hangs.
-struct DiskWatch {
-    probe: DiskProbe,
-    pools: Pools,
-    disks: Disks,
-    asked: Option<(JoinHandle<Disks>, Instant)>,
-}
-
-impl DiskWatch {
-    /// Takes an answer that has come, counts one that is overdue as a failure, and asks anew where it is time.
-    async fn turn(&mut self, ask: bool) {
-        match self.asked.take() {
-            Some((job, since)) if !job.is_finished() => {
-                if since.elapsed() >= DISKS_WITHIN {
-                    self.disks.fail();
-                }
-                self.asked = Some((job, since));
-            }
-            Some((job, _)) => match job.await {
-                Ok(disks) => self.disks = disks,
-                Err(_) => self.disks.fail(),
-            },
-            None => {}
-        }
-        if ask && self.asked.is_none() {
-            let (probe, pools) = (self.probe.clone(), self.pools.clone());
-            let job = tokio::task::spawn_blocking(move || probe.measure(&pools));
-            self.asked = Some((job, Instant::now()));
-        }
-    }
-
-    async fn end(self) {
-        if let Some((job, _)) = self.asked {
-            // A filesystem that hangs does not keep the agent from ending.
-            drop(tokio::time::timeout(DISKS_WITHIN, job).await);
-        }
-    }
 }
 
 fn log_gate(gate: &Gate) {

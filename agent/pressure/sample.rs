@@ -1,48 +1,74 @@
-//! The samplers: the kernel's files below the host's root, and how full filesystems are.
+//! The samplers: the kernel's files below the host's root.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use procfs::prelude::*;
-use procfs::{CpuTime, KernelStats, LocalSystemInfo, Meminfo, parse_pressure_record};
+use procfs::{CpuTime, KernelStats, LocalSystemInfo, parse_pressure_record};
 use rustix::io::Errno;
 use stoker_core::pressure::{Cpu, Memory, Stall, StallReading};
 
-use super::Configured;
-use crate::node::facts::usable_memory;
-use crate::node::{Filesystem, PoolTrouble, Pools};
+use super::kernel_file::KernelFile;
 
 /// CPU use is shown as an average over about so many seconds: compilers come and go by the second.
 const CPU_SMOOTHED_SECONDS: f64 = 10.0;
 
 /// Reads `/proc` below the host's root.
 pub(super) struct Sampler {
-    proc: PathBuf,
+    meminfo: KernelFile,
+    stat: KernelFile,
+    pressure: [KernelFile; 3],
     cpu: CpuMeter,
 }
 
 impl Sampler {
     pub(super) fn new(host_root: &Path) -> Self {
-        Self { proc: host_root.join("proc"), cpu: CpuMeter::default() }
+        let proc = host_root.join("proc");
+        Self {
+            meminfo: KernelFile::new(proc.join("meminfo")),
+            stat: KernelFile::new(proc.join("stat")),
+            pressure: ["memory", "cpu", "io"].map(|of| KernelFile::new(proc.join("pressure").join(of))),
+            cpu: CpuMeter::default(),
+        }
     }
 
     /// `/proc/meminfo`; nothing where it cannot be read or does not know `MemAvailable` (before Linux 3.14).
-    pub(super) fn memory(&self) -> Option<Memory> {
-        let meminfo = Meminfo::from_read(File::open(self.proc.join("meminfo")).ok()?).ok()?;
-        Some(Memory { total_bytes: usable_memory(&meminfo), available_bytes: meminfo.mem_available? })
+    pub(super) fn memory(&mut self) -> Option<Memory> {
+        parse_memory(self.meminfo.read().ok()?)
     }
 
     /// CPU use since earlier looks; nothing at the first.
     pub(super) fn cpu(&mut self) -> Option<Cpu> {
-        let stat = KernelStats::from_read(File::open(self.proc.join("stat")).ok()?, &LocalSystemInfo).ok()?;
+        let stat = KernelStats::from_read(self.stat.read().ok()?.as_bytes(), &LocalSystemInfo).ok()?;
         self.cpu.feed(Ticks::of(&stat.total), stat.cpu_time.len(), procfs::ticks_per_second())
     }
 
-    /// Stalls for memory, CPU and I/O.
-    pub(super) fn stalls(&self) -> [StallReading; 3] {
-        ["memory", "cpu", "io"].map(|resource| stall(&self.proc.join("pressure").join(resource)))
+    /// Stalls for memory, CPU and I/O; with the total of the first, the time in which all work had stalled for memory.
+    pub(super) fn stalls(&mut self) -> ([StallReading; 3], Option<u64>) {
+        let [memory, cpu, io] = &mut self.pressure;
+        let (memory, total) = stall(memory);
+        ([memory, stall(cpu).0, stall(io).0], total)
     }
+}
+
+/// The few lines that are asked for ten times a second, without a table of all the others. proc_meminfo(5).
+fn parse_memory(text: &str) -> Option<Memory> {
+    let [mut total, mut available, mut huge, mut pages, mut page_size] = [None; 5];
+    for line in text.lines() {
+        let Some((name, rest)) = line.split_once(':') else { continue };
+        let field = match name {
+            "MemTotal" => &mut total,
+            "MemAvailable" => &mut available,
+            "Hugetlb" => &mut huge,
+            "HugePages_Total" => &mut pages,
+            "Hugepagesize" => &mut page_size,
+            _ => continue,
+        };
+        *field = rest.split_whitespace().next()?.parse::<u64>().ok();
+    }
+    let kib = |value: u64| value.saturating_mul(1024);
+    // `Hugetlb` counts those of every size; kernels before 4.19 only tell one size.
+    let huge = huge.unwrap_or_else(|| pages.unwrap_or(0).saturating_mul(page_size.unwrap_or(0)));
+    Some(Memory { total_bytes: kib(total?).saturating_sub(kib(huge)), available_bytes: kib(available?) })
 }
 
 /// Time that all CPUs together spent, in ticks since boot.
@@ -90,23 +116,29 @@ impl CpuMeter {
     }
 }
 
-/// One file of `/proc/pressure`. Kernels before 4.20, and those with `psi=0`, have none; some containers hide them.
-fn stall(path: &Path) -> StallReading {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            return match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::NOTSUP | Errno::ACCESS | Errno::PERM) => StallReading::Untold,
-                _ => StallReading::Failed,
-            };
-        }
-    };
-    parse_stall(&text).map_or(StallReading::Failed, StallReading::Known)
+/// One file of `/proc/pressure`, and the microseconds in which all work had stalled. Kernels before 4.20, and those with
+/// `psi=0`, have none; some containers hide them.
+fn stall(file: &mut KernelFile) -> (StallReading, Option<u64>) {
+    match file.read() {
+        Ok(text) => match parse_stall(text) {
+            Some((stall, total)) => (StallReading::Known(stall), total),
+            None => (StallReading::Failed, None),
+        },
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTSUP | Errno::ACCESS | Errno::PERM) => (StallReading::Untold, None),
+            _ => (StallReading::Failed, None),
+        },
+    }
+}
+
+/// The same of a control group, read once.
+pub(super) fn stall_of(path: PathBuf) -> StallReading {
+    stall(&mut KernelFile::new(path)).0
 }
 
 /// Line by line: before Linux 5.13 there is no `full` line for CPU.
-fn parse_stall(text: &str) -> Option<Stall> {
-    let mut stall = None;
+fn parse_stall(text: &str) -> Option<(Stall, Option<u64>)> {
+    let (mut stall, mut total) = (None, None);
     for line in text.lines().filter(|line| line.len() > "some ".len()) {
         let record = parse_pressure_record(line).ok()?;
         let (avg10, avg60) = (basis(record.avg10)?, basis(record.avg60)?);
@@ -115,48 +147,13 @@ fn parse_stall(text: &str) -> Option<Stall> {
             (stall.some_avg10, stall.some_avg60) = (avg10, avg60);
         } else {
             (stall.full_avg10, stall.full_avg60) = (avg10, avg60);
+            total = Some(record.total);
         }
     }
-    stall
+    Some((stall?, total))
 }
 
 /// A percentage in hundredths of a percent.
 fn basis(percent: f32) -> Option<u32> {
     (0.0..=100.5).contains(&percent).then(|| ((percent * 100.0).round() as u32).min(10_000))
-}
-
-/// Asks filesystems how full they are. Apart from [`Sampler`], for a filesystem may not answer.
-#[derive(Debug, Clone)]
-pub(super) struct DiskProbe {
-    config: Configured,
-}
-
-impl DiskProbe {
-    pub(super) const fn new(config: Configured) -> Self {
-        Self { config }
-    }
-
-    /// Blocks for as long as the filesystems take to answer.
-    pub(super) fn measure(&self, pools: &Pools) -> Disks {
-        let config = Arc::clone(&self.config.borrow());
-        let root = Filesystem::at(&config.node.host_root, config.node.root_floor);
-        Disks { root: root.ok(), pools: pools.measure() }
-    }
-}
-
-/// How full the filesystems are.
-#[derive(Debug, Clone)]
-pub(super) struct Disks {
-    pub(super) root: Option<Filesystem>,
-    pub(super) pools: Vec<(String, Result<Filesystem, PoolTrouble>)>,
-}
-
-impl Disks {
-    /// They do not answer. A pool that was not ready still is not.
-    pub(super) fn fail(&mut self) {
-        self.root = None;
-        for (_, disk) in self.pools.iter_mut().filter(|(_, disk)| disk.is_ok()) {
-            *disk = Err(PoolTrouble::Silent);
-        }
-    }
 }

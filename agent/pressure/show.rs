@@ -32,6 +32,9 @@ pub(super) fn differs(a: &Readings, b: &Readings) -> bool {
         || disk_differs(&a.root, &b.root)
         || a.pools.len() != b.pools.len()
         || a.pools.iter().zip(&b.pools).any(|(a, b)| disk_differs(&a.disk, &b.disk))
+        || a.control_plane != b.control_plane
+        || a.filesystems.len() != b.filesystems.len()
+        || a.filesystems.iter().zip(&b.filesystems).any(|(a, b)| a.path != b.path || disk_differs(&a.disk, &b.disk))
 }
 
 fn far(a: u64, b: u64, step: u64) -> bool {
@@ -46,6 +49,7 @@ fn stall_differs(a: StallReading, b: StallReading) -> bool {
                 (a.some_avg60, b.some_avg60),
                 (a.full_avg10, b.full_avg10),
                 (a.full_avg60, b.full_avg60),
+                (a.full_now, b.full_now),
             ];
             parts.into_iter().any(|(a, b)| a.abs_diff(b) > 100)
         }

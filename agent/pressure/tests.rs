@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use stoker_core::pressure::Stall;
+use stoker_core::pressure::{DiskReading, Stall};
 use stoker_core::reason::Code;
 
 use super::sample::{CpuMeter, Ticks};
@@ -48,6 +48,7 @@ fn config(host_root: &Path) -> Config {
             others_cpu_counts: true,
             host_root: host_root.to_owned(),
             root_floor: nothing(),
+            filesystems: Vec::new(),
         },
         pools: Vec::new(),
         repositories: Repositories {
@@ -77,6 +78,8 @@ fn config(host_root: &Path) -> Config {
         pressure: config::Pressure {
             memory_floor: Share::Basis(500),
             memory_narrow: Share::Basis(1000),
+            disk_forecast: Duration::ZERO,
+            control_plane: None,
             hold: Duration::ZERO,
         },
         admission: config::Admission {
@@ -95,7 +98,8 @@ fn config(host_root: &Path) -> Config {
 fn look_once(tree: &str, pools: &Pools, reserved: Amounts) -> PressureView {
     let config = configured(config(&recorded(tree)));
     let disks = DiskProbe::new(config.clone()).measure(pools);
-    Looker::new(config, watch::Sender::new(reserved).subscribe()).look(&disks, Timestamp(1), true)
+    Looker::new(config, watch::Sender::new(reserved).subscribe(), watch::Sender::new(Probe::default()).subscribe())
+        .look(&disks, Timestamp(1), true)
 }
 
 fn codes(view: &PressureView) -> Vec<Code> {
@@ -108,7 +112,7 @@ fn a_calm_node_is_read_in_full_and_open() {
     let memory = view.readings.memory.unwrap();
     assert_eq!((memory.total_bytes, memory.available_bytes), ((65_536_000 << 10) - (1 << 30), 51_380_224 << 10));
     let known = |some_avg10, some_avg60, full_avg10, full_avg60| {
-        StallReading::Known(Stall { some_avg10, some_avg60, full_avg10, full_avg60 })
+        StallReading::Known(Stall { some_avg10, some_avg60, full_avg10, full_avg60, full_now: 0 })
     };
     assert_eq!(view.readings.memory_stall, known(0, 4, 0, 3));
     assert_eq!(view.readings.cpu_stall, known(1234, 987, 0, 0));
@@ -147,7 +151,7 @@ fn stalls_that_cannot_be_understood_are_a_failure() {
     for text in ["", "some", "some avg10=x avg60=0.00 avg300=0.00 total=1", "some avg10=-1.00 avg60=0 avg300=0 total=1"]
     {
         fs::write(host.path().join("proc/pressure/memory"), text).unwrap();
-        assert_eq!(Sampler::new(host.path()).stalls()[0], StallReading::Failed, "{text:?}");
+        assert_eq!(Sampler::new(host.path()).stalls().0[0], StallReading::Failed, "{text:?}");
     }
 }
 

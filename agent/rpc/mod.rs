@@ -27,6 +27,7 @@ use crate::admission::Admission;
 use crate::node::Pools;
 use crate::node::process::{self, ProcessId};
 use crate::pressure::Pressure;
+use crate::pressure::lease_use::LeaseMeter;
 use crate::repository::Repositories;
 use crate::repository::serve::Serve;
 use crate::workspace::Workspaces;
@@ -53,6 +54,8 @@ pub struct Rooms {
     pub pools: Pools,
     /// Memory, disk, stalls, the gate.
     pub pressure: Arc<Pressure>,
+    /// What each lease uses.
+    pub lease_meter: Arc<LeaseMeter>,
     /// Why the configuration file as it is now was not taken over, where it was not.
     pub config_fault: Arc<RwLock<Option<Reason>>>,
     /// Who answers.

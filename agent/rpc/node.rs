@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use stoker_core::admission::{Mode, ModeState};
-use stoker_core::pressure::{DiskReading, GateState, StallReading};
+use stoker_core::identity::LeaseId;
+use stoker_core::pressure::{ControlPlane, DiskReading, GateState, Probe, Readings, StallReading, WatchedReading};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1::{self, node_service_server::NodeService};
@@ -15,9 +16,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Rooms;
-use super::convert::{mode, reasons, timestamp, totals, wire};
+use super::convert::{duration, mode, reasons, timestamp, totals, usage, wire};
 use super::error::bad;
 use crate::config::Retention;
+use crate::pressure::lease_use::{LeaseUse, UseSource};
 use crate::repository::RepositoryState;
 
 /// Changes are told at most so often.
@@ -150,6 +152,8 @@ impl Rooms {
                 total_bytes: wire(memory.total_bytes),
                 available_bytes: wire(memory.available_bytes),
                 stall: Some(stall(readings.memory_stall)),
+                stall_source: view.stall_source.word().to_owned(),
+                stall_source_why: view.stall_source.why().to_owned(),
             }),
             cpu: Some(v1::Cpu {
                 total_millis: wire(machine.cpu_millis),
@@ -157,8 +161,11 @@ impl Rooms {
                 stall: Some(stall(readings.cpu_stall)),
             }),
             io: Some(v1::Io { stall: Some(stall(readings.io_stall)) }),
-            pools: self.pools.view().iter().map(pool).collect(),
+            pools: self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
             root: filesystem(&readings.root),
+            filesystems: readings.filesystems.iter().map(watched).collect(),
+            control_plane: control_plane(&readings.control_plane),
+            lease_use: self.lease_meter.view().iter().map(|(lease, seen)| lease_use(lease, seen)).collect(),
             ledger: Some(ledger),
             counts: Some(counts),
             alarms: reasons(&self.alarms()),
@@ -213,6 +220,46 @@ impl Rooms {
     }
 }
 
+fn control_plane(reading: &ControlPlane) -> Option<v1::ControlPlane> {
+    if *reading == ControlPlane::default() {
+        return None;
+    }
+    let (latency, message) = match &reading.probe {
+        Probe::Unasked => (None, String::new()),
+        Probe::Answered(took) => (Some(duration(*took)), String::new()),
+        Probe::Unwell(why) | Probe::Failed(why) => (None, why.clone()),
+    };
+    let groups = reading.groups.iter().map(|group| v1::ControlGroup {
+        path: group.path.clone(),
+        memory: Some(stall(group.memory)),
+        cpu: Some(stall(group.cpu)),
+    });
+    Some(v1::ControlPlane { latency, message, groups: groups.collect() })
+}
+
+fn lease_use(lease: &LeaseId, seen: &LeaseUse) -> v1::LeaseUse {
+    let (source, cgroup) = match &seen.source {
+        UseSource::None => ("", ""),
+        UseSource::Cgroup(path) => ("cgroup", path.as_str()),
+        UseSource::Processes => ("processes", ""),
+    };
+    v1::LeaseUse {
+        lease_id: lease.to_string(),
+        source: source.to_owned(),
+        cgroup: cgroup.to_owned(),
+        cpu_millis: wire(seen.now.cpu_millis),
+        memory_bytes: wire(seen.now.memory_bytes),
+        peak: Some(usage(&seen.peak)),
+        io_read_bytes: wire(seen.io_read_bytes),
+        io_written_bytes: wire(seen.io_written_bytes),
+        oom_kills: seen.oom.map(|oom| wire(oom.kills)),
+        oom_at_limit: seen.oom.map(|oom| wire(oom.at_limit)),
+        memory_bytes_limit: seen.memory_bytes_limit.map(wire),
+        ended: seen.ended,
+        observed_at: (seen.at > Timestamp::default()).then(|| timestamp(seen.at)),
+    }
+}
+
 fn count(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
@@ -225,12 +272,32 @@ fn stall(reading: StallReading) -> v1::Stall {
         some_avg60: share(stall.some_avg60),
         full_avg10: share(stall.full_avg10),
         full_avg60: share(stall.full_avg60),
+        full_now: share(stall.full_now),
     })
+}
+
+/// The pool with how fast it fills, which the gate's last look knows.
+fn filling(mut pool: v1::Pool, readings: &Readings) -> v1::Pool {
+    let found = readings.pools.iter().find(|reading| reading.name == pool.name);
+    let read = found.and_then(|reading| filesystem(&reading.disk));
+    if let (Some(shown), Some(read)) = (pool.filesystem.as_mut(), read) {
+        shown.bytes_per_minute = read.bytes_per_minute;
+        shown.inodes_per_minute = read.inodes_per_minute;
+        shown.floor_in = read.floor_in;
+    }
+    pool
+}
+
+fn watched(reading: &WatchedReading) -> v1::WatchedFilesystem {
+    v1::WatchedFilesystem { path: reading.path.clone(), filesystem: filesystem(&reading.disk) }
 }
 
 fn filesystem(reading: &DiskReading) -> Option<v1::Filesystem> {
     let DiskReading::Known(disk) = reading else { return None };
     Some(v1::Filesystem {
+        bytes_per_minute: wire(disk.slope.bytes_per_minute),
+        inodes_per_minute: wire(disk.slope.inodes_per_minute),
+        floor_in: disk.slope.floor_in(disk).map(duration),
         total_bytes: wire(disk.total_bytes),
         free_bytes: wire(disk.free_bytes),
         total_inodes: wire(disk.total_inodes),
@@ -255,6 +322,7 @@ fn pool(pool: &crate::node::PoolView) -> v1::Pool {
             floor_bytes: wire(disk.floor_bytes),
             floor_inodes: wire(disk.floor_inodes),
             r#type: disk.type_name.clone(),
+            ..Default::default()
         }),
         directories: pool
             .directories

@@ -9,6 +9,7 @@ mod leases;
 mod lifecycle;
 mod pools;
 mod power;
+mod pressure;
 mod reload;
 mod restart;
 mod upstream;
@@ -31,14 +32,14 @@ const LIMIT: Duration = Duration::from_secs(60);
 const MIB: i64 = 1 << 20;
 const GIB: i64 = 1 << 30;
 
-/// A configuration in which nothing but what a test does moves the gate: no floors. `pool` is the rest of the pool's
+/// A configuration in which nothing but what a test does moves the gate: no floors, no forecasts. `pool` is the rest of the pool's
 /// entry, `mirrors` are declared.
 fn configuration(pool: &str, mirrors: &[&str]) -> String {
     let mirrors: String = mirrors.iter().map(|url| format!("    - {{url: \"{url}\"}}\n")).collect();
     let mirrors = if mirrors.is_empty() { String::new() } else { format!("  mirrors:\n{mirrors}") };
     format!(
         "node: {{hostRoot: $ROOT/host, rootFloor: {{bytes: 0, inodes: 0}}}}\n\
-         pressure: {{memoryFloor: 1MiB, memoryNarrow: 2MiB, hold: 100ms}}\n\
+         pressure: {{memoryFloor: 1MiB, memoryNarrow: 2MiB, hold: 100ms, diskForecast: 0s}}\n\
          pools:\n  - {{name: data, floor: {{bytes: 1MiB, inodes: 1}}, {pool}}}\n\
          repositories:\n  refresh: 24h\n  protocols: [http]\n  add: on-demand\n  allow: [127.0.0.1]\n{mirrors}"
     )

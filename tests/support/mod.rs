@@ -3,6 +3,7 @@
 //! - [`upstream`]: git repositories served over HTTP by git's own `http-backend`, with faults that can be switched on.
 //! - [`repository`]: real repositories, built by `git fast-import`.
 //! - [`stoker`]: the binary, run with a deadline in a home of its own; an agent with its logs and its clients.
+//! - [`cgroup`]: control groups of their own, with a limit of memory.
 //! - [`loopdev`]: filesystems of their own on loop devices.
 //! - [`disk`]: trees to compare, and the journal as SQLite has it.
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
@@ -13,6 +14,7 @@
 #![allow(dead_code, reason = "a test takes what it needs, and not every helper is needed in every state of the tests")]
 
 pub(crate) mod cgi;
+pub(crate) mod cgroup;
 pub(crate) mod disk;
 pub(crate) mod gate;
 pub(crate) mod large;

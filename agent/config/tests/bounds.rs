@@ -10,10 +10,12 @@ fn more_than_the_bounds() {
     let directories = many(257, &|n| format!("{{path: d{n}}}"));
     let mirrors = many(10_001, &|n| format!("{{url: 'https://a.org/{n}'}}"));
     let manifests = many(65, &|n| format!("{{url: 'https://a.org/{n}'}}"));
+    let filesystems = many(17, &|n| format!("{{path: /f/{n}}}"));
     let rows = [
         (format!("{POOL}repositories: {{manifests: [{manifests}]}}"), "repositories.manifests", "65 manifests"),
         (format!("repositories: {{pool: p1}}\npools: [{pools}]"), "pools", "65 pools"),
         (format!("pools: [{{name: d, path: /d, directories: [{directories}]}}]"), "pools[0].directories", "257 dir"),
+        (format!("{POOL}node: {{filesystems: [{filesystems}]}}"), "node.filesystems", "17 filesystems"),
         (format!("{POOL}repositories: {{mirrors: [{mirrors}]}}"), "repositories.mirrors", "10001 mirrors"),
     ];
     for (text, field, message) in rows {

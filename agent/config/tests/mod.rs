@@ -207,6 +207,7 @@ fn the_defaults_are_these() {
     pressure:
       memoryFloor: 5%
       memoryNarrow: 10%
+      diskForecast: 1m
       hold: 30s
     admission:
       leasesMax: 256

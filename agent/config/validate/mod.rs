@@ -9,6 +9,7 @@ mod listen;
 mod lists;
 mod pools;
 mod repositories;
+mod sensing;
 mod serve;
 pub(super) mod text;
 mod upkeep;
@@ -65,6 +66,7 @@ fn node(section: &NodeSection, identity: &NodeIdentity, place: &Place<'_>, probl
         others_cpu_counts: true,
         host_root: problems.take::<PathBuf>(&place.field("hostRoot"), text::absolute(&section.host_root)),
         root_floor: pools::floor(&section.root_floor, &place.field("rootFloor"), true, problems),
+        filesystems: sensing::filesystems(section.filesystems.as_deref(), &place.field("filesystems"), problems),
     }
 }
 
@@ -82,8 +84,18 @@ fn pressure(section: &PressureSection, place: &Place<'_>, problems: &mut Problem
         let message = format!("{} is below memoryFloor, {}", section.memory_narrow.0, section.memory_floor.0);
         problems.add(&narrow_place, Fault::new(message, "write at least what memoryFloor says"));
     }
+    let forecast = within(&section.disk_forecast, Duration::ZERO, Duration::from_secs(3600), "0s to 1h");
     let hold = within(&section.hold, Duration::from_millis(100), Duration::from_secs(3600), "100ms to 1h");
-    Pressure { memory_floor, memory_narrow, hold: problems.take(&place.field("hold"), hold) }
+    Pressure {
+        memory_floor,
+        memory_narrow,
+        control_plane: section
+            .control_plane
+            .as_ref()
+            .map(|section| sensing::control_plane(section, &place.field("controlPlane"), problems)),
+        disk_forecast: problems.take(&place.field("diskForecast"), forecast),
+        hold: problems.take(&place.field("hold"), hold),
+    }
 }
 
 /// A share of nothing is none.

@@ -5,7 +5,7 @@
 //! threshold, floor plus 10% of the floor, at every look during a whole hold: a figure that wavers around its floor
 //! must not open and shut the gate with every look.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DiskReading, Filesystem, PoolReading, Readings, StallReading};
+use super::{Readings, Stall, StallReading, control_plane, disk};
 use crate::quantity::{Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
 
@@ -67,7 +67,7 @@ impl Gate {
 /// Whether a code is a soft signal: about how the machine feels, not about a floor that must hold.
 #[must_use]
 pub const fn is_soft(code: Code) -> bool {
-    matches!(code, Code::MemoryPressure | Code::MemoryNarrow)
+    matches!(code, Code::MemoryPressure | Code::MemoryNarrow | Code::ControlPlaneSlow)
 }
 
 /// When the gate shuts and narrows. The floors of filesystems come with their readings.
@@ -80,6 +80,11 @@ pub struct Limits {
     /// Hundredths of a percent of time in which all work waited for memory (`full avg10`), from which on nothing new
     /// starts.
     pub memory_stall_full: u32,
+    /// Where a filesystem at the speed at which it fills reaches its floor sooner than this, nothing new starts; 0: no
+    /// forecasts.
+    pub disk_forecast: Span,
+    /// A control plane that answers later than this is slow.
+    pub control_plane_latency: Span,
     /// How long a better state must last before it is entered.
     pub hold: Span,
 }
@@ -96,7 +101,7 @@ pub struct GateMemory {
 }
 
 /// How one signal is now.
-enum Level {
+pub(super) enum Level {
     /// Goes on, or stays on.
     Bad,
     /// Between the threshold and its recovery: stays as it was.
@@ -106,11 +111,11 @@ enum Level {
 }
 
 /// One signal, as this look shows it.
-struct Signal {
-    level: Level,
-    reason: Reason,
+pub(super) struct Signal {
+    pub(super) level: Level,
+    pub(super) reason: Reason,
     /// Facts that do not waver (a pool that is not there) need no hold.
-    held: bool,
+    pub(super) held: bool,
 }
 
 /// The gate after this look.
@@ -139,17 +144,29 @@ pub fn decide(previous: &GateMemory, readings: &Readings, limits: &Limits, now: 
             on.insert(key, recovered);
         }
     }
-    if reasons.iter().any(|reason| reason.code == Code::MemoryFloor) {
-        reasons.retain(|reason| reason.code != Code::MemoryNarrow);
-    }
+    let said = said(&reasons);
+    reasons.retain(|reason| !said.contains(&(reason.code, reason.subject.clone())));
     let state = reasons.iter().map(|reason| severity(reason.code)).max().unwrap_or_default();
     let since = if state == previous.gate.state && previous.at.is_some() { previous.gate.since } else { now };
     GateMemory { gate: Gate { state, reasons, since }, on, at: Some(now) }
 }
 
+/// What a worse reason about the same subject says already: memory below its floor is below `narrow` too, and a floor
+/// that was reached needs no forecast.
+fn said(reasons: &[Reason]) -> BTreeSet<(Code, String)> {
+    let milder = |reason: &Reason| match reason.code {
+        Code::MemoryFloor => Some(Code::MemoryNarrow),
+        Code::ControlPlaneStalled => Some(Code::ControlPlaneSlow),
+        Code::DiskFloor | Code::RootDiskFloor | Code::NodeDiskFloor => Some(Code::DiskForecast),
+        Code::DiskInodesFloor | Code::RootDiskInodesFloor | Code::NodeDiskInodesFloor => Some(Code::DiskInodesForecast),
+        _ => None,
+    };
+    reasons.iter().filter_map(|reason| Some((milder(reason)?, reason.subject.clone()))).collect()
+}
+
 const fn severity(code: Code) -> GateState {
     match code {
-        Code::MemoryNarrow => GateState::Narrow,
+        Code::MemoryNarrow | Code::ControlPlaneSlow => GateState::Narrow,
         _ => GateState::Shut,
     }
 }
@@ -166,9 +183,13 @@ fn signals(previous: &GateMemory, readings: &Readings, limits: &Limits) -> Vec<S
     let mut all = Vec::new();
     memory(previous, readings, limits, &mut all);
     stall(readings, limits, &mut all);
-    root(previous, &readings.root, &mut all);
+    control_plane::control_plane(previous, &readings.control_plane, limits, &mut all);
+    disk::root(previous, &readings.root, limits, &mut all);
+    for reading in &readings.filesystems {
+        disk::watched(previous, reading, limits, &mut all);
+    }
     for reading in &readings.pools {
-        pool(previous, reading, &mut all);
+        disk::pool(previous, reading, limits, &mut all);
     }
     all
 }
@@ -193,7 +214,7 @@ fn stall(readings: &Readings, limits: &Limits, all: &mut Vec<Signal>) {
     const SUBJECT: &str = "memory stalls";
     let failed = readings.memory_stall == StallReading::Failed;
     all.push(sensor(SUBJECT, failed, "stalls for memory cannot be read from /proc/pressure/memory"));
-    let (limit, now) = (limits.memory_stall_full, readings.memory_stall.known().map(|stall| stall.full_avg10));
+    let (limit, now) = (limits.memory_stall_full, readings.memory_stall.known().map(Stall::full_worst));
     let level = match now {
         // Without the figure a stall that was seen is kept while the sensor is broken, and over when it never tells.
         None if failed => Level::Between,
@@ -210,55 +231,14 @@ fn stall(readings: &Readings, limits: &Limits, all: &mut Vec<Signal>) {
     all.push(Signal { level, reason, held: true });
 }
 
-fn root(previous: &GateMemory, reading: &DiskReading, all: &mut Vec<Signal>) {
-    const SUBJECT: &str = "root filesystem";
-    const CODES: [Code; 2] = [Code::RootDiskFloor, Code::RootDiskInodesFloor];
-    let failed = !matches!(reading, DiskReading::Known(_));
-    all.push(sensor(SUBJECT, failed, "the root filesystem does not tell how full it is"));
-    match reading {
-        DiskReading::Known(filesystem) => disk(CODES, SUBJECT, filesystem, all),
-        DiskReading::NotReady(_) | DiskReading::Failed => keep(previous, &CODES, SUBJECT, all),
-    }
-}
-
-fn pool(previous: &GateMemory, reading: &PoolReading, all: &mut Vec<Signal>) {
-    const CODES: [Code; 2] = [Code::DiskFloor, Code::DiskInodesFloor];
-    let name = reading.name.as_str();
-    let failed = reading.needed && reading.disk == DiskReading::Failed;
-    all.push(sensor(name, failed, "the pool does not tell how full it is"));
-    let (level, message) = match &reading.disk {
-        DiskReading::NotReady(message) if reading.needed => (Level::Bad, message.as_str()),
-        _ => (Level::Good, ""),
-    };
-    all.push(Signal { level, reason: Reason::new(Code::PoolNotReady, name, message), held: false });
-    match &reading.disk {
-        DiskReading::Known(filesystem) => disk(CODES, name, filesystem, all),
-        DiskReading::Failed if reading.needed => keep(previous, &CODES, name, all),
-        // Without the pool its floors mean nothing; when it is back it is a new look at, maybe, another disk.
-        DiskReading::Failed | DiskReading::NotReady(_) => {}
-    }
-}
-
-fn disk([bytes, inodes]: [Code; 2], subject: &str, disk: &Filesystem, all: &mut Vec<Signal>) {
-    const CONSEQUENCE: &str = "nothing new starts";
-    let available = disk.free_bytes.saturating_sub(disk.reserved_bytes);
-    let amounts = Amount { total: disk.total_bytes, available, floor: disk.floor_bytes };
-    all.push(amount(bytes, Resource::DiskBytes, subject, amounts, CONSEQUENCE));
-    if disk.total_inodes > 0 {
-        let available = disk.free_inodes.saturating_sub(disk.reserved_inodes);
-        let amounts = Amount { total: disk.total_inodes, available, floor: disk.floor_inodes };
-        all.push(amount(inodes, Resource::DiskInodes, subject, amounts, CONSEQUENCE));
-    }
-}
-
 /// Of one resource.
-struct Amount {
-    total: u64,
-    available: u64,
-    floor: u64,
+pub(super) struct Amount {
+    pub(super) total: u64,
+    pub(super) available: u64,
+    pub(super) floor: u64,
 }
 
-fn amount(code: Code, resource: Resource, subject: &str, of: Amount, consequence: &str) -> Signal {
+pub(super) fn amount(code: Code, resource: Resource, subject: &str, of: Amount, consequence: &str) -> Signal {
     let level = match of.available {
         available if available < of.floor => Level::Bad,
         available if available < recovery(of.floor, of.total) => Level::Between,
@@ -276,13 +256,13 @@ fn recovery(floor: u64, total: u64) -> u64 {
 }
 
 /// A sensor that gives no values shuts the gate for what depends on it.
-fn sensor(subject: &str, failed: bool, message: &str) -> Signal {
+pub(super) fn sensor(subject: &str, failed: bool, message: &str) -> Signal {
     let level = if failed { Level::Bad } else { Level::Good };
     Signal { level, reason: Reason::new(Code::SensorFailed, subject, message), held: true }
 }
 
 /// What was on before its sensor failed stays on: the end of the failure is not the end of the shortage.
-fn keep(previous: &GateMemory, codes: &[Code], subject: &str, all: &mut Vec<Signal>) {
+pub(super) fn keep(previous: &GateMemory, codes: &[Code], subject: &str, all: &mut Vec<Signal>) {
     for &code in codes {
         if previous.on.contains_key(&(code, subject.to_string())) {
             let message = format!("{subject}: the last figure was below the floor, and no newer one can be read");
@@ -292,6 +272,6 @@ fn keep(previous: &GateMemory, codes: &[Code], subject: &str, all: &mut Vec<Sign
 }
 
 /// Hundredths of a percent, as people write them.
-fn percent(basis: u32) -> String {
+pub(super) fn percent(basis: u32) -> String {
     format!("{}.{:02}%", basis / 100, basis % 100)
 }

@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use super::{ControlPlane, Slope};
+
 /// One look at the machine. A part that could not be read says so; nothing is guessed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readings {
@@ -22,6 +24,10 @@ pub struct Readings {
     pub root: DiskReading,
     /// The pools, in the order of the configuration.
     pub pools: Vec<PoolReading>,
+    /// Other filesystems of the node, in the order of the configuration.
+    pub filesystems: Vec<WatchedReading>,
+    /// The control plane that shares the node.
+    pub control_plane: ControlPlane,
 }
 
 /// Memory of the machine.
@@ -54,6 +60,16 @@ pub struct Stall {
     pub full_avg10: u32,
     /// Over 60 s.
     pub full_avg60: u32,
+    /// All work, over the last 2 s; 0 where it is not told.
+    pub full_now: u32,
+}
+
+impl Stall {
+    /// What the gate goes by: the average of 10 s, or the last 2 s where they are worse.
+    #[must_use]
+    pub fn full_worst(self) -> u32 {
+        self.full_avg10.max(self.full_now)
+    }
 }
 
 /// Stalls, as far as they are told.
@@ -98,6 +114,8 @@ pub struct Filesystem {
     pub reserved_bytes: u64,
     /// Inodes that leases have reserved and not made yet.
     pub reserved_inodes: u64,
+    /// How fast it fills.
+    pub slope: Slope,
 }
 
 /// A filesystem, as far as it could be read.
@@ -119,6 +137,15 @@ pub struct PoolReading {
     pub name: String,
     /// Repositories or workspaces lie on it, so that without it no build can start.
     pub needed: bool,
+    /// Its filesystem.
+    pub disk: DiskReading,
+}
+
+/// A filesystem that is watched and not managed, as far as it could be read.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchedReading {
+    /// Where it is mounted, or a path on it.
+    pub path: String,
     /// Its filesystem.
     pub disk: DiskReading,
 }

@@ -11,8 +11,14 @@ use crate::quantity::{Span, Timestamp};
 use crate::reason::Code;
 
 const GIB: u64 = 1 << 30;
-const LIMITS: Limits =
-    Limits { memory_floor: 4 * GIB, memory_narrow: 8 * GIB, memory_stall_full: 2000, hold: Span::seconds(30) };
+const LIMITS: Limits = Limits {
+    memory_floor: 4 * GIB,
+    memory_narrow: 8 * GIB,
+    memory_stall_full: 2000,
+    disk_forecast: Span::seconds(60),
+    control_plane_latency: Span::seconds(1),
+    hold: Span::seconds(30),
+};
 
 fn roomy() -> Filesystem {
     Filesystem {
@@ -127,6 +133,115 @@ fn a_filesystem_without_a_number_of_inodes_never_runs_out_of_them() {
     assert_eq!(first(&pool_with(DiskReading::Known(disk), true)).gate.state, GateState::Open);
 }
 
+/// 400 GiB above the floor, and so many GiB a minute less.
+fn falling(gib_per_minute: u64) -> Filesystem {
+    Filesystem { slope: Slope { bytes_per_minute: gib_per_minute * GIB, inodes_per_minute: 0 }, ..roomy() }
+}
+
+#[test]
+fn a_disk_that_would_be_full_within_the_forecast_shuts_before_it_is() {
+    let of = |speed| pool_with(DiskReading::Known(falling(speed)), true);
+    assert_eq!(first(&of(400)).gate.state, GateState::Open, "in 60 s");
+    let shut = first(&of(480));
+    assert_eq!((shut.gate.state, codes(&shut)), (GateState::Shut, vec![Code::DiskForecast]));
+    let reason = &shut.gate.reasons[0];
+    assert_eq!((reason.subject.as_str(), reason.wanted, reason.available), ("data", 480 * GIB, 400 * GIB));
+    assert_eq!(
+        reason.message,
+        "data: 400 GiB above its floor, which it reaches in 50 s at 480 GiB a minute; nothing new starts where that is \
+         less than 1 min"
+    );
+    assert!(!shut.gate.soft_only(), "an idle node does not start a build on a disk that will be full");
+    // In 80 s: not under the forecast, not half as long again from it.
+    assert_eq!(look(shut.clone(), &of(300), 1, 300).gate.state, GateState::Shut);
+    // In 100 s.
+    let recovering = look(shut.clone(), &of(240), 1, 30);
+    assert_eq!(recovering.gate.reasons[0].expected_until, Some(Timestamp(31_000)));
+    assert_eq!(look(shut, &of(240), 1, 31).gate.state, GateState::Open);
+}
+
+#[test]
+fn a_forecast_of_nothing_forecasts_nothing() {
+    let limits = Limits { disk_forecast: Span(0), ..LIMITS };
+    let readings = pool_with(DiskReading::Known(falling(u64::MAX / GIB)), true);
+    assert_eq!(decide(&GateMemory::default(), &readings, &limits, Timestamp(0)).gate.state, GateState::Open);
+}
+
+#[test]
+fn a_floor_that_was_reached_needs_no_forecast() {
+    let full = Filesystem { free_bytes: GIB, ..falling(480) };
+    let inodes = Slope { bytes_per_minute: 0, inodes_per_minute: 500_000 };
+    let readings = Readings {
+        root: DiskReading::Known(full),
+        filesystems: vec![WatchedReading {
+            path: "/var/lib/kubelet".to_string(),
+            disk: DiskReading::Known(Filesystem { slope: inodes, ..roomy() }),
+        }],
+        ..calm()
+    };
+    assert_eq!(codes(&first(&readings)), vec![Code::RootDiskFloor, Code::DiskInodesForecast]);
+}
+
+#[test]
+fn the_kubelets_filesystem_has_a_floor_and_fails_closed() {
+    let watched =
+        |disk| Readings { filesystems: vec![WatchedReading { path: "/var/lib/kubelet".to_string(), disk }], ..calm() };
+    let low = first(&watched(DiskReading::Known(Filesystem { free_bytes: GIB, free_inodes: 3, ..roomy() })));
+    assert_eq!(codes(&low), vec![Code::NodeDiskFloor, Code::NodeDiskInodesFloor]);
+    assert_eq!(low.gate.reasons[0].subject, "/var/lib/kubelet");
+    let blind = look(low, &watched(DiskReading::Failed), 1, 1);
+    assert_eq!(codes(&blind), vec![Code::SensorFailed, Code::NodeDiskFloor, Code::NodeDiskInodesFloor]);
+    assert_eq!(first(&watched(DiskReading::Known(roomy()))).gate.state, GateState::Open);
+}
+
+fn probed(probe: Probe) -> Readings {
+    Readings { control_plane: ControlPlane { probe, groups: vec![] }, ..calm() }
+}
+
+#[test]
+fn a_control_plane_that_is_slow_narrows_and_one_that_does_not_answer_shuts() {
+    let answered = |millis| first(&probed(Probe::Answered(Span(millis))));
+    assert_eq!(answered(999).gate.state, GateState::Open);
+    let slow = answered(1000);
+    assert_eq!((slow.gate.state, codes(&slow)), (GateState::Narrow, vec![Code::ControlPlaneSlow]));
+    assert!(slow.gate.soft_only());
+    assert_eq!(look(slow.clone(), &probed(Probe::Answered(Span(950))), 1, 100).gate.state, GateState::Narrow);
+    assert_eq!(look(slow, &probed(Probe::Answered(Span(900))), 1, 31).gate.state, GateState::Open);
+    let stalled = answered(3000);
+    assert_eq!((stalled.gate.state, codes(&stalled)), (GateState::Shut, vec![Code::ControlPlaneStalled]));
+    assert!(!stalled.gate.soft_only());
+    let unwell = first(&probed(Probe::Unwell("it answers 500".to_string())));
+    assert_eq!(codes(&unwell), vec![Code::ControlPlaneStalled]);
+    assert_eq!(unwell.gate.reasons[0].message, "control plane: it answers 500");
+    let blind = look(unwell, &probed(Probe::Failed("no such file".to_string())), 1, 1);
+    assert_eq!(codes(&blind), vec![Code::SensorFailed, Code::ControlPlaneStalled]);
+}
+
+#[test]
+fn control_groups_of_the_control_plane_count_by_their_stalls() {
+    let of = |memory, cpu| Readings {
+        control_plane: ControlPlane {
+            groups: vec![GroupReading { path: "/etcd".to_string(), memory, cpu }],
+            ..ControlPlane::default()
+        },
+        ..calm()
+    };
+    let full = |full_avg10| StallReading::Known(Stall { full_avg10, ..Stall::default() });
+    let some = |some_avg10| StallReading::Known(Stall { some_avg10, ..Stall::default() });
+    for (memory, cpu, expected) in [
+        (StallReading::Untold, StallReading::Untold, vec![]),
+        (full(999), some(4999), vec![]),
+        (full(1000), StallReading::Untold, vec![Code::ControlPlaneSlow]),
+        (full(0), some(5000), vec![Code::ControlPlaneSlow]),
+        (full(2000), some(0), vec![Code::ControlPlaneStalled]),
+        (StallReading::Failed, some(0), vec![Code::SensorFailed]),
+    ] {
+        let gate = first(&of(memory, cpu));
+        assert_eq!(codes(&gate), expected, "{memory:?} {cpu:?}");
+        assert!(gate.gate.reasons.iter().all(|reason| reason.subject == "/etcd"));
+    }
+}
+
 #[test]
 fn the_root_filesystem_has_reasons_of_its_own() {
     let root = Filesystem { free_bytes: GIB, free_inodes: 1, ..roomy() };
@@ -162,11 +277,14 @@ fn a_failed_sensor_shuts_and_keeps_what_was_known() {
 
 #[test]
 fn stalls_for_memory_shut_and_those_for_cpu_and_io_do_not() {
-    let much = StallReading::Known(Stall { some_avg10: 9900, some_avg60: 9900, full_avg10: 2000, full_avg60: 0 });
+    let much =
+        StallReading::Known(Stall { some_avg10: 9900, some_avg60: 9900, full_avg10: 2000, full_avg60: 0, full_now: 0 });
     let memory = first(&Readings { memory_stall: much, ..calm() });
     assert_eq!((memory.gate.state, codes(&memory)), (GateState::Shut, vec![Code::MemoryPressure]));
     assert!(memory.gate.reasons[0].message.contains("20.00%"), "{}", memory.gate.reasons[0].message);
     assert!(memory.gate.soft_only());
+    let sudden = StallReading::Known(Stall { full_now: 2000, full_avg10: 300, ..Stall::default() });
+    assert_eq!(codes(&first(&Readings { memory_stall: sudden, ..calm() })), vec![Code::MemoryPressure]);
     assert_eq!(first(&Readings { cpu_stall: much, io_stall: much, ..calm() }).gate.state, GateState::Open);
 }
 
@@ -274,13 +392,16 @@ proptest! {
     fn no_figures_overflow(
         total in any::<u64>(), available in any::<u64>(), floor in any::<u64>(), narrow in any::<u64>(),
         reserved in any::<u64>(), hold in any::<i64>(), now in any::<i64>(), stall in any::<u32>(),
+        forecast in any::<i64>(), speed in any::<u64>(),
     ) {
         let limits = Limits {
             memory_floor: floor, memory_narrow: narrow, memory_stall_full: stall, hold: Span(hold),
+            disk_forecast: Span(forecast), control_plane_latency: Span(hold),
         };
         let disk = Filesystem {
             total_bytes: total, free_bytes: available, floor_bytes: floor, reserved_bytes: reserved,
             total_inodes: available, free_inodes: total, floor_inodes: narrow, reserved_inodes: floor,
+            slope: Slope { bytes_per_minute: speed, inodes_per_minute: reserved },
         };
         let readings = Readings {
             memory: Some(Memory { total_bytes: total, available_bytes: available }),

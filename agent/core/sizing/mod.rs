@@ -8,11 +8,13 @@
 //!
 //! - [`history`]: what runs used, and what that says of the next one.
 //! - [`ladder`]: the size after a build ran out of memory.
+//! - [`oom`]: whether it did, and whose limit that was.
 //! - [`decimal`]: numbers that people write, without floating point.
 
 pub mod decimal;
 pub mod history;
 pub mod ladder;
+pub mod oom;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use history::{Confidence, HistorySummary, Measured, Outcome, Sample, summary};
 pub use ladder::next_step;
+pub use oom::{Evidence, MemoryEnd, OomCounters, PodEnd, classify};
 
 use crate::quantity::{Amounts, Resource, Size, Span};
 
