@@ -120,6 +120,11 @@ impl Metrics {
         }
         let help = "Damaged stores of repositories, by the step that made them whole again, or failed";
         registry.register("repository_heals", help, heals);
+        let forges = Family::<Fetch, Counter>::default();
+        for (outcome, count) in seen.forges {
+            forges.get_or_create(&Fetch { outcome }).inc_by(*count);
+        }
+        registry.register("forge_answers", "Questions to forges where a pull request comes from, by outcome", forges);
         let evictions = Family::<Evicted, Counter>::default();
         for (reason, count) in seen.evictions {
             evictions.get_or_create(&Evicted { reason }).inc_by(*count);
@@ -164,6 +169,8 @@ pub struct Seen<'a> {
     pub fetches: &'a BTreeMap<&'static str, u64>,
     /// How often each step made a damaged store whole again, since the start.
     pub heals: &'a BTreeMap<&'static str, u64>,
+    /// What came of questions to forges, since the start.
+    pub forges: &'a BTreeMap<&'static str, u64>,
     /// What all repositories take on the disk, each file once; unset before the first measurement.
     pub repositories_bytes: Option<u64>,
     /// Evictions since the start, by reason.

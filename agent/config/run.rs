@@ -95,6 +95,7 @@ impl Config {
                     personal: true,
                 },
                 credentials: Vec::new(),
+                forges: Vec::new(),
                 mirrors: Vec::new(),
                 manifests: Vec::new(),
                 submodules: Submodules {

@@ -19,6 +19,7 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
             repositories: &repositories,
             fetches: &BTreeMap::from([("fetched", 1)]),
             heals: &BTreeMap::from([("repair", 2)]),
+            forges: &BTreeMap::from([("told", 4)]),
             repositories_bytes: Some(1 << 30),
             evictions: &BTreeMap::from([("DISK_FLOOR", 3)]),
             upkeep_gave_way: 2,

@@ -18,6 +18,7 @@ mod entry;
 mod evict;
 mod export;
 mod fetch;
+mod forge;
 pub mod git;
 mod git_error;
 mod gitmodules;
@@ -71,6 +72,7 @@ use crate::config;
 use disk::{Paths, io_reason};
 use entry::{Entry, work};
 use fetch::blocking;
+use forge::Forges;
 use git::Git;
 use lfs::Lfs;
 use listing::Wanted;
@@ -128,6 +130,7 @@ struct Shared {
     git: Git,
     ls_refs: LsRefs,
     lfs: Lfs,
+    forges: Arc<Forges>,
     root: Root,
     discard: Discard,
     reader: Reader,
@@ -187,6 +190,7 @@ impl Repositories {
             stores: Stores::default(),
             claims: Claims::default(),
             lfs: Lfs::new(http.clone()),
+            forges: Arc::new(Forges::new(http.clone())),
             ls_refs: LsRefs::new(http),
             config: RwLock::new(Arc::new(config.clone())),
             git,

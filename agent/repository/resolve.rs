@@ -133,6 +133,12 @@ pub(super) async fn resolve_in(
     Err(Reason::new(Code::UpstreamTimeout, request.url.key(), message))
 }
 
+/// Where a ref stands here, whatever its age.
+pub(super) async fn pull_commit(shared: &Shared, entry: &Entry, request: &Request) -> Option<CommitId> {
+    let (pin, meta) = (entry.current()?, entry.state().meta.clone());
+    find(shared, Some(&pin), &meta, request).await.ok()?.map(|found| found.commit)
+}
+
 async fn ask(entry: &Entry, wanted: Wanted, deadline: Instant) -> Result<(), Reason> {
     // Whether a history reaches a commit can be said only when all of it is here.
     let needs_all = !wanted.tips.is_empty();

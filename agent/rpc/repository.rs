@@ -41,7 +41,9 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::ResolveSourceResponse>, Status> {
         let patience = patience(&request);
         let wanted = source("source", request.into_inner().source)?;
-        let resolved = self.0.repositories.resolve(&wanted, patience).await.map_err(|reason| refusal(&reason))?;
+        let resolved = self.0.repositories.resolve_with_fork(&wanted, patience).await;
+        let (resolved, fork) = resolved.map_err(|reason| refusal(&reason))?;
+        let (fork_url, fork_ref) = fork.map(|fork| (fork.url, fork.reference)).unwrap_or_default();
         let age: Span = crate::admission::now().since(resolved.as_of);
         let resolved = v1::Resolved {
             commit: resolved.commit.to_string(),
@@ -57,6 +59,8 @@ impl RepositoryService for Repository {
             snapshot: resolved.pin.name().to_owned(),
             subject: resolved.subject.clone(),
             other_fork: resolved.other_fork,
+            fork_url,
+            fork_ref,
         };
         Ok(Response::new(v1::ResolveSourceResponse { resolved: Some(resolved), age: Some(duration(age)) }))
     }

@@ -3,6 +3,7 @@
 //! What comes in has the shape of the file (`shape` saw to that). A value that is wrong is reported and stood in for,
 //! so that the rest is looked at too; a configuration goes out only where nothing was reported.
 
+mod forges;
 mod git;
 mod listen;
 mod lists;
