@@ -122,6 +122,7 @@ async fn scrape(State(face): State<Face>) -> Response {
         fetches: &fetches,
         heals: &heals,
         forges: &forges,
+        lfs: face.rooms.repositories.lfs_counts(),
         journal_failures: face.rooms.admission.journal_failures(),
         serve: face.rooms.serve.counts(),
         own: Own::read(),

@@ -9,7 +9,9 @@
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
 mod archive;
+mod backoff;
 mod check;
+mod commits;
 mod contain;
 mod credentials;
 mod declare;
@@ -69,6 +71,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
+use backoff::Backoffs;
 use disk::{Paths, io_reason};
 use entry::{Entry, work};
 use fetch::blocking;
@@ -84,12 +87,13 @@ use presence::Presence;
 use store::Stores;
 use upstream_http::Http;
 
+pub use commits::NeededCommits;
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
 pub use evict::{Evicted, Eviction};
 pub use export::{Export, archive_of_path};
 pub use import::ImportTarget;
-pub use lfs::{Headroom, LfsFile, LfsFiles, LfsOid};
+pub use lfs::{Headroom, LfsCounts, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary, Verdict};
@@ -138,6 +142,9 @@ struct Shared {
     places: Places,
     stores: Stores,
     claims: Claims,
+    backoffs: Backoffs,
+    /// Tells which commits leases, tickets and workspaces have.
+    needed_commits: Mutex<Option<NeededCommits>>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Done once the pool was there.
     recovery: OnceCell<()>,
@@ -189,7 +196,9 @@ impl Repositories {
             places: Places::new(config.parallel, config.parallel_per_host),
             stores: Stores::default(),
             claims: Claims::default(),
-            lfs: Lfs::new(http.clone()),
+            backoffs: Backoffs::default(),
+            needed_commits: Mutex::default(),
+            lfs: Lfs::new(http.clone(), config),
             forges: Arc::new(Forges::new(http.clone())),
             ls_refs: LsRefs::new(http),
             config: RwLock::new(Arc::new(config.clone())),
@@ -252,6 +261,7 @@ impl Repositories {
         let shared = &self.shared;
         *shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
         shared.places.resize(config.parallel, config.parallel_per_host);
+        shared.lfs.places.resize(config.parallel, config.parallel_per_host);
         for entry in shared.all() {
             entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
         }
@@ -282,6 +292,8 @@ impl Repositories {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.shared.git.idle().await;
+        // It knows rooms that know this one: none of them would ever end.
+        lock(&self.shared.needed_commits).take();
     }
 
     /// Adds a repository; idempotent. The fill begins at once, and is tried again until it is there.
