@@ -6,6 +6,7 @@
 mod admission;
 mod convert;
 mod error;
+mod holders;
 mod node;
 mod repository;
 mod request;

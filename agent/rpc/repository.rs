@@ -84,7 +84,8 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::GetRepositoryResponse>, Status> {
         let wanted = url("url", &request.into_inner().url)?;
         let view = self.0.repositories.get(&wanted).ok_or_else(|| unknown(wanted.key()))?;
-        Ok(Response::new(v1::GetRepositoryResponse { repository: Some(repository(&view)) }))
+        let repository = v1::Repository { held_by: self.0.holders(&view), ..repository(&view) };
+        Ok(Response::new(v1::GetRepositoryResponse { repository: Some(repository) }))
     }
 
     async fn add_repository(
@@ -257,5 +258,6 @@ pub(super) fn repository(view: &View) -> v1::Repository {
         evicted_at: view.evicted.map(|evicted| timestamp(evicted.at)),
         snapshots_in_use: count(view.snapshots_in_use),
         holders: count(view.holders),
+        held_by: Vec::new(),
     }
 }
