@@ -550,21 +550,27 @@ async fn large_files_of_submodules_belong_to_the_workspaces_user() {
 
 #[tokio::test]
 async fn one_mirror_that_hangs_holds_up_no_other() {
-    let (hanging, other) = (World::new(), World::new());
-    hanging.fault(LargeFault::Hang);
+    let other = World::new();
+    // Nothing that the other has too: objects are kept once, and who wants the same waits for it.
+    let own = TestRepo::empty();
+    let hanging = Upstream::start();
+    let hanging_url = hanging.host("team/hangs.git", &own);
+    own.commit_file("main", ".gitattributes", b"*.bin filter=lfs diff=lfs merge=lfs -text\n");
+    own.commit_file("main", "own.bin", hanging.large_files().put(b"of its own").as_bytes());
+    hanging.large_files().fault(LargeFault::Hang);
     let agent = Agent::start(&format!(
         "pools: [{{name: data, path: $ROOT/pool, mount: optional, floor: {{bytes: 1MiB, inodes: 10}}}}]\n\
          repositories: {{fetchWithin: 5s, allow: [127.0.0.1], protocols: [http], lfs: {{objectLimit: 2MiB}}, mirrors: \
          [{{url: \"{}\", lfs: true}}, {{url: \"{}\", lfs: true}}]}}\n\
          listen: {{socket: $ROOT/run/stoker.sock, http: {{address: \"127.0.0.1:$PORT\"}}}}\n",
-        hanging.url, other.url
+        hanging_url, other.url
     ));
     let counted = |name: &str| {
         let (_, text) = agent.http_get("/metrics").unwrap();
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
         value.unwrap_or_default()
     };
-    wait::until(LIMIT, "the first is asked", || hanging.counts().objects > 0);
+    wait::until(LIMIT, "the first is asked", || hanging.large_files().counts().objects > 0);
     wait::until(LIMIT, "the other's are here", || counted("stoker_lfs_objects_total") == 2);
     let bytes = u64::try_from(other.small.len() + other.large.len()).unwrap();
     assert_eq!(counted("stoker_lfs_fetched_bytes_total"), bytes);
@@ -572,6 +578,7 @@ async fn one_mirror_that_hangs_holds_up_no_other() {
     assert_eq!(counted("stoker_lfs_refused_total{reason=\"LFS_LIMIT\"}"), 0);
     let large = pointer(&vec![7; 3 << 20]);
     other.repo.commit_file("main", "too-large.bin", large.as_bytes());
-    prepare(&agent, &other.url, "too large", true).await.unwrap_err();
+    let refused = prepare(&agent, &other.url, "too-large", true).await.unwrap_err();
+    assert_eq!(reason(&refused), "LFS_LIMIT", "{refused:?}");
     assert!(counted("stoker_lfs_refused_total{reason=\"LFS_LIMIT\"}") > 0);
 }

@@ -136,7 +136,8 @@ async fn an_answer_may_be_stale_only_where_the_caller_says_so() {
 async fn requests_do_not_hammer_an_upstream_in_trouble() {
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);
-    let unseen = upstream.host("team/unseen.git", &TestRepo::standard());
+    let never_asked = TestRepo::standard();
+    let unseen = upstream.host("team/unseen.git", &never_asked);
     let agent = Agent::start(LOOPBACK);
     resolve(&agent, source(&url, "branch:main")).await.unwrap();
     upstream.fault(Fault::Status(503));

@@ -14,7 +14,8 @@ fn held_by(repository: &v1::Repository) -> Vec<(&str, &str, &str)> {
 async fn a_repository_tells_who_holds_its_snapshots() {
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);
-    let other = upstream.host("team/other.git", &TestRepo::standard());
+    let beside = TestRepo::standard();
+    let other = upstream.host("team/other.git", &beside);
     let agent = start(&configuration(PLAIN, &[&url, &other]));
     let first = mirror_ready(&agent, &url).await.snapshot;
     mirror_ready(&agent, &other).await;

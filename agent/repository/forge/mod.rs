@@ -44,6 +44,8 @@ const REMEMBERED_MAX: usize = 4096;
 type Pull = (String, u64);
 /// What an API told of the pull request; nothing where it does not know it.
 type Answer = Result<Option<PullHead>, Failure>;
+/// What was told of a commit, and until when it is believed.
+type Remembered = (Option<Fork>, Instant);
 type Asking = Joined<BoxFuture<'static, Answer>>;
 
 /// What the room remembers of forges.
@@ -53,7 +55,7 @@ pub(super) struct Forges {
     places: Semaphore,
     running: Mutex<HashMap<Pull, WeakShared<BoxFuture<'static, Answer>>>>,
     /// What was told of a commit, and until when that holds.
-    known: Mutex<HashMap<(Pull, CommitId), (Option<Fork>, Instant)>>,
+    known: Mutex<HashMap<(Pull, CommitId), Remembered>>,
     /// APIs that were in trouble, until when.
     troubled: Mutex<HashMap<String, Instant>>,
     outcomes: Mutex<BTreeMap<&'static str, u64>>,

@@ -132,6 +132,8 @@ async fn a_commit_that_was_asked_for_by_name_stays_until_nobody_needs_it() {
     upstream.commit("more");
     world.resolve(&upstream.request("head")).await.unwrap();
     until("the end of the objects", || !has(&store, off)).await;
+    let newest = || before.pin.path().with_file_name(world.repositories.get(&upstream.url()).unwrap().snapshot);
+    until("a snapshot without it", || !has(&newest(), off)).await;
     // Who holds a snapshot has it still; who asks again gets it again.
     git_in(before.pin.path(), ["fsck", "--strict"]);
     assert!(has(before.pin.path(), off));
