@@ -22,7 +22,7 @@ use stoker_core::quantity::Timestamp;
 use stoker_proto::v1;
 
 use crate::node::State;
-use crate::repository::{RepositoryState, View, serve};
+use crate::repository::{LfsCounts, RepositoryState, View, serve};
 
 /// The content type of [`Metrics::scrape`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -120,6 +120,12 @@ impl Metrics {
         }
         let help = "Damaged stores of repositories, by the step that made them whole again, or failed";
         registry.register("repository_heals", help, heals);
+        let forges = Family::<Fetch, Counter>::default();
+        for (outcome, count) in seen.forges {
+            forges.get_or_create(&Fetch { outcome }).inc_by(*count);
+        }
+        registry.register("forge_answers", "Questions to forges where a pull request comes from, by outcome", forges);
+        large_files(&seen.lfs, &mut registry);
         let evictions = Family::<Evicted, Counter>::default();
         for (reason, count) in seen.evictions {
             evictions.get_or_create(&Evicted { reason }).inc_by(*count);
@@ -138,6 +144,25 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
+}
+
+/// What fetching large files counts.
+fn large_files(counts: &LfsCounts, registry: &mut Registry) {
+    let objects: ConstCounter<u64> = ConstCounter::new(counts.objects);
+    registry.register("lfs_objects", "Large files (git-lfs) that were fetched", objects);
+    let bytes: ConstCounter<u64> = ConstCounter::new(counts.bytes);
+    registry.register_with_unit("lfs_fetched", "Large files (git-lfs) that were fetched", Unit::Bytes, bytes);
+    let by_reason = |counts: &BTreeMap<&'static str, u64>| {
+        let family = Family::<Evicted, Counter>::default();
+        for (reason, count) in counts {
+            family.get_or_create(&Evicted { reason }).inc_by(*count);
+        }
+        family
+    };
+    let help = "Commits whose large files could not be had, by reason";
+    registry.register("lfs_failures", help, by_reason(&counts.failures));
+    let help = "Commits whose large files were not fetched for want of room, by reason";
+    registry.register("lfs_refused", help, by_reason(&counts.refused));
 }
 
 /// What git over HTTP counts.
@@ -164,6 +189,10 @@ pub struct Seen<'a> {
     pub fetches: &'a BTreeMap<&'static str, u64>,
     /// How often each step made a damaged store whole again, since the start.
     pub heals: &'a BTreeMap<&'static str, u64>,
+    /// What came of questions to forges, since the start.
+    pub forges: &'a BTreeMap<&'static str, u64>,
+    /// What came of fetching large files, since the start.
+    pub lfs: LfsCounts,
     /// What all repositories take on the disk, each file once; unset before the first measurement.
     pub repositories_bytes: Option<u64>,
     /// Evictions since the start, by reason.

@@ -3,6 +3,7 @@
 //! An [`Agent`] is the whole agent: `stoker agent` runs one until a signal, `stoker run` one inside its own process.
 //! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
 use stoker_core::admission::{Facts as LedgerFacts, LeaseState};
+use stoker_core::identity::CommitId;
 use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
 use tokio::net::{TcpListener, UnixListener};
@@ -32,7 +34,7 @@ use crate::pressure::{Configured, Pressure};
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
 use crate::repository::serve::{Base, Serve};
-use crate::repository::{Containment, Pool, Repositories, Space};
+use crate::repository::{Containment, NeededCommits, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
@@ -367,6 +369,7 @@ async fn build(
     let (pool, stop) = (&config.workspaces.pool, closing.child_token());
     let workspaces =
         Workspaces::open(pool, pools.clone(), git.clone(), repositories.clone(), admission.clone(), stop).await;
+    repositories.set_needed_commits(needed_commits(admission.clone(), workspaces.clone()));
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
         name: config.node.name.clone(),
@@ -402,6 +405,21 @@ async fn open_repositories(
     let pool = pool_of_repositories(&config.repositories.pool, pools, reserved);
     let opened = Repositories::open(&config.repositories, git, pool, closing.child_token()).await;
     opened.map_err(|reason| StartError::Repositories(reason.message))
+}
+
+/// The commits of leases, tickets and workspaces, whose objects a store keeps.
+fn needed_commits(admission: Admission, workspaces: Workspaces) -> NeededCommits {
+    Arc::new(move || {
+        let mut needed: BTreeSet<CommitId> = admission.read(|ledger, _| {
+            let leases = ledger.live().map(|lease| lease.source.commit);
+            leases.chain(ledger.tickets().map(|ticket| ticket.request.source.commit)).collect()
+        });
+        for workspace in workspaces.list() {
+            needed.insert(workspace.source.commit);
+            needed.extend(workspace.submodules.iter().map(|one| one.commit));
+        }
+        needed
+    })
 }
 
 /// The pool of the repositories: what it has, and what leases hold of it.

@@ -72,11 +72,22 @@ impl World {
 }
 
 async fn prepare(agent: &Agent, url: &str, id: &str, lfs: bool) -> Result<v1::Workspace, Status> {
+    let request = v1::PrepareWorkspaceRequest { lfs, ..Default::default() };
+    prepare_as(agent, url, id, request).await
+}
+
+/// With what `request` says beside the source.
+async fn prepare_as(
+    agent: &Agent,
+    url: &str,
+    id: &str,
+    request: v1::PrepareWorkspaceRequest,
+) -> Result<v1::Workspace, Status> {
     use v1::prepare_workspace_response::Event;
     let unleased =
         v1::Unleased { source: Some(source(url, "branch:main")), request_id: id.to_owned(), ..Default::default() };
     let which = Some(v1::prepare_workspace_request::For::Unleased(unleased));
-    let mut request = Request::new(v1::PrepareWorkspaceRequest { r#for: which, lfs, ..Default::default() });
+    let mut request = Request::new(v1::PrepareWorkspaceRequest { r#for: which, ..request });
     request.set_timeout(LIMIT);
     let mut events = agent.workspace().await.prepare_workspace(request).await?.into_inner();
     loop {
@@ -429,4 +440,145 @@ async fn a_workspace_is_what_git_lfs_makes() {
     fs::write(src.join(SMALL), b"changed\n").unwrap();
     assert_eq!(said(src, &["status", "--porcelain"]), format!(" M {SMALL}\n"));
     assert_eq!(git_out(src, &["rev-parse", "HEAD"]), world.repo.commit("main"));
+}
+
+/// A top with a submodule that has large files, as has the submodule of that one.
+struct Modules {
+    world: World,
+    _repos: [TestRepo; 2],
+    url: String,
+    deep: Vec<u8>,
+}
+
+/// Where the large file of the deeper submodule is, below that one.
+const DEEP: &str = "deep file.bin";
+
+impl Modules {
+    fn new() -> Self {
+        let world = World::new();
+        let deep = b"deeper still\n".repeat(100);
+        let attributes: &[u8] = b"*.bin filter=lfs diff=lfs merge=lfs -text\n";
+        let leaf = TestRepo::empty();
+        let pointer = world.upstream.large_files().put(&deep);
+        let files: &[(&str, &str, &[u8])] =
+            &[("100644", ".gitattributes", attributes), ("100644", DEEP, pointer.as_bytes())];
+        let at = leaf.commit_tree("main", files, &[]);
+        let leaf_url = world.upstream.host("team/leaf.git", &leaf);
+        let modules = format!("[submodule \"leaf\"]\n\tpath = leaf\n\turl = {leaf_url}\n");
+        let files: &[(&str, &str, &[u8])] = &[("100644", ".gitmodules", modules.as_bytes())];
+        let commit = world.repo.commit_tree("main", files, &[("leaf", &at)]);
+        let top = TestRepo::empty();
+        let modules = format!("[submodule \"middle\"]\n\tpath = vendor/middle\n\turl = {}\n", world.url);
+        let files: &[(&str, &str, &[u8])] =
+            &[("100644", ".gitmodules", modules.as_bytes()), ("100644", "top.txt", b"top\n")];
+        top.commit_tree("main", files, &[("vendor/middle", &commit)]);
+        let url = world.upstream.host("team/top.git", &top);
+        Self { world, _repos: [leaf, top], url, deep }
+    }
+}
+
+async fn with_submodules(agent: &Agent, url: &str, id: &str, lfs: bool) -> Result<v1::Workspace, Status> {
+    prepare_as(agent, url, id, v1::PrepareWorkspaceRequest { lfs, submodules: true, ..Default::default() }).await
+}
+
+#[tokio::test]
+async fn submodules_have_their_large_files_too() {
+    let modules = Modules::new();
+    let agent = Agent::start(LOOPBACK);
+    let workspace = with_submodules(&agent, &modules.url, "all", true).await.unwrap();
+    let src = Path::new(&workspace.src);
+    modules.world.assert_content(&src.join("vendor/middle"));
+    assert!(fs::read(src.join("vendor/middle/leaf").join(DEEP)).unwrap() == modules.deep);
+    assert_eq!(fs::read(src.join("top.txt")).unwrap(), b"top\n");
+    // The one that is asked for each, and each of their objects once.
+    assert_eq!(modules.world.counts(), LargeCounts { batches: 2, objects: 3 });
+    for path in ["", "vendor/middle", "vendor/middle/leaf"] {
+        assert_eq!(status(src.join(path).to_str().unwrap()), "", "{path}");
+    }
+
+    // A build's files are its own, there too.
+    fs::write(src.join("vendor/middle").join(LARGE), b"changed").unwrap();
+    modules.world.upstream.large_files().reset();
+    let again = with_submodules(&agent, &modules.url, "again", true).await.unwrap();
+    modules.world.assert_content(&Path::new(&again.src).join("vendor/middle"));
+    assert_eq!(modules.world.counts(), LargeCounts::default());
+
+    // Who does not ask gets what is committed.
+    let plain = with_submodules(&agent, &modules.url, "plain", false).await.unwrap();
+    let file = Path::new(&plain.src).join("vendor/middle").join(LARGE);
+    assert_eq!(fs::read_to_string(file).unwrap(), pointer(&modules.world.large));
+}
+
+#[tokio::test]
+async fn a_submodule_that_lacks_a_large_file_is_named_and_leaves_nothing() {
+    let modules = Modules::new();
+    let agent = Agent::start(LOOPBACK);
+    with_submodules(&agent, &modules.url, "fill", false).await.unwrap();
+    let workspaces = agent.root().join("pool/stoker/workspaces");
+    let before = files(&workspaces).len();
+    modules.world.fault(LargeFault::Gone);
+    let refused = with_submodules(&agent, &modules.url, "gone", true).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::NotFound, "LFS_OBJECT_MISSING"), "{refused:?}");
+    assert!(refused.message().contains("submodule \"vendor/middle\""), "{refused:?}");
+    assert_eq!(files(&workspaces).len(), before);
+}
+
+#[tokio::test]
+async fn large_files_of_submodules_belong_to_the_workspaces_user() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root gives files away");
+        return;
+    }
+    let modules = Modules::new();
+    let agent = Agent::start(LOOPBACK);
+    let request = v1::PrepareWorkspaceRequest {
+        lfs: true,
+        submodules: true,
+        user: Some(1234),
+        group: Some(1235),
+        ..Default::default()
+    };
+    let workspace = prepare_as(&agent, &modules.url, "owned", request).await.unwrap();
+    let src = Path::new(&workspace.src);
+    for path in ["vendor/middle/data/large.bin", ".git/modules/middle/index", ".git/modules/middle/modules/leaf/index"]
+    {
+        let meta = fs::metadata(src.join(path)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (1234, 1235), "{path}");
+    }
+    assert_eq!(status(&workspace.src), "");
+}
+
+#[tokio::test]
+async fn one_mirror_that_hangs_holds_up_no_other() {
+    let other = World::new();
+    // Nothing that the other has too: objects are kept once, and who wants the same waits for it.
+    let own = TestRepo::empty();
+    let hanging = Upstream::start();
+    let hanging_url = hanging.host("team/hangs.git", &own);
+    own.commit_file("main", ".gitattributes", b"*.bin filter=lfs diff=lfs merge=lfs -text\n");
+    own.commit_file("main", "own.bin", hanging.large_files().put(b"of its own").as_bytes());
+    hanging.large_files().fault(LargeFault::Hang);
+    let agent = Agent::start(&format!(
+        "pools: [{{name: data, path: $ROOT/pool, mount: optional, floor: {{bytes: 1MiB, inodes: 10}}}}]\n\
+         repositories: {{fetchWithin: 5s, allow: [127.0.0.1], protocols: [http], lfs: {{objectLimit: 2MiB}}, mirrors: \
+         [{{url: \"{}\", lfs: true}}, {{url: \"{}\", lfs: true}}]}}\n\
+         listen: {{socket: $ROOT/run/stoker.sock, http: {{address: \"127.0.0.1:$PORT\"}}}}\n",
+        hanging_url, other.url
+    ));
+    let counted = |name: &str| {
+        let (_, text) = agent.http_get("/metrics").unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
+        value.unwrap_or_default()
+    };
+    wait::until(LIMIT, "the first is asked", || hanging.large_files().counts().objects > 0);
+    wait::until(LIMIT, "the other's are here", || counted("stoker_lfs_objects_total") == 2);
+    let bytes = u64::try_from(other.small.len() + other.large.len()).unwrap();
+    assert_eq!(counted("stoker_lfs_fetched_bytes_total"), bytes);
+    wait::until(LIMIT, "the first gave up", || counted("stoker_lfs_failures_total{reason=\"UPSTREAM_TIMEOUT\"}") > 0);
+    assert_eq!(counted("stoker_lfs_refused_total{reason=\"LFS_LIMIT\"}"), 0);
+    let large = pointer(&vec![7; 3 << 20]);
+    other.repo.commit_file("main", "too-large.bin", large.as_bytes());
+    let refused = prepare(&agent, &other.url, "too-large", true).await.unwrap_err();
+    assert_eq!(reason(&refused), "LFS_LIMIT", "{refused:?}");
+    assert!(counted("stoker_lfs_refused_total{reason=\"LFS_LIMIT\"}") > 0);
 }

@@ -15,6 +15,7 @@ mod agent;
 mod commands;
 mod faces;
 mod faults;
+mod forges;
 mod git_http;
 mod harness;
 mod isolation;

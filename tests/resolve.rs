@@ -1,6 +1,7 @@
 //! Every kind of ref, resolved over gRPC against an upstream over HTTP; what that costs upstream; and what is refused.
 
 use std::path::Path;
+use std::time::Duration;
 
 use stoker_proto::v1::{self, Origin};
 use tonic::{Code, Status};
@@ -8,7 +9,8 @@ use tonic_types::StatusExt;
 
 use crate::support::repository::{TestRepo, git, git_out};
 use crate::support::stoker::Agent;
-use crate::support::upstream::{Counts, Upstream};
+use crate::support::upstream::{Counts, Fault, Upstream};
+use crate::support::wait::until_async;
 use crate::support::wire::{reason, seconds, source};
 
 /// An agent that may fetch over HTTP from this machine.
@@ -128,6 +130,54 @@ async fn an_answer_may_be_stale_only_where_the_caller_says_so() {
     assert_eq!((resolved.commit.as_str(), resolved.origin()), (repo.commit("main").as_str(), Origin::Stale));
     let commit = source(&url, &format!("sha:{}", repo.commit("develop~1")));
     assert_eq!(resolve(&agent, commit).await.unwrap().resolved.unwrap().origin(), Origin::Cache);
+}
+
+#[tokio::test]
+async fn requests_do_not_hammer_an_upstream_in_trouble() {
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    let never_asked = TestRepo::standard();
+    let unseen = upstream.host("team/unseen.git", &never_asked);
+    let agent = Agent::start(LOOPBACK);
+    resolve(&agent, source(&url, "branch:main")).await.unwrap();
+    upstream.fault(Fault::Status(503));
+    // One that is here, and one that never was: the first request asks, and no other within the pause.
+    for url in [&url, &unseen] {
+        upstream.reset();
+        resolve(&agent, source(url, "branch:main")).await.unwrap_err();
+        let asked = upstream.requests();
+        assert!(asked.total() > 0);
+        for reference in ["branch:main", "branch:develop", "head", "pr:152"].into_iter().cycle().take(20) {
+            let refused = resolve(&agent, source(url, reference)).await.unwrap_err();
+            assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "UPSTREAM_UNREACHABLE"));
+            assert!(refused.message().contains("is asked again in "), "{refused:?}");
+            let delay = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
+            assert!((1..=7).contains(&delay.as_secs()), "{delay:?}");
+        }
+        assert_eq!(upstream.requests(), asked, "{url}");
+    }
+    upstream.reset();
+    let any_age = v1::Source { allow_stale: true, ..source(&url, "branch:main") };
+    assert_eq!(resolve(&agent, any_age).await.unwrap().resolved.unwrap().origin(), Origin::Stale);
+    let commit = source(&url, &format!("sha:{}", repo.commit("develop~1")));
+    assert_eq!(resolve(&agent, commit).await.unwrap().resolved.unwrap().origin(), Origin::Cache);
+    assert_eq!(upstream.requests().total(), 0);
+
+    // An operator is not held back, and who asks after that is not either.
+    agent.stoker().run(["repo", "refresh", &url]).expect_code(2);
+    assert!(upstream.requests().total() > 0);
+    upstream.fault(Fault::None);
+    resolve(&agent, source(&url, "branch:main")).await.unwrap_err();
+    agent.stoker().run(["repo", "refresh", &url]).expect_code(0);
+    upstream.reset();
+    assert_eq!(
+        resolve(&agent, source(&url, "branch:main")).await.unwrap().resolved.unwrap().origin(),
+        Origin::Upstream
+    );
+    assert_eq!(upstream.requests(), ASKED);
+    // By itself the pause ends too.
+    let again = async || resolve(&agent, source(&unseen, "branch:main")).await.is_ok();
+    until_async(Duration::from_secs(30), "the pause after the failure is over", again).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ use super::screen::{self, Steps, bytes, counted, grouped};
 use super::table::{self, Fields, Grid, Tone, View, cell};
 use super::{Common, DONE, amount};
 
+/// How many holders of snapshots are named.
+const HOLDERS_SHOWN: usize = 8;
+
 mod transfer;
 
 #[derive(Debug, clap::Subcommand)]
@@ -283,6 +286,26 @@ fn holding(repository: &v1::Repository) -> String {
     }
 }
 
+/// `lease L1 (snapshot 3), workspace W (snapshot 2), its pin, 4 more`.
+fn held_by(repository: &v1::Repository) -> String {
+    let all = &repository.held_by;
+    let mut words: Vec<String> = all
+        .iter()
+        .take(HOLDERS_SHOWN)
+        .map(|holder| match holder.kind.as_str() {
+            "pin" => "its pin".to_owned(),
+            kind => {
+                let [kind, id, snapshot] = [kind, &holder.id, &holder.snapshot].map(screen::safe);
+                format!("{kind} {id} (snapshot {snapshot})")
+            }
+        })
+        .collect();
+    if all.len() > HOLDERS_SHOWN {
+        words.push(format!("{} more", all.len() - HOLDERS_SHOWN));
+    }
+    words.join(", ")
+}
+
 fn stale(repository: &v1::Repository) -> String {
     match repository.stale {
         ..=0 => String::new(),
@@ -341,6 +364,7 @@ fn render(repository: &v1::Repository, view: &View) -> String {
             format!("{snapshots}, newest {newest}{}", holding(repository))
         },
     );
+    fields.add("held by", held_by(repository));
     fields.add(
         "hits",
         format!(

@@ -44,6 +44,10 @@ fn render(answer: &v1::ResolveSourceResponse, view: &View) -> String {
     fields.add("subject", &resolved.subject);
     fields.add("clone_url", &resolved.clone_url);
     fields.add("clone_ref", &resolved.clone_ref);
+    if !resolved.fork_url.is_empty() {
+        fields.add("fork_url", &resolved.fork_url);
+        fields.add("fork_ref", &resolved.fork_ref);
+    }
     let origin = match resolved.origin() {
         v1::Origin::Upstream => "upstream says so",
         v1::Origin::Cache => "from the cache, within its age",
@@ -85,5 +89,22 @@ mod tests {
         origin     from the cache: upstream could not be asked
         as of      1 h 6 min ago (1 h 6 min old)
         ");
+    }
+
+    #[test]
+    fn a_pull_request_tells_where_it_comes_from() {
+        let resolved = v1::Resolved {
+            commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
+            clone_url: "https://github.com/projectbluefin/dakota".to_owned(),
+            clone_ref: "refs/pull/152/head".to_owned(),
+            fork_url: "https://github.com/somebody/dakota.git".to_owned(),
+            fork_ref: "refs/heads/newer-base".to_owned(),
+            as_of: ago(1),
+            ..Default::default()
+        };
+        let answer = v1::ResolveSourceResponse { resolved: Some(resolved), age: None };
+        let shown = render(&answer, &VIEW);
+        assert!(shown.contains("\nfork_url   https://github.com/somebody/dakota.git\n"), "{shown}");
+        assert!(shown.contains("\nfork_ref   refs/heads/newer-base\n"), "{shown}");
     }
 }

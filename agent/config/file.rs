@@ -12,7 +12,7 @@ mod admission;
 mod git;
 
 pub use admission::{AdmissionSection, ShareSection, TenantSection, TimeBudgetWord};
-pub use git::{BasicSection, CredentialSection, GitSection, SshSection, TokenSection};
+pub use git::{BasicSection, CredentialSection, ForgeSection, ForgeWord, GitSection, SshSection, TokenSection};
 
 use super::sensing::{ControlPlaneSection, FilesystemSection};
 use super::serve::ServeSection;
@@ -265,6 +265,10 @@ pub struct RepositoriesSection {
     /// Who we are to upstreams: at most 256.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<CredentialSection>,
+    /// Forges whose API tells where a pull request comes from: at most 64. Without one, only the upstream's own ref of it
+    /// is told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forges: Vec<ForgeSection>,
     /// Repacks, bitmaps and commit-graphs, while no fetch waits.
     pub upkeep: UpkeepSection,
     /// Mirrors that were filled more recently are never evicted: a time up to 8760h. Above `limit` or below the pool's
@@ -322,6 +326,7 @@ impl Default for RepositoriesSection {
             protocols: vec![ProtocolWord::Https, ProtocolWord::Ssh],
             git: GitSection::default(),
             credentials: Vec::new(),
+            forges: Vec::new(),
             upkeep: UpkeepSection::default(),
             min_age: "1h".into(),
             paths: None,

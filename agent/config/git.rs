@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use stoker_core::source::{Protocol, RepositoryUrl};
+use stoker_core::source::{ForgeKind, Protocol, RepositoryUrl};
 
 /// As whom git runs where the agent is root and nothing else is said: the number that images call `nonroot`.
 pub const USER_DEFAULT: GitUser = GitUser { uid: 65532, gid: 65532 };
@@ -85,6 +85,26 @@ pub enum SecretFiles {
         /// The user where a URL names none.
         user: String,
     },
+}
+
+/// A forge's API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forge {
+    /// Where its repositories are, as [`RepositoryUrl::key`] begins: `github.com`, `git.example.org:8443`.
+    pub host: String,
+    /// Whose API it is.
+    pub kind: ForgeKind,
+    /// The URL that the API's paths begin with; http or https, without credentials and without a slash at its end.
+    pub api: String,
+}
+
+impl Forge {
+    /// Whether `url` is one of its repositories. One without a port is for all ports: ssh has another than https.
+    #[must_use]
+    pub fn serves(&self, url: &RepositoryUrl) -> bool {
+        let authority = url.key().split_once('/').map_or("", |(authority, _)| authority);
+        authority == self.host || url.host() == Some(self.host.trim_matches(['[', ']']))
+    }
 }
 
 /// The beginning of upstreams' addresses.

@@ -288,6 +288,8 @@ pub struct Repositories {
     pub git: git::GitChild,
     /// Who we are to upstreams.
     pub credentials: Vec<git::Credential>,
+    /// Who is asked where a pull request comes from.
+    pub forges: Vec<git::Forge>,
     /// Filled at start and kept fresh.
     pub mirrors: Vec<Mirror>,
     /// Lists of further mirrors.

@@ -129,6 +129,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
         protocols,
         git,
         credentials,
+        forges,
         upkeep,
         min_age,
         paths,
@@ -153,6 +154,7 @@ fn diff_repositories(old: &super::Repositories, new: &super::Repositories, chang
     // The wrapper's arguments and the stores' owner follow from it.
     changes.restart(*git != new.git, "repositories.git");
     changes.live(*credentials != new.credentials, "repositories.credentials");
+    changes.live(*forges != new.forges, "repositories.forges");
     changes.live(*manifests != new.manifests, "repositories.manifests");
     changes.live(*submodules != new.submodules, "repositories.submodules");
     changes.live(*lfs != new.lfs, "repositories.lfs");
@@ -223,6 +225,7 @@ repositories:
   protocols: [https]
   git: {memory: 1GiB}
   credentials: [{match: example.org, token: {file: /t}}]
+  forges: [{host: example.org, kind: gitlab}]
   upkeep: {every: 1m}
   minAge: 2h
   paths: {directory: mirrors}
@@ -282,6 +285,7 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.check
     repositories.credentials
     repositories.fetchWithin
+    repositories.forges
     repositories.lfs
     repositories.limit
     repositories.manifests

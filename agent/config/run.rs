@@ -96,6 +96,7 @@ impl Config {
                     personal: true,
                 },
                 credentials: Vec::new(),
+                forges: Vec::new(),
                 mirrors: Vec::new(),
                 manifests: Vec::new(),
                 submodules: Submodules {

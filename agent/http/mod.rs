@@ -110,6 +110,7 @@ async fn scrape(State(face): State<Face>) -> Response {
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let now = crate::admission::now();
     let (fetches, heals) = (face.rooms.repositories.fetches(), face.rooms.repositories.heals());
+    let forges = face.rooms.repositories.forge_answers();
     let (evictions, used) = (face.rooms.repositories.evictions(), face.rooms.repositories.used_bytes());
     let seen = Seen {
         status: &status,
@@ -120,6 +121,8 @@ async fn scrape(State(face): State<Face>) -> Response {
         over_limit: face.rooms.repositories.over_limit().is_some(),
         fetches: &fetches,
         heals: &heals,
+        forges: &forges,
+        lfs: face.rooms.repositories.lfs_counts(),
         journal_failures: face.rooms.admission.journal_failures(),
         serve: face.rooms.serve.counts(),
         own: Own::read(),

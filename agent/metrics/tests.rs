@@ -19,6 +19,13 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
             repositories: &repositories,
             fetches: &BTreeMap::from([("fetched", 1)]),
             heals: &BTreeMap::from([("repair", 2)]),
+            forges: &BTreeMap::from([("told", 4)]),
+            lfs: LfsCounts {
+                objects: 5,
+                bytes: 6,
+                failures: BTreeMap::from([("LFS_OBJECT_MISSING", 1)]),
+                refused: BTreeMap::from([("LFS_LIMIT", 2)]),
+            },
             repositories_bytes: Some(1 << 30),
             evictions: &BTreeMap::from([("DISK_FLOOR", 3)]),
             upkeep_gave_way: 2,

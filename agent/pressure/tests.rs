@@ -54,6 +54,7 @@ fn config(host_root: &Path) -> Config {
         repositories: Repositories {
             git: config::git::GitChild { user: None, memory_bytes: 1 << 30, processes: 64, personal: false },
             credentials: Vec::new(),
+            forges: Vec::new(),
             pool: "data".to_owned(),
             limit: None,
             refresh: SLOW_EVERY,

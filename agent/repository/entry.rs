@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::backoff::{backoff, jittered};
 use super::disk::{Paths, StorePaths, used_bytes};
 use super::listing::Wanted;
 use super::meta::Meta;
@@ -26,10 +27,6 @@ use super::snapshot::SnapshotPin;
 use super::view::{RepositoryState, View};
 use super::visit::visit;
 
-/// The longest pause between two attempts after failures.
-const BACKOFF_MAX: Duration = Duration::from_secs(30 * 60);
-/// The first pause after a failure; each further one doubles it.
-const BACKOFF_FIRST: Duration = Duration::from_secs(5);
 /// How many batches may wait.
 const BATCHES_MAX: usize = 64;
 
@@ -389,7 +386,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
     let now = shared.now();
     let word = outcome.result.as_ref().map_or_else(|reason| reason.code.word(), |()| "fetched");
     *super::lock(&shared.outcomes).entry(word).or_default() += 1;
-    let (pause, meta) = {
+    let (pause, meta, failures) = {
         let mut state = entry.state();
         state.busy = false;
         let keeps = state.meta.declared || (!state.is_filled() && !state.ephemeral);
@@ -408,8 +405,12 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
                 keeps.then(|| backoff(state.meta.failures))
             }
         };
-        (pause, (!state.ephemeral).then(|| state.meta.clone()))
+        (pause, (!state.ephemeral).then(|| state.meta.clone()), state.meta.failures)
     };
+    // What was stopped tells nothing of upstream.
+    if !entry.stop.is_cancelled() {
+        shared.note_visit(entry.url.key(), &outcome.result, failures);
+    }
     if let Some(pause) = pause {
         entry.refresh_in(pause, now);
     }
@@ -420,34 +421,6 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
             && let Err(error) = meta.write(&paths.meta(), false)
         {
             tracing::warn!(repository = entry.url.key(), %error, "what is known of the repository was not written");
-        }
-    }
-}
-
-fn backoff(failures: u32) -> Duration {
-    let doubled = BACKOFF_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    doubled.min(BACKOFF_MAX)
-}
-
-/// Give or take a fifth, so that many agents and mirrors do not ask at the same moment.
-fn jittered(pause: Duration) -> Duration {
-    use std::hash::{BuildHasher as _, RandomState};
-    let random = u32::try_from(RandomState::new().hash_one(()) % 401).unwrap_or(200);
-    pause.saturating_mul(800 + random) / 1000
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_half_an_hour() {
-        assert_eq!(backoff(1), Duration::from_secs(5));
-        assert_eq!(backoff(4), Duration::from_secs(40));
-        assert_eq!(backoff(u32::MAX), BACKOFF_MAX);
-        for _ in 0..1000 {
-            let pause = jittered(Duration::from_secs(100));
-            assert!((80..=120).contains(&pause.as_secs()), "{pause:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use stoker_core::quantity::Timestamp;
 use stoker_core::reason::Reason;
 use stoker_core::source::RepositoryUrl;
 
+use super::commits::Named;
 use super::declare::CONFIGURATION;
 use super::disk::replace;
 use super::evict::Evicted;
@@ -78,6 +79,9 @@ pub(super) struct Meta {
     pub(super) error: Option<Reason>,
     #[serde(default)]
     pub(super) pins: Vec<Pin>,
+    /// Commits that were fetched by their name; the ones asked for longest ago first.
+    #[serde(default)]
+    pub(super) commits: Vec<Named>,
     /// Requests that were answered without upstream.
     #[serde(default)]
     pub(super) hits: u64,
@@ -123,6 +127,7 @@ impl Meta {
             failures: 0,
             error: None,
             pins: Vec::new(),
+            commits: Vec::new(),
             hits: 0,
             misses: 0,
             stale: 0,

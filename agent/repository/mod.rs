@@ -8,7 +8,9 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
+mod backoff;
 mod check;
+mod commits;
 mod contain;
 mod credentials;
 mod declare;
@@ -16,6 +18,7 @@ mod disk;
 mod entry;
 mod evict;
 mod fetch;
+mod forge;
 pub mod git;
 mod gitmodules;
 mod heal;
@@ -64,9 +67,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
+use backoff::Backoffs;
 use disk::{Paths, io_reason};
 use entry::{Entry, work};
 use fetch::blocking;
+use forge::Forges;
 use git::Git;
 use lfs::Lfs;
 use listing::Wanted;
@@ -78,10 +83,11 @@ use presence::Presence;
 use store::Stores;
 use upstream_http::Http;
 
+pub use commits::NeededCommits;
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
 pub use evict::{Evicted, Eviction};
-pub use lfs::{LfsFile, LfsFiles, LfsOid};
+pub use lfs::{LfsCounts, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
 pub use read::{Extent, ReadError, Reader, TreeSummary, Verdict};
@@ -118,12 +124,16 @@ struct Shared {
     git: Git,
     ls_refs: LsRefs,
     lfs: Lfs,
+    forges: Arc<Forges>,
     pool: Pool,
     reader: Reader,
     /// Of parallel visits to upstreams.
     places: Places,
     stores: Stores,
     claims: Claims,
+    backoffs: Backoffs,
+    /// Tells which commits leases, tickets and workspaces have.
+    needed_commits: Mutex<Option<NeededCommits>>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Done once the pool was there.
     recovery: OnceCell<()>,
@@ -173,7 +183,10 @@ impl Repositories {
             places: Places::new(config.parallel, config.parallel_per_host),
             stores: Stores::default(),
             claims: Claims::default(),
-            lfs: Lfs::new(http.clone()),
+            backoffs: Backoffs::default(),
+            needed_commits: Mutex::default(),
+            lfs: Lfs::new(http.clone(), config),
+            forges: Arc::new(Forges::new(http.clone())),
             ls_refs: LsRefs::new(http),
             config: RwLock::new(Arc::new(config.clone())),
             git,
@@ -234,6 +247,7 @@ impl Repositories {
         let shared = &self.shared;
         *shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
         shared.places.resize(config.parallel, config.parallel_per_host);
+        shared.lfs.places.resize(config.parallel, config.parallel_per_host);
         for entry in shared.all() {
             entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
         }
@@ -264,6 +278,8 @@ impl Repositories {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.shared.git.idle().await;
+        // It knows rooms that know this one: none of them would ever end.
+        lock(&self.shared.needed_commits).take();
     }
 
     /// Adds a repository; idempotent. The fill begins at once, and is tried again until it is there.

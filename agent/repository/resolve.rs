@@ -91,6 +91,7 @@ pub(super) async fn resolve_in(
             Step::Answer { commit, origin, as_of, other_fork } => {
                 let Some(pin) = pin else { break };
                 count(entry, facts.asked.is_some(), origin, shared.now());
+                entry.state().meta.use_commit(commit, shared.now());
                 if other_fork {
                     tracing::info!(repository = entry.url.key(), %commit, "a commit that only another fork has, as allowed");
                 }
@@ -105,7 +106,7 @@ pub(super) async fn resolve_in(
                 };
                 let head = request.reference == SourceRef::Head;
                 let wanted = Wanted { refs: refs.into_iter().collect(), tips, head, ..Wanted::default() };
-                facts.asked = Some(match ask(entry, wanted, deadline).await {
+                facts.asked = Some(match ask(shared, entry, wanted, deadline).await {
                     Ok(()) => Asked::Answered,
                     Err(reason) => Asked::Failed(reason),
                 });
@@ -121,7 +122,7 @@ pub(super) async fn resolve_in(
             }
             Step::Fetch(commit) => {
                 let wanted = Wanted { commits: [commit].into(), ..Wanted::default() };
-                facts.fetched = Some(fetch(entry, wanted, commit, deadline).await);
+                facts.fetched = Some(fetch(shared, entry, wanted, commit, deadline).await);
             }
             Step::Refuse(reason) => {
                 count(entry, facts.asked.is_some(), Origin::Upstream, shared.now());
@@ -133,15 +134,21 @@ pub(super) async fn resolve_in(
     Err(Reason::new(Code::UpstreamTimeout, request.url.key(), message))
 }
 
-async fn ask(entry: &Entry, wanted: Wanted, deadline: Instant) -> Result<(), Reason> {
+/// Where a ref stands here, whatever its age.
+pub(super) async fn pull_commit(shared: &Shared, entry: &Entry, request: &Request) -> Option<CommitId> {
+    let (pin, meta) = (entry.current()?, entry.state().meta.clone());
+    find(shared, Some(&pin), &meta, request).await.ok()?.map(|found| found.commit)
+}
+
+async fn ask(shared: &Shared, entry: &Entry, wanted: Wanted, deadline: Instant) -> Result<(), Reason> {
     // Whether a history reaches a commit can be said only when all of it is here.
     let needs_all = !wanted.tips.is_empty();
-    let ask = entry.ask(wanted)?;
+    let ask = shared.ask(entry, wanted)?;
     if needs_all { ask.wait(deadline).await?.result.clone() } else { ask.wait_for_refs(deadline).await }
 }
 
-async fn fetch(entry: &Entry, wanted: Wanted, commit: CommitId, deadline: Instant) -> Fetched {
-    let asked = async { entry.ask(wanted)?.wait(deadline).await };
+async fn fetch(shared: &Shared, entry: &Entry, wanted: Wanted, commit: CommitId, deadline: Instant) -> Fetched {
+    let asked = async { shared.ask(entry, wanted)?.wait(deadline).await };
     match asked.await {
         Err(reason) => Fetched::Failed(reason),
         Ok(outcome) => match (outcome.commits.get(&commit), &outcome.result) {

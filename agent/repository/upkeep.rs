@@ -213,6 +213,13 @@ impl Job<'_> {
         let plan = core::decide(&facts, &policy, self.shared.now(), spare);
         self.tell_skipped(&plan, spare);
         if plan.is_empty() {
+            if let Some(need) = self.shared.need()
+                && self.members().iter().any(|(entry, _)| need.has_passed_for_some(entry))
+            {
+                let settled = self.settle(&self.shared.cancel.child_token()).await;
+                settled
+                    .map_err(|error| error.reason(self.name, &format!("forgetting commits of store {}", self.name)))?;
+            }
             // What an earlier pass could not publish.
             self.publish(holds_other_packs).await?;
             return Ok(End::Done);
@@ -360,10 +367,12 @@ impl Job<'_> {
     }
 
     /// Takes back what a failed fetch left in the refs: they name what the snapshots name. Otherwise a branch that moved
-    /// without a publication would let objects go that the next snapshot still names.
+    /// without a publication would let objects go that the next snapshot still names. And forgets commits that were
+    /// fetched by their name and that nobody needs any more.
     async fn settle(&self, cancel: &CancellationToken) -> Result<(), GitError> {
         self.git(["pack-refs", "--all", "--prune"], cancel).run_in_store(&self.paths.git()).await?;
         let (git, members) = (self.paths.git(), self.members());
+        let (need, now) = (self.shared.need(), self.shared.now());
         on_disk(move || {
             let packed = git.join("packed-refs");
             let before = RefTable::read(&packed)?;
@@ -372,6 +381,9 @@ impl Job<'_> {
             for (entry, pin) in members {
                 let (space, pins) =
                     (format!("refs/namespaces/{}/", entry.folder), format!("refs/pins/{}/", entry.folder));
+                if let Some(fewer) = need.as_ref().and_then(|need| need.without_passed(&entry, &refs, now)) {
+                    (refs, changed) = (fewer, true);
+                }
                 let own = |name: &[u8]| {
                     let name = name.strip_prefix(space.as_bytes()).or_else(|| name.strip_prefix(pins.as_bytes()))?;
                     name.starts_with(b"refs/").then(|| name.to_vec())

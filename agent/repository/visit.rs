@@ -124,7 +124,10 @@ async fn run(
     let mut objects_came = come == Come::Whole;
     for commit in &wanted.commits {
         let fetched = visit.fetch_commit(*commit, safe.as_deref()).await;
-        objects_came |= fetched == Fetched::Here;
+        if fetched == Fetched::Here {
+            objects_came = true;
+            entry.state().meta.remember_commit(*commit, shared.now());
+        }
         commits.insert(*commit, fetched);
     }
     let dropped = update_pins(entry, &listing, wanted, asked_at);

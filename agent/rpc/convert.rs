@@ -99,6 +99,7 @@ pub(super) fn source(source: &Source) -> v1::Resolved {
         snapshot: source.snapshot.clone(),
         subject: source.subject.clone(),
         other_fork: source.other_fork,
+        ..v1::Resolved::default()
     }
 }
 

@@ -42,7 +42,9 @@ pub(super) fn refusal(reason: &Reason) -> Status {
         about.insert("subject".to_owned(), reason.subject.clone());
     }
     let mut details = ErrorDetails::with_error_info(reason.code.word(), DOMAIN, about);
-    if let Some(seconds) = again {
+    // What knows when it may be over says so, to the second.
+    let known = reason.expected_until.map(|at| at.since(crate::admission::now()).0.max(0).unsigned_abs() / 1000 + 1);
+    if let Some(seconds) = again.map(|usual| known.unwrap_or(usual)) {
         details.set_retry_info(Some(Duration::from_secs(seconds)));
     }
     Status::with_error_details(code, reason.message.clone(), details)

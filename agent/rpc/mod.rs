@@ -7,6 +7,7 @@ mod admission;
 mod convert;
 mod error;
 mod explain;
+mod holders;
 mod node;
 mod repository;
 mod request;

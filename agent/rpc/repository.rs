@@ -41,7 +41,9 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::ResolveSourceResponse>, Status> {
         let patience = patience(&request);
         let wanted = source("source", request.into_inner().source)?;
-        let resolved = self.0.repositories.resolve(&wanted, patience).await.map_err(|reason| refusal(&reason))?;
+        let resolved = self.0.repositories.resolve_with_fork(&wanted, patience).await;
+        let (resolved, fork) = resolved.map_err(|reason| refusal(&reason))?;
+        let (fork_url, fork_ref) = fork.map(|fork| (fork.url, fork.reference)).unwrap_or_default();
         let age: Span = crate::admission::now().since(resolved.as_of);
         let resolved = v1::Resolved {
             commit: resolved.commit.to_string(),
@@ -57,6 +59,8 @@ impl RepositoryService for Repository {
             snapshot: resolved.pin.name().to_owned(),
             subject: resolved.subject.clone(),
             other_fork: resolved.other_fork,
+            fork_url,
+            fork_ref,
         };
         Ok(Response::new(v1::ResolveSourceResponse { resolved: Some(resolved), age: Some(duration(age)) }))
     }
@@ -80,7 +84,8 @@ impl RepositoryService for Repository {
     ) -> Result<Response<v1::GetRepositoryResponse>, Status> {
         let wanted = url("url", &request.into_inner().url)?;
         let view = self.0.repositories.get(&wanted).ok_or_else(|| unknown(wanted.key()))?;
-        Ok(Response::new(v1::GetRepositoryResponse { repository: Some(repository(&view)) }))
+        let repository = v1::Repository { held_by: self.0.holders(&view), ..repository(&view) };
+        Ok(Response::new(v1::GetRepositoryResponse { repository: Some(repository) }))
     }
 
     async fn add_repository(
@@ -253,5 +258,6 @@ pub(super) fn repository(view: &View) -> v1::Repository {
         evicted_at: view.evicted.map(|evicted| timestamp(evicted.at)),
         snapshots_in_use: count(view.snapshots_in_use),
         holders: count(view.holders),
+        held_by: Vec::new(),
     }
 }

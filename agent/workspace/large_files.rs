@@ -7,23 +7,33 @@
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use git2::{Index, IndexTime};
 
 use super::materialise::directory;
-use crate::repository::LfsFile;
+use crate::repository::{LfsFile, LfsFiles};
 
 /// Git does not trust the times of a file that is not older than the index, to the second: it may have been written to in
 /// the same moment. So what is placed is made older.
 const OLDER_BY: Duration = Duration::from_secs(2);
 
+/// The large files of one work tree: the top's, or a submodule's.
+pub(super) struct Large {
+    /// Below `src`; empty for the top.
+    pub(super) tree: PathBuf,
+    /// Below `src`.
+    pub(super) git_dir: PathBuf,
+    pub(super) files: LfsFiles,
+}
+
 /// Puts the content in the place of each pointer. Nothing runs in the workspace yet, so a walk by path is safe.
-pub(super) fn place(src: &Path, files: &[LfsFile]) -> io::Result<()> {
+pub(super) fn place(src: &Path, large: &Large) -> io::Result<()> {
+    let (tree, files) = (src.join(&large.tree), large.files.files());
     let mut shares_blocks = true;
     for file in files {
-        let target = src.join(&file.path);
+        let target = tree.join(&file.path);
         let mode = fs::symlink_metadata(&target)?.permissions().mode() & 0o777;
         fs::remove_file(&target)?;
         let to = new_file(&target, mode)?;
@@ -33,13 +43,13 @@ pub(super) fn place(src: &Path, files: &[LfsFile]) -> io::Result<()> {
     // What `git lfs checkout` and `git lfs fsck` look for. A second copy would double what the build holds on the disk, and
     // a link would let it write to what others read: so only where blocks are shared.
     if shares_blocks && !files.is_empty() {
-        keep_objects(src, files)?;
+        keep_objects(&src.join(&large.git_dir), files)?;
     }
     Ok(())
 }
 
-fn keep_objects(src: &Path, files: &[LfsFile]) -> io::Result<()> {
-    let lfs = src.join(".git/lfs");
+fn keep_objects(git_dir: &Path, files: &[LfsFile]) -> io::Result<()> {
+    let lfs = git_dir.join("lfs");
     let objects = lfs.join("objects");
     directory(&lfs, 0o755)?;
     directory(&objects, 0o755)?;
@@ -73,15 +83,18 @@ fn copy(from: &Path, to: &File) -> io::Result<bool> {
 }
 
 /// Tells the index of the files that were placed, when nothing more is done to them.
-pub(super) fn refresh_index(src: &Path, files: &[LfsFile]) -> io::Result<()> {
-    let path = src.join(".git/index");
+pub(super) fn refresh_index(src: &Path, large: &Large) -> io::Result<()> {
+    if large.files.files().is_empty() {
+        return Ok(());
+    }
+    let (tree, path) = (src.join(&large.tree), src.join(&large.git_dir).join("index"));
     let owner = fs::metadata(&path)?;
     let mut index = Index::open(&path).map_err(io::Error::other)?;
-    for file in files {
+    for file in large.files.files() {
         let mut entry = index
             .get_path(&file.path, 0)
             .ok_or_else(|| io::Error::other(format!("{} is not in the index", file.path.display())))?;
-        let meta = fs::symlink_metadata(src.join(&file.path))?;
+        let meta = fs::symlink_metadata(tree.join(&file.path))?;
         entry.ctime = time(meta.ctime(), meta.ctime_nsec());
         entry.mtime = time(meta.mtime(), meta.mtime_nsec());
         // Git keeps the lower half of each.

@@ -18,9 +18,10 @@ use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::large_files::Large;
 use super::{Progress, Workspace, blocking, large_files, submodules, unwritable};
 use crate::repository::git::{Git, GitError};
-use crate::repository::{LfsFiles, Nested, SnapshotPin};
+use crate::repository::{Nested, SnapshotPin};
 
 const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -30,8 +31,8 @@ pub(super) struct Content<'a> {
     pub(super) pin: &'a SnapshotPin,
     /// The submodules.
     pub(super) nested: &'a [Nested],
-    /// The large files, which take the place of their pointers.
-    pub(super) large: LfsFiles,
+    /// The large files, which take the place of their pointers, one entry a work tree.
+    pub(super) large: Vec<Large>,
 }
 
 /// Makes the directories, `src/.git` and the files.
@@ -70,13 +71,11 @@ pub(super) async fn checkout(
     let done = workspace;
     let git_dirs: Vec<PathBuf> = [git_dir].into_iter().chain(submodules::git_dirs(&done.src, nested)).collect();
     blocking(move || {
-        large_files::place(&done.src, large.files())?;
+        large.iter().try_for_each(|one| large_files::place(&done.src, one))?;
         if let Some((user, group)) = done.owner {
             hand_over(&done, user, group)?;
         }
-        if !large.files().is_empty() {
-            large_files::refresh_index(&done.src, large.files())?;
-        }
+        large.iter().try_for_each(|one| large_files::refresh_index(&done.src, one))?;
         let (mut files, mut bytes) = (0_u64, 0_u64);
         for git_dir in &git_dirs {
             let (more_files, more_bytes) = measure(git_dir)?;

@@ -29,7 +29,8 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{Admission, now};
 use crate::node::Pools;
 use crate::repository::git::{Git, GitError};
-use crate::repository::{LfsFiles, Nested, Repositories, SnapshotPin};
+use crate::repository::{Nested, Repositories, Resolved, SnapshotPin, under};
+use large_files::Large;
 
 /// How far a preparation is.
 pub use crate::repository::Progress;
@@ -287,7 +288,7 @@ impl Workspaces {
             }
         }
         // Before anything is made: one that cannot have all its files is not begun.
-        let large = self.large_files(&order, &steps, &cancel).await?;
+        let large = self.large_files(&order, &nested, &steps, &cancel).await?;
         let root = self.inner.pools.usable(&self.inner.pool)?;
         let home = root.join("workspaces").join(&order.id);
         let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
@@ -344,30 +345,55 @@ impl Workspaces {
         cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
     }
 
-    /// The large files of what is to be checked out, where they are wanted, and room for copies of them.
+    /// The large files of what is to be checked out, where they are wanted, and room for copies of them. Who asks for
+    /// those of the top gets those of its submodules too.
     async fn large_files(
         &self,
         order: &Order,
+        nested: &[Nested],
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
-    ) -> Result<LfsFiles, Reason> {
+    ) -> Result<Vec<Large>, Reason> {
         let repositories = &self.inner.repositories;
-        if !order.lfs && !repositories.wants_lfs(order.pin.url()) {
-            return Ok(LfsFiles::default());
+        let all = order.lfs || repositories.wants_lfs(order.pin.url());
+        let mut large = Vec::new();
+        if all {
+            let files = repositories.lfs_files(&order.pin, order.source.commit, &order.trust, steps, cancel).await?;
+            large.push(Large { tree: PathBuf::new(), git_dir: ".git".into(), files });
         }
-        let (pin, commit) = (&order.pin, order.source.commit);
-        let large = repositories.lfs_files(pin, commit, &order.trust, steps, cancel).await?;
-        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
-        let measured = blocking(move || Ok(pools.measure().into_iter().find(|(name, _)| *name == pool)));
-        if let Ok(Some((_, Ok(disk)))) = measured.await {
-            let (wanted, free) = (large.bytes(), disk.free_bytes.saturating_sub(disk.floor_bytes));
-            if wanted > free {
-                let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
-                let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
-                return Err(reason.about(Resource::DiskBytes, wanted, free));
+        for one in nested {
+            let Some(Resolved { pin, commit, .. }) = &one.resolved else { continue };
+            if !all && !repositories.wants_lfs(pin.url()) {
+                continue;
             }
+            let inner = watch::Sender::new(Progress::default());
+            let work = repositories.lfs_files(pin, *commit, &order.trust, &inner, cancel);
+            let files = under(format!("submodule {}", one.path), inner.subscribe(), steps, work).await;
+            let files = files.map_err(|reason| {
+                let message = format!("submodule {:?}: {}", one.path, reason.message);
+                Reason { message, ..reason }
+            })?;
+            large.push(Large { tree: one.path.clone().into(), git_dir: submodules::below_git(one), files });
+        }
+        let wanted = large.iter().fold(0_u64, |sum, one| sum.saturating_add(one.files.bytes()));
+        if wanted > 0 {
+            self.has_room(wanted).await?;
         }
         Ok(large)
+    }
+
+    /// Whether the pool has room for copies of large files above its floor.
+    async fn has_room(&self, wanted: u64) -> Result<(), Reason> {
+        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
+        let measured = blocking(move || Ok(pools.measure().into_iter().find(|(name, _)| *name == pool)));
+        let Ok(Some((_, Ok(disk)))) = measured.await else { return Ok(()) };
+        let free = disk.free_bytes.saturating_sub(disk.floor_bytes);
+        if wanted <= free {
+            return Ok(());
+        }
+        let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
+        let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
+        Err(reason.about(Resource::DiskBytes, wanted, free))
     }
 
     /// The workspace of that id, where it is ready.

@@ -102,7 +102,12 @@ pub(super) fn git_dirs(src: &Path, nested: &[Nested]) -> Vec<PathBuf> {
 }
 
 fn git_dir(src: &Path, one: &Nested) -> PathBuf {
-    src.join(".git").join(&one.git_dir)
+    src.join(below_git(one))
+}
+
+/// Its git directory, below `src`.
+pub(super) fn below_git(one: &Nested) -> PathBuf {
+    Path::new(".git").join(&one.git_dir)
 }
 
 /// Writes the git directory, and the file that leads from the work tree to it.

@@ -3,6 +3,7 @@
 mod admission;
 mod containment;
 mod credentials;
+mod holders;
 mod journal;
 mod kill;
 mod leases;

@@ -7,6 +7,7 @@
 //! - [`loopdev`]: filesystems of their own on loop devices.
 //! - [`disk`]: trees to compare, and the journal as SQLite has it.
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
+//! - [`forge`]: a forge's API, as far as it tells of pull requests.
 //! - [`gate`]: where a build waits until the test lets it go on.
 //! - [`wire`]: messages, and what refusals say.
 //! - [`wait`]: conditions with a limit, instead of sleeps.
@@ -16,6 +17,7 @@
 pub(crate) mod cgi;
 pub(crate) mod cgroup;
 pub(crate) mod disk;
+pub(crate) mod forge;
 pub(crate) mod gate;
 pub(crate) mod large;
 pub(crate) mod loopdev;

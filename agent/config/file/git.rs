@@ -99,3 +99,32 @@ pub struct SshSection {
 fn default_ssh_user() -> String {
     "git".to_owned()
 }
+
+/// A forge's API, which is asked for the fork that a pull request comes from. It is asked with the `token` of the
+/// credential for its own address, else with the repository's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ForgeSection {
+    /// Where its repositories are: a host (github.com), with a port where only that is meant (git.example.org:8443).
+    pub host: String,
+    /// Whose API it is.
+    pub kind: ForgeWord,
+    /// The URL that the API's paths begin with. Unset: https://api.github.com for github.com, elsewhere /api/v3 (github),
+    /// /api/v4 (gitlab) or /api/v1 (gitea) of the host, by https.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
+}
+
+/// Whose API a forge speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ForgeWord {
+    /// GitHub, and GitHub Enterprise Server.
+    Github,
+    /// GitLab.
+    Gitlab,
+    /// Gitea.
+    Gitea,
+    /// Forgejo.
+    Forgejo,
+}

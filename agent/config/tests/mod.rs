@@ -47,6 +47,9 @@ repositories:
     - {match: github.com, token: {file: /etc/stoker/github/token}}
     - {match: "https://git.Example.org/team", basic: {username: ci, passwordFile: /etc/stoker/team/password}}
     - {match: github.com, trust: [public, team], ssh: {keyFile: /etc/stoker/ssh/key, knownHostsFile: /etc/stoker/ssh/known_hosts}}
+  forges:
+    - {host: GitHub.com, kind: github}
+    - {host: "git.example.org:8443", kind: forgejo, api: "https://git.example.org:8443/forge/api/v1/"}
   serve: {trust: [default, public], anonymous: everyone, clients: 9, patience: 2s, spool: 0, url: "http://stoker:9418/git"}
   mirrors:
     - {url: https://github.com/projectbluefin/dakota, pin: true, trust: public}
@@ -106,6 +109,12 @@ fn the_example_is_read_in_units() {
     );
     assert_eq!((token.trust.concat(), ssh.trust.join(" ")), ("default".to_owned(), "public team".to_owned()));
     assert!(matches!(&ssh.secret, git::SecretFiles::Ssh { user, .. } if user == "git"));
+    let [github, forgejo] = config.repositories.forges.as_slice() else { panic!() };
+    assert_eq!((github.host.as_str(), github.api.as_str()), ("github.com", "https://api.github.com"));
+    assert_eq!(
+        (forgejo.host.as_str(), forgejo.api.as_str()),
+        ("git.example.org:8443", "https://git.example.org:8443/forge/api/v1")
+    );
     let [mirror] = config.repositories.mirrors.as_slice() else { panic!("{:?}", config.repositories.mirrors) };
     assert_eq!(
         (mirror.url.key(), mirror.pin, mirror.trust.as_str()),

@@ -635,3 +635,48 @@ fn credentials_and_git_children_that_cannot_be() {
         ],
     );
 }
+
+#[test]
+fn forges_that_cannot_be() {
+    refused(
+        &format!("{HEAD}{POOL}"),
+        &[
+            Row("repositories: {forges: [{host: github.com}]}", "repositories.forges[0].kind", 4, "is missing", ""),
+            Row(
+                "repositories: {forges: [{host: 'github.com/a', kind: github}]}",
+                "repositories.forges[0].host",
+                4,
+                "it has a slash",
+                "`github.com`",
+            ),
+            Row(
+                "repositories: {forges: [{host: GitHub.com, kind: github}, {host: github.com, kind: gitea}]}",
+                "repositories.forges[1].host",
+                4,
+                "is the forge of line 4 too",
+                "keep one",
+            ),
+            Row(
+                "repositories: {forges: [{host: x.org, kind: gitea, api: 'https://me:pw@x.org/api/v1'}]}",
+                "repositories.forges[0].api",
+                4,
+                "a user name or a password",
+                "without credentials",
+            ),
+            Row(
+                "repositories: {forges: [{host: x.org, kind: gitea, api: 'ssh://x.org/api/v1'}]}",
+                "repositories.forges[0].api",
+                4,
+                "not one of HTTP",
+                "https://api.github.com",
+            ),
+            Row(
+                "repositories: {forges: [{host: x.org, kind: gitea, api: 'http://x.org/api/v1'}]}",
+                "repositories.forges[0].api",
+                4,
+                "needs http",
+                "add http",
+            ),
+        ],
+    );
+}

@@ -4,6 +4,7 @@
 //! so that the rest is looked at too; a configuration goes out only where nothing was reported.
 
 mod admission;
+mod forges;
 mod git;
 mod listen;
 mod lists;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 
-use super::{count, git, limit, lists, pools, serve, text, upkeep, within};
+use super::{count, forges, git, limit, lists, pools, serve, text, upkeep, within};
 use crate::config::file::{AddWord, File, LfsSection, MirrorSection, ProtocolWord};
 use crate::config::problem::{Fault, Place, Problems, shown};
 use crate::config::{Add, Lfs, Mirror, Repositories};
@@ -50,6 +50,7 @@ pub(super) fn validate(file: &File, place: &Place<'_>, problems: &mut Problems) 
         protocols: protocols.iter().map(|protocol| protocol.scheme().to_owned()).collect(),
         git: git::child(&section.git, &place.field("git"), problems),
         credentials: git::credentials(&section.credentials, &place.field("credentials"), problems),
+        forges: forges::forges(&section.forges, &protocols, &place.field("forges"), problems),
         upkeep: upkeep::upkeep(&section.upkeep, &place.field("upkeep"), problems),
         min_age: problems
             .take(&place.field("minAge"), within(&section.min_age, Duration::ZERO, 365 * day, "0s to 8760h")),

@@ -111,6 +111,24 @@ impl Credentials {
         Ok(basic.and_then(|basic| basic.header()))
     }
 
+    /// The header by which an API at `url` takes a token, where one is declared. A password is for git alone.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub(super) async fn bearer_for(&self, url: &RepositoryUrl) -> Result<Option<HeaderValue>, Reason> {
+        let is_token = |secret: &SecretFiles| matches!(secret, SecretFiles::Basic { field: "token.file", .. });
+        if !self.for_url(url).is_some_and(|credential| is_token(&credential.secret)) {
+            return Ok(None);
+        }
+        let (own, of) = (self.clone(), url.clone());
+        let basic = blocking(url.key(), move || own.basic_for(&of)).await??;
+        Ok(basic.and_then(|basic| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", basic.password)).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        }))
+    }
+
     /// What a git child that speaks with `url` gets. Reads files.
     pub(super) fn secret_for(&self, url: &RepositoryUrl) -> Result<Option<Secret>, Reason> {
         let Some(credential) = self.for_url(url) else { return Ok(None) };

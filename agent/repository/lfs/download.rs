@@ -17,6 +17,7 @@ use stoker_core::reason::{Code, Reason};
 use tokio::sync::{mpsc, watch};
 
 use super::batch::{self, Action, MEDIA_TYPE, OBJECTS_MAX};
+use super::counts::Counters;
 use super::endpoint::Policy;
 use super::pointer::{LfsOid, Pointer};
 use super::store::{Incoming, KeepError, ObjectStore};
@@ -51,6 +52,7 @@ pub(super) struct Session<'a> {
     pub(super) steps: &'a watch::Sender<Progress>,
     pub(super) done: AtomicU64,
     pub(super) total: u64,
+    pub(super) counters: &'a Counters,
 }
 
 /// Why something was not had.
@@ -103,7 +105,7 @@ impl Session<'_> {
         let mut again = Vec::new();
         while let Some((pointer, came)) = coming.next().await {
             match came {
-                Ok(()) => self.count(),
+                Ok(()) => self.count(pointer),
                 Err(Failed::Now(reason)) => again.push((pointer, self.named(pointer, reason))),
                 Err(Failed::Finally(reason)) => return Err(Failed::Finally(self.named(pointer, reason))),
             }
@@ -231,7 +233,7 @@ impl Session<'_> {
             let subject = pointer.oid.to_string();
             let copied = blocking(&subject, move || copy(&store, &trust, &dirs, pointer)).await?;
             match copied {
-                Ok(true) => self.count(),
+                Ok(true) => self.count(pointer),
                 Ok(false) => {
                     let why = "its repository does not have it; run `git lfs fetch --all` there";
                     return Err(self.named(pointer, batch::missing(pointer.oid, why)));
@@ -245,7 +247,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn count(&self) {
+    fn count(&self, pointer: Pointer) {
+        self.counters.came(pointer.bytes);
         let done = self.done.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         self.steps.send_replace(Progress { phase: "large files", done, total: self.total, ..Progress::default() });
     }

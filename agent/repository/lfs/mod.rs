@@ -6,6 +6,7 @@
 
 mod attributes;
 mod batch;
+mod counts;
 mod download;
 mod endpoint;
 mod pointer;
@@ -30,15 +31,19 @@ use super::credentials::Credentials;
 use super::disk::io_reason;
 use super::fetch::blocking;
 use super::git::GitError;
+use super::places::Places;
 use super::progress::Progress;
 use super::snapshot::SnapshotPin;
 use super::upstream_http::{Http, has_proxy};
 use super::{Repositories, Shared, lock};
+use crate::config;
+use counts::Counters;
 use download::Session;
 use endpoint::{Endpoint, Policy};
 use pointer::{Named, Pointer, ScanError, as_path, scan};
 use store::ObjectStore;
 
+pub use counts::LfsCounts;
 pub use pointer::LfsOid;
 pub(super) use prefill::prefill_always;
 
@@ -82,6 +87,9 @@ impl LfsFiles {
 /// What the room remembers of large files.
 pub(super) struct Lfs {
     http: Http,
+    /// Of mirrors whose large files are fetched ahead.
+    pub(super) places: Places,
+    counters: Counters,
     needed: Arc<Mutex<HashMap<PathBuf, usize>>>,
     /// Of objects that are on their way: who wants the same waits for it.
     locks: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
@@ -94,9 +102,11 @@ pub(super) struct Lfs {
 }
 
 impl Lfs {
-    pub(super) fn new(http: Http) -> Self {
+    pub(super) fn new(http: Http, config: &config::Repositories) -> Self {
         Self {
             http,
+            places: Places::new(config.parallel, config.parallel_per_host),
+            counters: Counters::default(),
             needed: Arc::default(),
             locks: Mutex::default(),
             coming: Arc::default(),
@@ -199,6 +209,12 @@ impl Repositories {
         fetch_within(&self.shared, pin, commit, trust, steps, cancel).await
     }
 
+    /// What came of fetching large files since the start.
+    #[must_use]
+    pub fn lfs_counts(&self) -> LfsCounts {
+        self.shared.lfs.counters.read()
+    }
+
     /// Bytes of all large files that are kept. Blocks on the disk.
     ///
     /// # Errors
@@ -244,7 +260,7 @@ async fn fetch_within(
     let lost = shared.presence.token();
     let key = pin.url().key();
     let stopped = || Reason::new(Code::UpstreamUnreachable, key, "fetching large files was ended");
-    tokio::select! {
+    let fetched = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(stopped()),
         () = shared.cancel.cancelled() => Err(stopped()),
@@ -255,7 +271,15 @@ async fn fetch_within(
                 Err(Reason::new(Code::UpstreamTimeout, key, message))
             })
         }
+    };
+    // Who was told to stop did not fail.
+    if let Err(reason) = fetched.as_ref()
+        && !cancel.is_cancelled()
+        && !shared.cancel.is_cancelled()
+    {
+        shared.lfs.counters.failed(reason.code);
     }
+    fetched
 }
 
 async fn fetch(
@@ -295,7 +319,8 @@ async fn fetch(
             let names = files.iter().map(|file| (file.pointer.oid, shown(file))).collect();
             let authorization = Credentials::of(&shared.config(), trust).header_for(pin.url()).await?;
             let (policy, store, paths) = (&policy, &store, &names);
-            let session = Session { http, policy, authorization, store, trust, paths, steps, done, total };
+            let counters = &lfs.counters;
+            let session = Session { http, policy, authorization, store, trust, paths, steps, done, total, counters };
             match policy.endpoint(from.as_deref())? {
                 Endpoint::Local(dirs) => session.copy(&dirs, &missing).await?,
                 Endpoint::Server(_) if has_proxy() => {

@@ -1,9 +1,10 @@
 //! Mirrors that are declared with `lfs`: the large files of their HEAD are here before a build asks for them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use stoker_core::identity::CommitId;
 use stoker_core::reason::Reason;
 use tokio::sync::watch;
@@ -21,46 +22,80 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The pause after a failure.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// Looks until the agent stops.
+/// What is known of mirrors with large files, by key.
+#[derive(Default)]
+struct Known {
+    /// The commit whose files are here.
+    done: HashMap<String, CommitId>,
+    /// When a failed one is tried again.
+    pauses: HashMap<String, Instant>,
+    /// Under way.
+    busy: BTreeSet<String>,
+}
+
+/// Looks until the agent stops. As many mirrors fetch at once as may visit upstreams, in total and of one host; the
+/// places are their own, for large files take long, and a build that waits for a commit must not wait for them.
 pub(in crate::repository) async fn prefill_always(shared: Arc<Shared>) {
     let mut ticks = shared.ticks.subscribe();
-    // The commit whose files are here, and when a failed one is tried again.
-    let mut done: HashMap<String, CommitId> = HashMap::new();
-    let mut pauses: HashMap<String, Instant> = HashMap::new();
+    let mut known = Known::default();
+    let mut running = FuturesUnordered::new();
     loop {
         let config = shared.config();
         for mirror in config.mirrors.iter().filter(|mirror| mirror.lfs) {
             let key = mirror.url.key();
-            let Some((pin, head)) = head(&shared, mirror) else { continue };
-            let waits = pauses.get(key).is_some_and(|until| *until > Instant::now());
-            if waits || done.get(key) == Some(&head) {
+            let waits = known.pauses.get(key).is_some_and(|until| *until > Instant::now());
+            if waits || known.busy.contains(key) {
                 continue;
             }
-            match fetch(&shared, mirror, &pin, head).await {
-                Ok(()) => {
-                    done.insert(key.to_owned(), head);
-                    pauses.remove(key);
-                    lock(&shared.lfs.faults).remove(key);
-                }
-                Err(_) if shared.cancel.is_cancelled() => return,
-                Err(reason) => {
-                    tracing::warn!(repository = key, reason = reason.code.word(), "{}", reason.message);
-                    pauses.insert(key.to_owned(), Instant::now() + AGAIN_AFTER);
-                    lock(&shared.lfs.faults).insert(key.to_owned(), reason);
-                }
+            let Some((_, head)) = head(&shared, mirror) else { continue };
+            if known.done.get(key) != Some(&head) {
+                known.busy.insert(key.to_owned());
+                running.push(bring(Arc::clone(&shared), mirror.clone()));
             }
-            shared.tick();
         }
         let wanted = |key: &String| config.mirrors.iter().any(|mirror| mirror.lfs && mirror.url.key() == key);
-        done.retain(|key, _| wanted(key));
+        known.done.retain(|key, _| wanted(key));
+        known.pauses.retain(|key, _| wanted(key));
         lock(&shared.lfs.faults).retain(|key, _| wanted(key));
         drop(config);
         tokio::select! {
             () = shared.cancel.cancelled() => return,
+            Some((key, brought)) = running.next(), if !running.is_empty() => {
+                known.busy.remove(&key);
+                note(&shared, &mut known, key, brought);
+            }
             changed = ticks.changed() => if changed.is_err() { return },
             () = sleep(LOOK_EVERY) => {}
         }
     }
+}
+
+/// The large files of one mirror's HEAD, when there is a place. Gives the commit; nothing where there is none any more.
+async fn bring(shared: Arc<Shared>, mirror: Mirror) -> (String, Result<Option<CommitId>, Reason>) {
+    let key = mirror.url.key().to_owned();
+    let Some(_place) = shared.lfs.places.take(&mirror.url).await else { return (key, Ok(None)) };
+    // The newest now: it may have moved while there was no place.
+    let Some((pin, head)) = head(&shared, &mirror) else { return (key, Ok(None)) };
+    let fetched = fetch(&shared, &mirror, &pin, head).await;
+    (key, fetched.map(|()| Some(head)))
+}
+
+fn note(shared: &Shared, known: &mut Known, key: String, brought: Result<Option<CommitId>, Reason>) {
+    match brought {
+        Ok(Some(head)) => {
+            known.pauses.remove(&key);
+            lock(&shared.lfs.faults).remove(&key);
+            known.done.insert(key, head);
+        }
+        Ok(None) => {}
+        Err(_) if shared.cancel.is_cancelled() => {}
+        Err(reason) => {
+            tracing::warn!(repository = key, reason = reason.code.word(), "{}", reason.message);
+            known.pauses.insert(key.clone(), Instant::now() + AGAIN_AFTER);
+            lock(&shared.lfs.faults).insert(key, reason);
+        }
+    }
+    shared.tick();
 }
 
 /// The newest snapshot and what its HEAD names.

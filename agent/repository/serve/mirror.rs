@@ -55,7 +55,7 @@ impl Serve {
             // Its client waits as long as it likes: without a first fill there is nothing to serve, and of a large one its
             // first part may be here, which would look like all refs that there are.
             let deadline = Instant::now() + shared.config().fetch_within;
-            let filled = async { entry.ask(Wanted::default())?.wait(deadline).await?.result.clone() };
+            let filled = async { shared.ask(&entry, Wanted::default())?.wait(deadline).await?.result.clone() };
             filled.await.map_err(|reason| match reason.code {
                 Code::UpstreamNotFound => Refusal::Unknown(absent(url)),
                 _ => Refusal::of(reason),
@@ -84,7 +84,7 @@ impl Serve {
             return self.told(entry, "stale", age(), Some(code));
         }
         let deadline = Instant::now() + config.serve.patience;
-        let asked = async { entry.ask(Wanted::default())?.wait(deadline).await?.result.clone() };
+        let asked = async { shared.ask(entry, Wanted::default())?.wait(deadline).await?.result.clone() };
         match asked.await {
             Ok(()) => {
                 lock(&self.inner.failed).remove(key);

@@ -1,8 +1,12 @@
 //! Stores stay in order, and no snapshot and no fetch notices.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
+
+use stoker_core::source::Request;
 
 use super::world::{FLOOR, Upstream, World, git_in, until};
 use crate::config;
@@ -95,6 +99,62 @@ async fn what_was_force_pushed_goes_from_the_store_and_stays_where_it_is_pinned(
     let now = world.resolve(&upstream.request("head")).await.unwrap();
     git_in(now.pin.path(), ["fsck", "--strict"]);
     assert!(now.commit == after && !has(now.pin.path(), before.commit));
+}
+
+/// The commits that the store keeps by a ref of its own.
+fn kept(store: &Path) -> Vec<String> {
+    let all = git_in(store, ["for-each-ref", "--format=%(refname:lstrip=-1)", "refs/pins"]);
+    all.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_commit_that_was_asked_for_by_name_stays_until_nobody_needs_it() {
+    let world = World::with(|config, _| {
+        (config.upkeep.every, config.upkeep.full_every, config.upkeep.grace) = (SECOND, SECOND, Duration::ZERO);
+        config.min_age = Duration::ZERO;
+    })
+    .await;
+    let upstream = world.upstream("a");
+    let off = upstream.loose_commit("of another fork");
+    let request = Request { allow_other_fork: true, ..upstream.request(&format!("sha:{off}")) };
+    let before = world.resolve(&request).await.unwrap();
+    let store = world.store(&upstream.url());
+    let needed = Arc::new(Mutex::new(BTreeSet::from([off])));
+    let told = Arc::clone(&needed);
+    world.repositories.set_needed_commits(Arc::new(move || told.lock().unwrap().clone()));
+    world.keep_up();
+    until_full(&world, &upstream).await;
+    assert_eq!(kept(&store), [off.to_string()]);
+    assert!(has(&store, off));
+
+    needed.lock().unwrap().clear();
+    until("the end of the ref", || kept(&store).is_empty()).await;
+    upstream.commit("more");
+    world.resolve(&upstream.request("head")).await.unwrap();
+    until("the end of the objects", || !has(&store, off)).await;
+    let newest = || before.pin.path().with_file_name(world.repositories.get(&upstream.url()).unwrap().snapshot);
+    until("a snapshot without it", || !has(&newest(), off)).await;
+    // Who holds a snapshot has it still; who asks again gets it again.
+    git_in(before.pin.path(), ["fsck", "--strict"]);
+    assert!(has(before.pin.path(), off));
+    needed.lock().unwrap().insert(off);
+    assert_eq!(world.commit(&request).await, Ok(off));
+    assert_eq!(kept(&store), [off.to_string()]);
+}
+
+#[tokio::test]
+async fn a_commit_that_was_asked_for_lately_is_not_forgotten() {
+    let world = world(|upkeep| (upkeep.full_every, upkeep.grace) = (SECOND, Duration::ZERO)).await;
+    let upstream = world.upstream("a");
+    let off = upstream.loose_commit("of another fork");
+    let request = Request { allow_other_fork: true, ..upstream.request(&format!("sha:{off}")) };
+    world.resolve(&request).await.unwrap();
+    world.repositories.set_needed_commits(Arc::new(BTreeSet::new));
+    world.keep_up();
+    until_full(&world, &upstream).await;
+    let store = world.store(&upstream.url());
+    assert!(has(&store, off));
+    assert_eq!(kept(&store), [off.to_string()]);
 }
 
 #[tokio::test]

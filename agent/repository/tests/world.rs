@@ -144,6 +144,7 @@ impl World {
             protocols: vec!["file".into()],
             git: config::git::GitChild { user: None, memory_bytes: 1 << 31, processes: 4096, personal: false },
             credentials: Vec::new(),
+            forges: Vec::new(),
             upkeep: config::Upkeep::default(),
             min_age: Duration::from_secs(3600),
             paths: None,
