@@ -39,6 +39,31 @@ pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
+/// What a killed git or agent leaves below `root`, and nobody would ever use.
+pub(crate) fn leftovers(root: &Path) -> Vec<PathBuf> {
+    let (mut found, mut pending) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = pending.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if is_leftover(&path) {
+                found.push(path.strip_prefix(root).unwrap().to_owned());
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                pending.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn is_leftover(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    // A pack without its index is one that no git reads: dead weight for ever.
+    (name.ends_with(".pack") && !path.with_extension("idx").exists())
+        || [".lock", ".new"].iter().any(|end| name.ends_with(end))
+        || ["tmp_", ".tmp-", "incoming-"].iter().any(|begin| name.starts_with(begin))
+        || (name.starts_with("pack-") && name.ends_with(".keep"))
+}
+
 /// The names in a folder; none where it is not there.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
