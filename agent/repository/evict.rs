@@ -428,7 +428,7 @@ async fn remember_uses(shared: &Shared) {
         let _ =
             blocking(
                 entry.url.key(),
-                move || if paths.folder.is_dir() { meta.write(&paths.meta(), false) } else { Ok(()) },
+                move || if paths.folder.is_dir() { meta.write(&paths, false) } else { Ok(()) },
             )
             .await;
     }

@@ -505,7 +505,7 @@ impl Shared {
         let meta = entry.state().meta.clone();
         let written = blocking(entry.url.key(), move || {
             paths.make_folder()?;
-            meta.write(&paths.meta(), true)
+            meta.write(&paths, true)
         });
         written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
     }

@@ -26,7 +26,7 @@ fn assert_whole(agent: &Agent, mirror: &v1::Repository, repo: &TestRepo) {
         assert_eq!(leftovers(dir), Vec::<PathBuf>::new());
     }
     let known: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(known.iter().all(|name| ["snapshots", "meta"].contains(&name.to_str().unwrap())), "{known:?}");
+    assert!(known.iter().all(|name| ["snapshots", "meta", "seen"].contains(&name.to_str().unwrap())), "{known:?}");
     let snapshots = std::fs::read_dir(folder.join("snapshots")).unwrap().count();
     assert_eq!(snapshots, usize::try_from(mirror.snapshots).unwrap(), "half snapshots are gone");
 }

@@ -100,3 +100,33 @@ async fn what_was_published_survives_a_power_cut_on_ext4() {
     needs_root!();
     survives(Kind::Ext4).await;
 }
+
+/// What is known of a repository is also written where nothing came: a fetch that failed, a use. Found by the campaign:
+/// the file was there and empty, so that the repository went with all its snapshots.
+async fn keeps_what_it_knows(kind: Kind) {
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    let (mut agent, mut filesystem) = filled(kind, &url).await;
+    upstream.stop();
+    refresh(&agent, &url).await.unwrap_err();
+    // That was written down; now somebody else has the filesystem write its log.
+    std::fs::File::create_new(filesystem.path().join("other")).unwrap().sync_all().unwrap();
+    lose_power(&mut agent, &mut filesystem);
+    agent.launch();
+    agent.wait_ready();
+    let main = repo.commit("main");
+    let found = resolve(&agent, commit(&url, &main), LIMIT).await.unwrap().resolved.unwrap();
+    assert_eq!(found.commit, main, "it is there without upstream");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_survives_a_power_cut_on_xfs() {
+    needs_root!();
+    keeps_what_it_knows(Kind::Xfs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_survives_a_power_cut_on_ext4() {
+    needs_root!();
+    keeps_what_it_knows(Kind::Ext4).await;
+}
