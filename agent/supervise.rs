@@ -349,7 +349,6 @@ async fn build(
     let (reserved, reserved_seen) = watch::channel(Amounts::default());
     let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen.clone(), closing));
     let repositories = open_repositories(config, git.clone(), pools.clone(), closing).await?;
-    repositories.start_upkeep(space_source(&config.repositories.pool, pools.clone(), reserved_seen.clone()));
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure);
     let survey = Survey::new(repositories.clone(), facts_cache);
@@ -362,6 +361,8 @@ async fn build(
     let (pool, stop) = (&config.workspaces.pool, closing.child_token());
     let workspaces =
         Workspaces::open(pool, pools.clone(), git.clone(), repositories.clone(), admission.clone(), stop).await;
+    let space = space_source(&config.repositories.pool, pools.clone(), reserved_seen);
+    repositories.start_upkeep(space, workspaces.taken_up());
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
         name: config.node.name.clone(),

@@ -108,11 +108,12 @@ pub(super) struct Known {
 }
 
 impl Repositories {
-    /// Begins upkeep, eviction and the read-only path. `space` tells what the pool has.
-    pub fn start_upkeep(&self, space: SpaceSource) {
+    /// Begins upkeep, eviction and the read-only path. `space` tells what the pool has. Nothing is evicted before
+    /// `holders` ends: when all who hold snapshots from before the start have them again.
+    pub fn start_upkeep(&self, space: SpaceSource, holders: impl Future<Output = ()> + Send + 'static) {
         let shared = &self.shared;
         shared.tasks.spawn(keep_up_always(Arc::clone(shared), Arc::clone(&space)));
-        shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared), space));
+        shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared), space, holders));
         shared.tasks.spawn(super::paths::keep_always(Arc::clone(shared)));
     }
 

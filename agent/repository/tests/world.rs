@@ -195,9 +195,9 @@ impl World {
     pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
         let free = Arc::new(AtomicU64::new(1 << 40));
         let seen = Arc::clone(&free);
-        self.repositories.start_upkeep(Arc::new(move || {
-            Some(Space { free_bytes: seen.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes: 0 })
-        }));
+        let space =
+            move || Some(Space { free_bytes: seen.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes: 0 });
+        self.repositories.start_upkeep(Arc::new(space), std::future::ready(()));
         free
     }
 
