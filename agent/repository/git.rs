@@ -53,7 +53,7 @@ const ENVIRONMENT: [&str; 13] = [
 ];
 
 /// Holds for every command. No hook, no prompt, no helper, no upkeep that nobody asked for.
-const CONFIG: [(&str, &str); 16] = [
+const CONFIG: [(&str, &str); 17] = [
     ("core.hooksPath", "/dev/null"),
     ("core.fsmonitor", "false"),
     ("core.askPass", ""),
@@ -72,6 +72,9 @@ const CONFIG: [(&str, &str); 16] = [
     ("http.lowSpeedLimit", "100"),
     ("http.lowSpeedTime", "60"),
     ("transfer.fsckObjects", "true"),
+    // Git syncs packs, and renames refs into their place without: after a power cut one can be there and empty, which is a
+    // broken store for git.
+    ("core.fsync", "reference"),
 ];
 
 /// Faults that the history of well-known projects has and that harm nobody; see git-fsck(1). What could harm a checkout
