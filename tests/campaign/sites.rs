@@ -81,7 +81,7 @@ pub(super) fn write(campaign: &Campaign, mut chance: Chance) {
 /// One change; gives its word. No commit comes twice: `number` is in each.
 fn change(site: &Site, number: u64, chance: &mut Chance) -> &'static str {
     let own = format!("change {number}\n");
-    if number % MAIN_PUSHES_MAX == 0 {
+    if number.is_multiple_of(MAIN_PUSHES_MAX) {
         site.repo.force_push("main", &site.base, "main.txt", own.as_bytes());
         return "force-push";
     }
