@@ -353,7 +353,6 @@ async fn build(
     let (reserved, reserved_seen) = watch::channel(Amounts::default());
     let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen.clone(), closing));
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved_seen, closing).await?;
-    repositories.start_upkeep();
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
     let uses = watch::Sender::default();
     let measured = Measured::new(uses.subscribe());
@@ -370,6 +369,7 @@ async fn build(
     let workspaces =
         Workspaces::open(pool, pools.clone(), git.clone(), repositories.clone(), admission.clone(), stop).await;
     repositories.set_needed_commits(needed_commits(admission.clone(), workspaces.clone()));
+    repositories.start_upkeep(workspaces.taken_up());
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
         name: config.node.name.clone(),

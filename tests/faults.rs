@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::support::disk::leftovers;
+use crate::support::disk::leftovers_of_repositories;
 use crate::support::loopdev::{Kind, LoopFs, needs_root};
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::stoker::{Agent, Output};
@@ -92,7 +92,7 @@ fn a_faulty_upstream_is_bounded_and_the_old_snapshot_serves() {
         git_out(&old, &["fsck", "--full", "--no-dangling"]);
         let known = agent.stoker().run(["resolve", &url, &format!("sha:{before}"), "-o", "json"]).expect_code(0).json();
         assert_eq!(known["resolved"]["commit"], before);
-        assert_eq!(leftovers(&pool), Vec::<PathBuf>::new(), "{fault:?}");
+        assert_eq!(leftovers_of_repositories(&pool), Vec::<PathBuf>::new(), "{fault:?}");
         let now = shown(&agent, &url);
         assert!(!now["reasons"][0]["message"].as_str().unwrap().is_empty(), "{now}");
 
@@ -118,7 +118,7 @@ fn a_first_fill_from_a_faulty_upstream_leaves_nothing() {
         upstream.fault(fault);
         let begun = Instant::now();
         fails(agent.stoker().run(["repo", "add", &url]), begun, words, &fault);
-        wait::until(LIMIT, "nothing half is left", || leftovers(&pool).is_empty());
+        wait::until(LIMIT, "nothing half is left", || leftovers_of_repositories(&pool).is_empty());
         upstream.fault(Fault::None);
         agent.stoker().command(["repo", "refresh", &url]).deadline(LIMIT).run().expect_code(0);
         git_out(&snapshot(&agent, &pool, &url), &["fsck", "--full", "--no-dangling"]);
@@ -165,7 +165,7 @@ fn full_disk(kind: Kind) {
     let no_room = |output: Output, what: &str| {
         assert_eq!(output.code(), Some(2), "{what}: {output:?}");
         assert!(output.stderr.contains("DISK_FLOOR"), "{what}: {}", output.stderr);
-        wait::until(LIMIT, "nothing half is left", || leftovers(&pool).is_empty());
+        wait::until(LIMIT, "nothing half is left", || leftovers_of_repositories(&pool).is_empty());
     };
 
     // A clone, at its beginning and in its pack.

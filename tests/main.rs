@@ -12,6 +12,7 @@
 
 mod admission;
 mod agent;
+mod campaign;
 mod commands;
 mod faces;
 mod faults;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use stoker_proto::v1;
 
-use crate::support::disk::leftovers;
+use crate::support::disk::leftovers_of_repositories;
 use crate::support::repository::{TestRepo, git, git_out};
 use crate::support::stoker::Agent;
 use crate::support::upstream::Upstream;
@@ -97,7 +97,7 @@ fn what_is_exported_is_imported_elsewhere_without_upstream() {
     let there = snapshot(&other, &url);
     assert_whole(&there);
     assert_eq!(refs(&there), refs(&repo.path()));
-    assert_eq!(leftovers(&pool(&other)), Vec::<PathBuf>::new());
+    assert_eq!(leftovers_of_repositories(&pool(&other)), Vec::<PathBuf>::new());
     let known = format!("sha:{}", repo.commit("develop"));
     let resolved = other.stoker().run(["resolve", &url, &known, "-o", "json"]).expect_code(0).json();
     assert_eq!(resolved["resolved"]["origin"], "ORIGIN_CACHE");
@@ -148,7 +148,7 @@ fn bundles_and_repositories_of_this_machine_are_imported() {
     assert_eq!(git_out(&snapshot(&agent, &url), &["rev-parse", "main"]), new);
     let wrong = stoker.run(["repo", "import", place.to_str().unwrap()]).expect_code(64);
     assert!(wrong.stderr.contains("repo import URL"), "{wrong:?}");
-    assert_eq!(leftovers(&pool(&agent)), Vec::<PathBuf>::new());
+    assert_eq!(leftovers_of_repositories(&pool(&agent)), Vec::<PathBuf>::new());
 }
 
 /// A tar of these files; the manifest lists them as they are, but for what `lie` changes.
@@ -219,7 +219,7 @@ fn archives_that_lie_or_escape_leave_nothing() {
         std::fs::write(&file, bytes).unwrap();
         let output = agent.stoker().run(["repo", "import", file.to_str().unwrap()]).expect_code(2);
         assert!(output.stderr.contains(word), "{word}: {}", output.stderr);
-        assert_eq!(leftovers(&pool(&agent)), Vec::<PathBuf>::new(), "{word}");
+        assert_eq!(leftovers_of_repositories(&pool(&agent)), Vec::<PathBuf>::new(), "{word}");
         let listed = agent.stoker().run(["repo", "list", "-o", "json"]).expect_code(0).json();
         assert_eq!(listed["repositories"].as_array().unwrap().len(), 0, "{word}: {listed}");
     };
@@ -316,7 +316,7 @@ fn a_bad_pack_is_refused_whatever_its_sums_say() {
     std::fs::write(&file, builder.into_inner().unwrap()).unwrap();
     let output = agent.stoker().run(["repo", "import", file.to_str().unwrap()]).expect_code(2);
     assert!(output.stderr.contains("REPOSITORY_CORRUPT"), "{}", output.stderr);
-    assert_eq!(leftovers(&pool(&agent)), Vec::<PathBuf>::new());
+    assert_eq!(leftovers_of_repositories(&pool(&agent)), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -377,7 +377,8 @@ async fn an_import_that_breaks_or_is_killed_leaves_nothing() {
         for chunk in bytes[..bytes.len() / 2].chunks(64 << 10) {
             sender.send(message(Part::Chunk(chunk.to_vec()))).await.unwrap();
         }
-        wait::until_async(LIMIT, "it is being received", async || !leftovers(&pool(&agent)).is_empty()).await;
+        wait::until_async(LIMIT, "it is being received", async || !leftovers_of_repositories(&pool(&agent)).is_empty())
+            .await;
         if killed {
             agent.restart();
         } else {
@@ -385,7 +386,7 @@ async fn an_import_that_breaks_or_is_killed_leaves_nothing() {
             let status = call.await.unwrap().unwrap_err();
             assert!(status.message().contains("cut off") || status.message().contains("end"), "{status:?}");
         }
-        wait::until_async(LIMIT, "nothing is left", async || leftovers(&pool(&agent)).is_empty()).await;
+        wait::until_async(LIMIT, "nothing is left", async || leftovers_of_repositories(&pool(&agent)).is_empty()).await;
         let listed = agent.stoker().run(["repo", "list", "-o", "json"]).expect_code(0).json();
         assert_eq!(listed["repositories"].as_array().unwrap().len(), 0, "{listed}");
     }

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use stoker_proto::v1;
 
 use crate::support::loopdev::{Kind, LoopFs, needs_root};
+use crate::support::processes::git_children;
 use crate::support::repository::{TestRepo, git, git_out};
 use crate::support::stoker::Agent;
 use crate::support::upstream::Upstream;
@@ -129,17 +130,8 @@ async fn snapshots_and_clones_stay_whole_while_upkeep_never_rests() {
 
 /// The git children of this agent that repack, by their process id.
 fn repacking(agent: &Agent) -> Vec<Pid> {
-    let state = agent.root().join("state");
-    let own = format!("STOKER_GIT_OF={}", state.display());
-    let pids =
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let ours = |pid: &i32| {
-        let read = |name: &str| {
-            String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default()).into_owned()
-        };
-        read("environ").split('\0').any(|variable| variable == own) && read("cmdline").contains("pack-objects")
-    };
-    pids.filter(ours).map(Pid::from_raw).collect()
+    let children = git_children(&agent.root().join("state")).into_iter();
+    children.filter(|(_, command)| command.contains("pack-objects")).map(|(pid, _)| pid).collect()
 }
 
 /// Takes all room of a filesystem; gives the file that has it.

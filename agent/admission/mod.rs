@@ -391,7 +391,7 @@ impl Admission {
     }
 
     /// Takes the pins of leases and tickets that have none: those that were read back while the pool was not there.
-    fn take_pins(&self) {
+    pub fn take_pins(&self) {
         let missing = self.writer.read(|published| {
             let held = published.ledger.live_count().saturating_add(published.ledger.queued());
             (held > published.pins.len()).then(|| published.ledger.clone())

@@ -33,6 +33,11 @@ impl Paths {
     pub(super) fn meta(&self) -> PathBuf {
         self.folder.join("meta")
     }
+
+    /// What may be lost of it.
+    pub(super) fn seen(&self) -> PathBuf {
+        self.folder.join("seen")
+    }
 }
 
 /// The directory of all repositories.
@@ -106,7 +111,8 @@ pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
     names.collect()
 }
 
-/// Writes the whole file or leaves the old one. `durable`: it survives a loss of power.
+/// Writes the whole file or leaves the old one. `durable`: it survives a loss of power. Where it need not, power that is
+/// lost can take the old one along: XFS keeps the new name without its content.
 pub(super) fn replace(file: &Path, content: &[u8], durable: bool) -> io::Result<()> {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
     let temporary = file.with_file_name(format!(".tmp-{name}"));

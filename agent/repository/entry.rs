@@ -418,7 +418,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
         let paths = Paths::new(&root, &entry.folder);
         // Small and unsynced; a loss costs one question to upstream.
         if paths.folder.is_dir()
-            && let Err(error) = meta.write(&paths.meta(), false)
+            && let Err(error) = meta.write(&paths, false)
         {
             tracing::warn!(repository = entry.url.key(), %error, "what is known of the repository was not written");
         }

@@ -105,8 +105,11 @@ impl Repositories {
     }
 }
 
-/// Looks until the agent stops.
-pub(super) async fn watch_disk(shared: Arc<Shared>) {
+/// Looks until the agent stops, once `holders` has ended.
+pub(super) async fn watch_disk(shared: Arc<Shared>, holders: impl Future<Output = ()>) {
+    if shared.cancel.run_until_cancelled(holders).await.is_none() {
+        return;
+    }
     let (mut seen, mut measured) = (0, None::<Instant>);
     loop {
         let measure = Arc::clone(&shared.pool.measure);
@@ -426,10 +429,7 @@ async fn remember_uses(shared: &Shared) {
         let Ok(root) = (shared.pool.root)() else { return };
         let paths = Paths::new(&root, &entry.folder);
         let _ =
-            blocking(
-                entry.url.key(),
-                move || if paths.folder.is_dir() { meta.write(&paths.meta(), false) } else { Ok(()) },
-            )
-            .await;
+            blocking(entry.url.key(), move || if paths.folder.is_dir() { meta.write(&paths, false) } else { Ok(()) })
+                .await;
     }
 }

@@ -1,4 +1,5 @@
-//! What is remembered of one repository, so that a restart needs no network: `<folder>/meta`, JSON.
+//! What is remembered of one repository, so that a restart needs no network: `<folder>/meta`, JSON. The same with what
+//! was only seen or asked for since is in `<folder>/seen`, where no power was lost meanwhile.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +12,7 @@ use stoker_core::source::RepositoryUrl;
 
 use super::commits::Named;
 use super::declare::CONFIGURATION;
-use super::disk::replace;
+use super::disk::{Paths, replace};
 use super::evict::Evicted;
 use super::listing::Head;
 use crate::config::{Mirror, TRUST_DEFAULT};
@@ -144,7 +145,12 @@ impl Meta {
         Self { fork_of: mirror.fork_of.clone(), submodules: mirror.submodules, ..meta }
     }
 
-    pub(super) fn read(file: &Path) -> io::Result<Self> {
+    /// The newest that is whole.
+    pub(super) fn read(paths: &Paths) -> io::Result<Self> {
+        Self::read_file(&paths.seen()).or_else(|_| Self::read_file(&paths.meta()))
+    }
+
+    fn read_file(file: &Path) -> io::Result<Self> {
         let bytes = std::fs::metadata(file)?.len();
         if bytes > FILE_BYTES_MAX {
             return Err(io::Error::other(format!("{} has {bytes} bytes", file.display())));
@@ -156,9 +162,20 @@ impl Meta {
         Ok(meta)
     }
 
-    /// `durable`: it survives a loss of power; not worth it for a mere confirmation.
-    pub(super) fn write(&self, file: &Path, durable: bool) -> io::Result<()> {
-        replace(file, &serde_json::to_vec(self).map_err(io::Error::other)?, durable)
+    /// `durable`: it survives a loss of power; not worth it for a mere confirmation. That goes to a file of its own, for
+    /// an unsynced one in the place of `meta` could be neither the old nor the new one after such a loss, and with what is
+    /// known of it the repository would go.
+    pub(super) fn write(&self, paths: &Paths, durable: bool) -> io::Result<()> {
+        let content = serde_json::to_vec(self).map_err(io::Error::other)?;
+        if !durable {
+            return replace(&paths.seen(), &content, false);
+        }
+        // First: what comes after it is on the disk no sooner, and an older one must not stand beside a newer.
+        match std::fs::remove_file(paths.seen()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        replace(&paths.meta(), &content, true)
     }
 
     pub(super) fn pin(&self, name: &str) -> Option<&Pin> {

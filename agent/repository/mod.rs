@@ -218,6 +218,12 @@ impl Repositories {
         Ok(Self { shared })
     }
 
+    /// Whether what lies on the pool was taken over: before, no snapshot has a name.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        self.shared.recovery.initialized()
+    }
+
     /// Fills the mirrors that are empty at once, declared or added, as many as may run in parallel, and refreshes the other
     /// declared ones soon; from then on those are kept fresh.
     pub fn start_prefill(&self) {
@@ -502,7 +508,7 @@ impl Shared {
         let meta = entry.state().meta.clone();
         let written = blocking(entry.url.key(), move || {
             paths.make_folder()?;
-            meta.write(&paths.meta(), true)
+            meta.write(&paths, true)
         });
         written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
     }

@@ -38,7 +38,7 @@ pub(super) fn recover(
             remove(&paths.folder, discard);
             continue;
         }
-        match Meta::read(&paths.meta()) {
+        match Meta::read(&paths) {
             Ok(meta) if meta.url.folder().as_str() == name => {
                 found.push(recover_one(root, meta, paths, reader, discard))
             }
@@ -81,7 +81,7 @@ fn move_store(root: &Path, meta: &mut Meta, paths: &Paths) -> io::Result<()> {
     store.make_folder()?;
     fs::rename(own, store.git())?;
     meta.store = Some(name);
-    meta.write(&paths.meta(), true)
+    meta.write(paths, true)
 }
 
 fn recover_one(

@@ -87,11 +87,12 @@ pub(super) struct Known {
 }
 
 impl Repositories {
-    /// Begins upkeep, eviction and the read-only path.
-    pub fn start_upkeep(&self) {
+    /// Begins upkeep, eviction and the read-only path. Nothing is evicted before `holders` ends: when all who hold
+    /// snapshots from before the start have them again.
+    pub fn start_upkeep(&self, holders: impl Future<Output = ()> + Send + 'static) {
         let shared = &self.shared;
         shared.tasks.spawn(keep_up_always(Arc::clone(shared)));
-        shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared)));
+        shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared), holders));
         shared.tasks.spawn(super::paths::keep_always(Arc::clone(shared)));
     }
 

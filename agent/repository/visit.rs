@@ -443,7 +443,7 @@ async fn record(
     let (measured, paths, root) = (Arc::clone(entry), visit.paths.clone(), visit.root.clone());
     let written = blocking(entry.url.key(), move || {
         measured.measure(&root);
-        meta.write(&paths.meta(), true)
+        meta.write(&paths, true)
     });
     written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
 }

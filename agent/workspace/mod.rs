@@ -163,6 +163,8 @@ struct Inner {
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
     taken_up: Mutex<bool>,
+    /// Whether that is so, for those who wait for it.
+    holds: watch::Sender<bool>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -191,6 +193,7 @@ impl Workspaces {
             admission: admission.clone(),
             entries: Mutex::default(),
             taken_up: Mutex::default(),
+            holds: watch::Sender::new(false),
             tasks: TaskTracker::new(),
             cancel: cancel.clone(),
         };
@@ -200,6 +203,15 @@ impl Workspaces {
         let _ = tokio::task::spawn_blocking(move || taking_up.take_up_once()).await;
         room.inner.tasks.spawn(room.clone().watch_leases(admission, cancel));
         room
+    }
+
+    /// Ends when the workspaces, leases and tickets of an earlier agent hold their snapshots again: before, who looks at
+    /// a snapshot sees no holder, and could take it from under a build.
+    pub fn taken_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut holds = self.inner.holds.subscribe();
+        async move {
+            let _ = holds.wait_for(|holds| *holds).await;
+        }
     }
 
     /// Waits until preparations and removals under way have ended; the `cancel` of [`Workspaces::open`] comes first.
@@ -478,13 +490,19 @@ impl Workspaces {
     /// Takes up what is on the pool, where that was not done yet.
     ///
     /// # Errors
-    /// When the pool is not there now.
+    /// When the pool is not there now, or it is not known yet which snapshots are.
     fn take_up_once(&self) -> Result<(), Reason> {
         let mut taken_up = self.inner.taken_up.lock().unwrap_or_else(PoisonError::into_inner);
         let root = self.inner.pools.usable(&self.inner.pool)?;
         if !*taken_up {
+            if !self.inner.repositories.are_known() {
+                let message = "what lies on the pool of the repositories is being looked at; ask again".to_owned();
+                return Err(Reason::new(Code::PoolNotReady, &self.inner.pool, message));
+            }
+            self.inner.admission.take_pins();
             self.take_up(&root);
             *taken_up = true;
+            self.inner.holds.send_replace(true);
         }
         Ok(())
     }

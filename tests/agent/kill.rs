@@ -1,47 +1,14 @@
 //! SIGKILL while git works: the mirror gets whole, and nothing of the dead stays.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::*;
+use crate::support::chance::{self, Chance, from_environment};
+use crate::support::disk::leftovers;
+use crate::support::processes::workers;
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::upstream::{Fault, Upstream};
-
-/// The processes that work for the agent of this folder, by what they were started with.
-pub(super) fn workers(root: &Path) -> Vec<(u32, String)> {
-    let own = root.to_str().unwrap();
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let mut found = Vec::new();
-    for pid in pids {
-        let read = |name: &str| {
-            String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default()).into_owned()
-        };
-        let command = read("cmdline").replace('\0', " ");
-        let ours = command.contains(own) || read("environ").contains(own);
-        if ours && !command.is_empty() && !command.contains(" agent --config") {
-            found.push((pid, command));
-        }
-    }
-    found
-}
-
-/// What a killed git or agent leaves.
-fn leftovers(repositories: &Path) -> Vec<String> {
-    let all = listing(repositories);
-    let named = |name: &&String| {
-        let last = name.rsplit('/').next().unwrap();
-        // A pack without its index is one that no git reads: dead weight for ever.
-        let half = last.strip_suffix(".pack").is_some_and(|_| !all.contains_key(&name.replace(".pack", ".idx")));
-        half || last.ends_with(".lock")
-            || last.ends_with(".new")
-            || last.starts_with("tmp_")
-            || last.starts_with(".tmp-")
-            || last.starts_with("incoming-")
-            || (last.starts_with("pack-") && last.ends_with(".keep"))
-    };
-    all.keys().filter(named).cloned().collect()
-}
 
 /// Whether the mirror is what upstream is; with all that the snapshots' folder holds.
 #[track_caller]
@@ -56,28 +23,12 @@ fn assert_whole(agent: &Agent, mirror: &v1::Repository, repo: &TestRepo) {
     let refs: Vec<_> = refs.map(|(name, id)| format!("{name} {id}")).collect();
     assert_eq!(lines.lines().collect::<Vec<_>>(), refs);
     for dir in [&repositories, &repositories.with_file_name("stores")] {
-        assert_eq!(leftovers(dir), Vec::<String>::new());
+        assert_eq!(leftovers(dir), Vec::<PathBuf>::new());
     }
     let known: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(known.iter().all(|name| ["snapshots", "meta"].contains(&name.to_str().unwrap())), "{known:?}");
+    assert!(known.iter().all(|name| ["snapshots", "meta", "seen"].contains(&name.to_str().unwrap())), "{known:?}");
     let snapshots = std::fs::read_dir(folder.join("snapshots")).unwrap().count();
     assert_eq!(snapshots, usize::try_from(mirror.snapshots).unwrap(), "half snapshots are gone");
-}
-
-/// Chance that can be had again (xorshift64).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end.max(1)
-    }
-}
-
-fn from_environment(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
 /// `STOKER_KILL_ROUNDS` (6) kills, half of them during a first clone, half during a fetch, at moments that
@@ -85,9 +36,9 @@ fn from_environment(name: &str, otherwise: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_gets_whole_after_kills_at_any_moment() {
     let rounds = from_environment("STOKER_KILL_ROUNDS", 6);
-    let seed = from_environment("STOKER_KILL_SEED", jiff::Timestamp::now().as_millisecond().unsigned_abs());
+    let seed = chance::seed("STOKER_KILL_SEED");
     eprintln!("STOKER_KILL_ROUNDS={rounds} STOKER_KILL_SEED={seed}");
-    let mut chance = Chance(seed | 1);
+    let mut chance = Chance::new(seed);
     let repo = TestRepo::generated(400, 12_000_000, 2);
     let base = repo.commit("main");
     let upstream = Upstream::start();
@@ -106,7 +57,7 @@ async fn a_mirror_gets_whole_after_kills_at_any_moment() {
             let add = v1::AddRepositoryRequest { url: url.clone(), ..Default::default() };
             agent.repository().await.add_repository(add).await.unwrap();
         } else {
-            let content: Vec<u8> = (0..6_000_000).map(|_| b' ' + (chance.below(90) as u8)).collect();
+            let content = chance.noise(6_000_000);
             // Always on the same parent: so the last round is not larger than the first.
             repo.force_push("main", &base, &format!("round{round}"), &content);
             let request = v1::RefreshRepositoryRequest { url: url.clone(), only_if_empty: false };

@@ -7,7 +7,7 @@ use stoker_proto::v1::reason::Code as Why;
 use tonic::Code;
 
 use super::*;
-use crate::support::repository::TestRepo;
+use crate::support::repository::{TestRepo, git_out};
 use crate::support::upstream::Upstream;
 
 /// One lease at a time: whoever comes next waits.
@@ -200,4 +200,44 @@ async fn a_second_agent_on_the_same_state_does_not_start() {
     assert!(output.stderr.contains("state is in use by another agent"), "{}", output.stderr);
     assert!(!agent.root().join("run/other.sock").exists());
     assert_eq!(status(&agent).await.node.unwrap().incarnation, incarnation);
+}
+
+/// What a build reads is an old snapshot by now, and the repositories are far above their limit when the agent starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_evicted_before_those_who_hold_it_are_known_again() {
+    let repo = TestRepo::generated(50, 4 << 20, 1);
+    let (_upstream, url) = Upstream::of(&repo);
+    let mut agent = start(&configuration(PLAIN, &[&url]));
+    mirror_ready(&agent, &url).await;
+    let request = v1::PrepareWorkspaceRequest {
+        r#for: Some(v1::prepare_workspace_request::For::Unleased(v1::Unleased {
+            source: Some(branch(&url, "main")),
+            lifetime: Some(seconds(3600)),
+            request_id: "reader".to_owned(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let mut events = agent.workspace().await.prepare_workspace(within(request, LIMIT)).await.unwrap().into_inner();
+    let workspace = loop {
+        let event = events.message().await.unwrap().expect("a workspace comes").event;
+        if let Some(v1::prepare_workspace_response::Event::Workspace(workspace)) = event {
+            break workspace;
+        }
+    };
+    // Two later ones: the first of them is in nobody's use, and goes.
+    for round in 0..2 {
+        repo.commit_file("main", "later", &[round; 9000]);
+        refresh(&agent, &url).await.unwrap();
+    }
+    let file = agent.root().join("agent.yaml");
+    let short = "repositories:\n  limit: 1MiB\n  minAge: 0s\n";
+    agent.configure(&std::fs::read_to_string(file).unwrap().replace("repositories:\n", short));
+    for round in 1..=5 {
+        agent.restart();
+        wait::until(LIMIT, "the limit is seen", || agent.log().matches("and nothing may be evicted").count() >= round);
+        git_out(Path::new(&workspace.src), &["fsck", "--full", "--strict"]);
+        assert_eq!(git_out(Path::new(&workspace.src), &["status", "--porcelain"]), "");
+    }
+    assert!(agent.log().contains("evicted: old snapshot"), "{}", agent.log());
 }

@@ -39,6 +39,36 @@ pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
+/// What a killed git or agent leaves below `root`, and nobody would ever use.
+pub(crate) fn leftovers(root: &Path) -> Vec<PathBuf> {
+    let (mut found, mut pending) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = pending.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if is_leftover(&path) {
+                found.push(path.strip_prefix(root).unwrap().to_owned());
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                pending.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// The same of all repositories of a pool; what was discarded is not of them.
+pub(crate) fn leftovers_of_repositories(pool: &Path) -> Vec<PathBuf> {
+    ["repositories", "stores"].iter().flat_map(|part| leftovers(&pool.join("stoker").join(part))).collect()
+}
+
+fn is_leftover(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    // A pack without its index is one that no git reads: dead weight for ever.
+    (name.ends_with(".pack") && !path.with_extension("idx").exists())
+        || [".lock", ".new"].iter().any(|end| name.ends_with(end))
+        || ["tmp_", ".tmp-", "incoming-"].iter().any(|begin| name.starts_with(begin))
+        || (name.starts_with("pack-") && name.ends_with(".keep"))
+}
+
 /// The names in a folder; none where it is not there.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
@@ -98,23 +128,4 @@ pub(crate) fn assert_no_workspace(pool: &Path) {
         .filter(|path| path.iter().any(|part| ["src", "tmp", "out"].iter().any(|name| part == *name)))
         .collect();
     assert_eq!(left, Vec::<PathBuf>::new(), "left in {}", pool.display());
-}
-
-/// What a fetch, fill or import that was stopped or failed could leave below a pool.
-pub(crate) fn leftovers(pool: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut todo = vec![pool.join("stoker/repositories"), pool.join("stoker/stores")];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let begins = [".tmp-", "tmp_"].iter().any(|part| name.starts_with(part));
-            let ends = [".lock", ".keep"].iter().any(|part| name.ends_with(part));
-            if begins || ends || name.contains("incoming") {
-                found.push(entry.path());
-            } else if entry.path().is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    found
 }

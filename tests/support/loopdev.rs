@@ -105,6 +105,13 @@ impl LoopFs {
         }
     }
 
+    /// Cuts its power, as the kernel has it for tests: nothing of the log is written any more, and every access is an
+    /// error until it is mounted again.
+    #[track_caller]
+    pub(crate) fn cut_power(&self) {
+        tool("xfs_io", ["-x", "-c", "shutdown"].map(OsStr::new).into_iter().chain([self.path.as_os_str()]));
+    }
+
     /// Unmounts it, where it is mounted.
     ///
     /// # Panics

@@ -4,23 +4,27 @@
 //! - [`repository`]: real repositories, built by `git fast-import`.
 //! - [`stoker`]: the binary, run with a deadline in a home of its own; an agent with its logs and its clients.
 //! - [`cgroup`]: control groups of their own, with a limit of memory.
+//! - [`processes`]: who works for an agent.
 //! - [`loopdev`]: filesystems of their own on loop devices.
 //! - [`disk`]: trees to compare, and the journal as SQLite has it.
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
 //! - [`forge`]: a forge's API, as far as it tells of pull requests.
 //! - [`gate`]: where a build waits until the test lets it go on.
 //! - [`wire`]: messages, and what refusals say.
+//! - [`chance`]: chance that can be had again.
 //! - [`wait`]: conditions with a limit, instead of sleeps.
 
 #![allow(dead_code, reason = "a test takes what it needs, and not every helper is needed in every state of the tests")]
 
 pub(crate) mod cgi;
 pub(crate) mod cgroup;
+pub(crate) mod chance;
 pub(crate) mod disk;
 pub(crate) mod forge;
 pub(crate) mod gate;
 pub(crate) mod large;
 pub(crate) mod loopdev;
+pub(crate) mod processes;
 pub(crate) mod repository;
 pub(crate) mod stoker;
 pub(crate) mod upstream;

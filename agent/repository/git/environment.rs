@@ -20,7 +20,7 @@ pub(super) const ENVIRONMENT: [&str; 13] = [
 ];
 
 /// Holds for every command. No hook, no prompt, no helper, no upkeep that nobody asked for.
-pub(super) const CONFIG: [(&str, &str); 16] = [
+pub(super) const CONFIG: [(&str, &str); 17] = [
     ("core.hooksPath", "/dev/null"),
     ("core.fsmonitor", "false"),
     ("core.askPass", ""),
@@ -39,6 +39,9 @@ pub(super) const CONFIG: [(&str, &str); 16] = [
     ("http.lowSpeedLimit", "100"),
     ("http.lowSpeedTime", "60"),
     ("transfer.fsckObjects", "true"),
+    // Git syncs packs, and renames refs into their place without: after a power cut one can be there and empty, which is a
+    // broken store for git.
+    ("core.fsync", "reference"),
 ];
 
 /// Faults that the history of well-known projects has and that harm nobody; see git-fsck(1). What could harm a checkout

@@ -46,7 +46,7 @@ pub enum GitError {
 }
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 49] = [
+const SIGNS: [(&str, Code); 50] = [
     ("cannot be contained", Code::ContainmentReduced),
     ("no user exists for uid", Code::ContainmentReduced),
     ("out of memory", Code::GitMemoryLimit),
@@ -57,6 +57,8 @@ const SIGNS: [(&str, Code); 49] = [
     ("could not set 'core.", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
+    // One that was killed says nothing of what it was looking at, whatever git makes of its silence.
+    ("died of signal", Code::UpstreamUnreachable),
     ("dubious ownership", Code::RepositoryForeignOwner),
     ("source repository is shallow", Code::RepositoryShallow),
     ("shallow update not allowed", Code::RepositoryShallow),
@@ -156,6 +158,10 @@ impl GitError {
     #[must_use]
     pub(in crate::repository) fn is_store_damage(&self) -> bool {
         let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
+        // A ref of ours names what is not there. Git then says that upstream sent too little, for it looks at both together.
+        if stderr.contains("bad object refs/") {
+            return true;
+        }
         // What `index-pack` says of the pack that comes.
         let came = [
             "fsck error",
@@ -256,11 +262,26 @@ mod tests {
             ("fatal: remote error: upload-pack: not our ref 00", Code::CommitNotFound),
             ("fatal: write error: No space left on device", Code::DiskFloor),
             ("fatal: fsck error in packed object", Code::RepositoryCorrupt),
+            (
+                "error: rev-list died of signal 9\nerror: http://x/a did not send all necessary objects",
+                Code::UpstreamUnreachable,
+            ),
             ("ssh: connect to host x port 22: Connection timed out", Code::UpstreamTimeout),
             ("", Code::UpstreamUnreachable),
         ] {
             assert_eq!(classify(stderr), code, "{stderr}");
         }
+    }
+
+    #[test]
+    fn a_broken_ref_of_the_store_is_its_damage_and_a_poor_pack_is_not() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let failed = |line: &str| {
+            let stderr = format!("{line}\nerror: http://x/a did not send all necessary objects\n");
+            GitError::failed(ExitStatus::from_raw(1 << 8), stderr, Vec::new())
+        };
+        assert!(failed("fatal: bad object refs/namespaces/x-a-0/refs/heads/main").is_store_damage());
+        assert!(!failed("fatal: bad object 1234567890123456789012345678901234567890").is_store_damage());
     }
 
     #[test]

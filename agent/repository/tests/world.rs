@@ -202,7 +202,7 @@ impl World {
 
     /// Begins upkeep; gives the pool's free bytes, of which [`FLOOR`] is the floor.
     pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
-        self.repositories.start_upkeep();
+        self.repositories.start_upkeep(std::future::ready(()));
         Arc::clone(&self.free)
     }
 
