@@ -115,7 +115,7 @@ async fn what_ran_out_of_memory_is_tried_once_more_one_step_up() {
     };
     let ended = node.ends(&first.id, v1::Outcome::OutOfMemoryLimit).await;
     let advice = ended.retry.unwrap();
-    let advised = advice.size.clone().unwrap();
+    let advised = advice.size.unwrap();
     assert!(
         advice.allowed && advised.memory_bytes.unwrap() > first.sizing.unwrap().size.unwrap().memory_bytes.unwrap()
     );

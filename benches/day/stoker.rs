@@ -220,10 +220,10 @@ impl Policy for Stoker {
 
     fn start(&mut self, jobs: &[Job], now: &Now<'_>) -> Vec<Start> {
         self.look(now);
-        if now.second % AWAITED_EVERY == 0 {
+        if now.second.is_multiple_of(AWAITED_EVERY) {
             self.await_all(at(now));
         }
-        if self.moved || now.second % LOOK_EVERY == 0 {
+        if self.moved || now.second.is_multiple_of(LOOK_EVERY) {
             let leases = (0..64).map(|_| LeaseId::try_from(self.id("lease")).unwrap()).collect();
             self.tell(&Command::Advance { leases }, now);
         }
