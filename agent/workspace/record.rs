@@ -13,10 +13,15 @@ fn path(root: &Path, id: &str) -> PathBuf {
     root.join("workspaces").join(format!("{id}.json"))
 }
 
+/// What a kill between writing and renaming leaves.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("json.new")
+}
+
 /// Written whole or not at all, and on the disk when this returns.
 pub(super) fn write(root: &Path, workspace: &Workspace) -> io::Result<()> {
     let path = path(root, &workspace.id);
-    let temporary = path.with_extension("json.new");
+    let temporary = unfinished(&path);
     let mut file = File::create(&temporary)?;
     file.write_all(&serde_json::to_vec_pretty(workspace)?)?;
     file.sync_all()?;
@@ -25,10 +30,14 @@ pub(super) fn write(root: &Path, workspace: &Workspace) -> io::Result<()> {
 }
 
 pub(super) fn remove(root: &Path, id: &str) -> io::Result<()> {
-    match fs::remove_file(path(root, id)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let path = path(root, id);
+    for file in [unfinished(&path), path] {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// All that can be read; a damaged one is as none, and its directory goes.
@@ -47,4 +56,25 @@ pub(super) fn names(root: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(root.join("workspaces")) else { return BTreeSet::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.map(|name| name.trim_end_matches(".new").trim_end_matches(".json").to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_a_kill_left_of_a_record_is_found_and_goes_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let workspaces = root.path().join("workspaces");
+        fs::create_dir(&workspaces).unwrap();
+        for name in ["w-1.json.new", "w-2.json", "w-2.json.new"] {
+            fs::write(workspaces.join(name), "{").unwrap();
+        }
+        assert_eq!(names(root.path()), ["w-1", "w-2"].map(str::to_owned).into());
+        for id in ["w-1", "w-2", "w-3"] {
+            remove(root.path(), id).unwrap();
+        }
+        assert_eq!(fs::read_dir(workspaces).unwrap().count(), 0);
+    }
 }
