@@ -34,7 +34,7 @@ use sites::Site;
 /// How many builds run at once.
 const BUILDERS: u64 = 4;
 /// By when everything must have happened, beyond the time that was asked for.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(420);
 /// How often the ledger is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 

@@ -1,5 +1,6 @@
 //! The days as a picture: the memory that builds use, the line that they must stay below, and who was killed.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::day::machine::{Machine, POINT_SECONDS};
@@ -77,8 +78,10 @@ fn panel(text: &mut String, row: &Row<'_>, machine: &Machine, top: f64) {
             bytes as f64 / GIB as f64,
         );
     }
-    for kill in run.kills.iter().filter(|at| f64::from(**at) <= HOURS * 3600.0) {
-        let at = x(f64::from(*kill));
+    // One mark for all that would lie on each other.
+    let marks: BTreeSet<u32> = run.kills.iter().map(|second| second / 120).collect();
+    for mark in marks.into_iter().filter(|at| f64::from(at * 120) <= HOURS * 3600.0) {
+        let at = x(f64::from(mark * 120));
         let _ = writeln!(
             text,
             "<line class=\"kill\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{top}\" y2=\"{:.1}\"/>",
