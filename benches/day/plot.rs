@@ -12,7 +12,7 @@ const PANEL: f64 = 132.0;
 const GAP: f64 = 44.0;
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 24.0;
-const TOP: f64 = 34.0;
+const TOP: f64 = 62.0;
 /// What is drawn of it.
 const HOURS: f64 = 26.0;
 
@@ -29,6 +29,10 @@ pub(crate) fn svg(rows: &[Row<'_>], machine: &Machine) -> String {
          @media(prefers-color-scheme:dark){{text{{fill:#8d96a0}}.name{{fill:#e6edf3}}.grid{{stroke:#30363d}}.back{{fill:#0d1117}}\
          .used{{fill:#4493f8;stroke:#4493f8}}.budget{{stroke:#d29922}}.all{{stroke:#8d96a0}}.kill{{stroke:#f85149}}}}\n</style>\n\
          <rect class=\"back\" width=\"{WIDTH}\" height=\"{height}\"/>\n"
+    );
+    let _ = writeln!(
+        text,
+        "<text x=\"{LEFT}\" y=\"20\">GiB that builds use · dashed: their budget, above it the control plane's reserve · red: the node ran out and killed</text>"
     );
     for (number, row) in rows.iter().enumerate() {
         panel(&mut text, row, machine, TOP + number as f64 * (PANEL + GAP));
