@@ -109,7 +109,7 @@ pub struct ForgeSection {
     pub host: String,
     /// Whose API it is.
     pub kind: ForgeWord,
-    /// The URL that the API's paths begin with. Unset: https://api.github.com for github.com, elsewhere /api/v3 (github),
+    /// The URL that the API's paths begin with. Unset: `https://api.github.com` for github.com, elsewhere /api/v3 (github),
     /// /api/v4 (gitlab) or /api/v1 (gitea) of the host, by https.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<String>,
