@@ -114,43 +114,48 @@ async fn run(
     }
     let current = entry.current().filter(|pin| pin.path().is_dir());
     let begun = Instant::now();
-    let come = match bring(shared, entry, &visit, &writer.store, &missing, unchanged, safe.as_deref()).await {
-        Ok(come) => come,
+    let brought = async {
+        let come = bring(shared, entry, &visit, &writer.store, &missing, unchanged, safe.as_deref()).await?;
+        let mut objects_came = come == Come::Whole;
+        for commit in &wanted.commits {
+            let fetched = visit.fetch_commit(*commit, safe.as_deref()).await;
+            if fetched == Fetched::Here {
+                objects_came = true;
+                entry.state().meta.remember_commit(*commit, shared.now());
+            }
+            commits.insert(*commit, fetched);
+        }
+        let dropped = update_pins(entry, &listing, wanted, asked_at);
+        if !dropped.is_empty() {
+            visit.unpin(&dropped).await.map_err(|error| error.reason(entry.url.key(), "forgetting pull requests"))?;
+        }
+        let fetched = come != Come::Nothing || objects_came;
+        if fetched || !dropped.is_empty() || current.is_none() {
+            let first = entry.state().meta.first_snapshot;
+            // A snapshot that was taken out of service meanwhile is nothing to go by.
+            let current = current.filter(|pin| entry.current().is_some_and(|now| now.number() == pin.number()));
+            let published = match visit.publish(listing.head.clone(), current.clone(), objects_came, first).await {
+                Err(reason) if reason.code == Code::RepositoryCorrupt => {
+                    let suspicion = Suspicion { why: reason.message, full: false };
+                    let patient = Patient { shared, entry, visit: &visit, store: &writer.store };
+                    patient.mend(&suspicion, Some((&listing, safe.as_deref()))).await?;
+                    entry.state().meta.generation = visit.store.generation();
+                    visit.publish(listing.head.clone(), current, true, first).await?
+                }
+                published => published?,
+            };
+            adopt(entry, published, begun, shared.now());
+        }
+        Ok(fetched)
+    };
+    let fetched = match brought.await {
+        Ok(fetched) => fetched,
         Err(reason) => {
+            // A lock of a git that was killed, also while it packed the refs, would stop all that comes after.
             tidy(shared, &visit).await;
             return Err(reason);
         }
     };
-    let mut objects_came = come == Come::Whole;
-    for commit in &wanted.commits {
-        let fetched = visit.fetch_commit(*commit, safe.as_deref()).await;
-        if fetched == Fetched::Here {
-            objects_came = true;
-            entry.state().meta.remember_commit(*commit, shared.now());
-        }
-        commits.insert(*commit, fetched);
-    }
-    let dropped = update_pins(entry, &listing, wanted, asked_at);
-    if !dropped.is_empty() {
-        visit.unpin(&dropped).await.map_err(|error| error.reason(entry.url.key(), "forgetting pull requests"))?;
-    }
-    let fetched = come != Come::Nothing || objects_came;
-    if fetched || !dropped.is_empty() || current.is_none() {
-        let first = entry.state().meta.first_snapshot;
-        // A snapshot that was taken out of service meanwhile is nothing to go by.
-        let current = current.filter(|pin| entry.current().is_some_and(|now| now.number() == pin.number()));
-        let published = match visit.publish(listing.head.clone(), current.clone(), objects_came, first).await {
-            Err(reason) if reason.code == Code::RepositoryCorrupt => {
-                let suspicion = Suspicion { why: reason.message, full: false };
-                let patient = Patient { shared, entry, visit: &visit, store: &writer.store };
-                patient.mend(&suspicion, Some((&listing, safe.as_deref()))).await?;
-                entry.state().meta.generation = visit.store.generation();
-                visit.publish(listing.head.clone(), current, true, first).await?
-            }
-            published => published?,
-        };
-        adopt(entry, published, begun, shared.now());
-    }
     let recorded = record(shared, entry, &visit, listing.head, asked_at, fetched).await;
     drop(writer);
     recorded
