@@ -194,6 +194,7 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
             "do what the message says: git parses what strangers send, and should do so as a user of its own"
         }
         Code::GitMemoryLimit => "raise `repositories.git.memory` in the agent's configuration",
+        Code::GitKilled => "look in the kernel's log for who was killed for memory; it is tried again by itself",
         Code::RepositoryCorrupt => {
             return format!("`stoker repo remove {url}` and add it again; check the disk below it");
         }

@@ -139,6 +139,8 @@ codes! {
     ContainmentReduced = "CONTAINMENT_REDUCED",
     /// A git child needed more memory than it may have.
     GitMemoryLimit = "GIT_MEMORY_LIMIT",
+    /// A git child was ended from outside: by the kernel, for memory, or by a person.
+    GitKilled = "GIT_KILLED",
     /// A large file is not to be had: its LFS server, or the local repository, does not have it.
     LfsObjectMissing = "LFS_OBJECT_MISSING",
     /// What came for a large file is not what its pointer names.

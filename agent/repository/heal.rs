@@ -263,9 +263,11 @@ impl Visit {
     }
 
     fn found(&self, done: Result<Output, GitError>) -> Result<Vec<String>, Reason> {
-        match done {
+        match &done {
             Ok(_) => Ok(Vec::new()),
-            Err(GitError::Failed { stderr, stdout, .. }) => Ok(complaints(&stdout, &stderr)),
+            Err(error @ GitError::Failed { stderr, stdout, .. }) if !error.is_of_the_machine() => {
+                Ok(complaints(stdout, stderr))
+            }
             Err(error) => Err(error.reason(self.url.key(), &format!("checking {}", self.url))),
         }
     }
@@ -285,14 +287,9 @@ impl Visit {
             Ok(_) => blocking(self.url.key(), move || fs::rename(new, index)).await?.map_err(wrong).map(|()| true),
             Err(error) => {
                 let _ = fs::remove_file(new);
-                match error {
-                    GitError::Failed { code: Code::DiskFloor, .. }
-                    | GitError::TimedOut(_)
-                    | GitError::Cancelled
-                    | GitError::Start(_) => {
-                        Err(error.reason(self.url.key(), &format!("mending the store of {}", self.url)))
-                    }
-                    _ => Ok(false),
+                match error.is_of_the_machine() {
+                    true => Err(error.reason(self.url.key(), &format!("mending the store of {}", self.url))),
+                    false => Ok(false),
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! How a git child can end, and which reason that is for callers.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ const SIGNS: [(&str, Code); 50] = [
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
     // One that was killed says nothing of what it was looking at, whatever git makes of its silence.
-    ("died of signal", Code::UpstreamUnreachable),
+    ("died of signal", Code::GitKilled),
     ("dubious ownership", Code::RepositoryForeignOwner),
     ("source repository is shallow", Code::RepositoryShallow),
     ("shallow update not allowed", Code::RepositoryShallow),
@@ -105,7 +106,9 @@ const SIGNS: [(&str, Code); 50] = [
 impl GitError {
     pub(super) fn failed(status: ExitStatus, stderr: String, stdout: Vec<u8>) -> Self {
         let line = redact(telling_line(&stderr).unwrap_or("ended without a word"));
-        Self::Failed { status, code: classify(&stderr), line, stderr: redact(&stderr), stdout }
+        // Who was killed itself says nothing, or half of what it had to say.
+        let code = if status.signal().is_some() { Code::GitKilled } else { classify(&stderr) };
+        Self::Failed { status, code, line, stderr: redact(&stderr), stdout }
     }
 
     /// What it means.
@@ -130,6 +133,7 @@ impl GitError {
             Self::Failed { code: Code::GitMemoryLimit, .. } => {
                 "; it needs more than `repositories.git.memory` allows: raise that"
             }
+            Self::Failed { code: Code::GitKilled, .. } => "; the kernel's log says whether memory was short",
             Self::Failed { code: Code::UpstreamUnauthorized, .. } => {
                 "; declare who we are to it in `repositories.credentials` for the repository's trust class, or renew \
                  the secret that is there"
@@ -152,6 +156,17 @@ impl GitError {
             _ => "",
         };
         Reason::new(self.code(), subject, format!("{doing}: {self}{hint}"))
+    }
+
+    /// Whether the machine kept it from its end: it says nothing of the objects that it was looking at.
+    #[must_use]
+    pub(in crate::repository) fn is_of_the_machine(&self) -> bool {
+        match self {
+            Self::Failed { code, .. } => {
+                matches!(code, Code::GitKilled | Code::GitMemoryLimit | Code::DiskFloor | Code::PoolNotReady)
+            }
+            _ => true,
+        }
     }
 
     /// Whether what failed may be damage in our own store, rather than in what upstream sent.
@@ -262,10 +277,7 @@ mod tests {
             ("fatal: remote error: upload-pack: not our ref 00", Code::CommitNotFound),
             ("fatal: write error: No space left on device", Code::DiskFloor),
             ("fatal: fsck error in packed object", Code::RepositoryCorrupt),
-            (
-                "error: rev-list died of signal 9\nerror: http://x/a did not send all necessary objects",
-                Code::UpstreamUnreachable,
-            ),
+            ("error: rev-list died of signal 9\nerror: http://x/a did not send all necessary objects", Code::GitKilled),
             ("ssh: connect to host x port 22: Connection timed out", Code::UpstreamTimeout),
             ("", Code::UpstreamUnreachable),
         ] {

@@ -108,7 +108,7 @@ pub(super) async fn guarded<T>(
 pub(super) fn local_reason(error: &GitError, subject: &str, doing: &str) -> Reason {
     let reason = error.reason(subject, doing);
     match (error, reason.code) {
-        (_, Code::DiskFloor | Code::PoolNotReady) => reason,
+        (_, Code::DiskFloor | Code::PoolNotReady | Code::GitKilled) => reason,
         (GitError::Failed { .. }, _) => Reason { code: Code::RepositoryCorrupt, ..reason },
         _ => reason,
     }
