@@ -4,7 +4,6 @@
 //! by the failure with the time of the next attempt; one that comes after it asks, together with all who come meanwhile.
 //! Who asks for a refresh by name (an operator) is not held back.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use stoker_core::reason::{Code, Reason};
 use tokio::time::Instant;
 
 use super::entry::{Ask, Entry};
+use super::for_a_while::ForAWhile;
 use super::listing::Wanted;
 use super::{Shared, lock};
 
@@ -23,18 +23,15 @@ const BACKOFF_FIRST: Duration = Duration::from_secs(5);
 /// The longest that requests are held back: who waits for an upstream that came back must not wait for half an hour, and
 /// once a minute hurts nobody.
 const HELD_MAX: Duration = Duration::from_secs(60);
-/// How many repositories in trouble are remembered.
-const REMEMBERED_MAX: usize = 4096;
 
 /// Upstreams in trouble, by the repository's key: also of those that were forgotten because they were not there.
 #[derive(Default)]
 pub(super) struct Backoffs {
-    held: Mutex<HashMap<String, Held>>,
+    held: Mutex<ForAWhile<String, Held>>,
 }
 
 struct Held {
     failures: u32,
-    until: Instant,
     /// With the time of the next attempt.
     why: Reason,
 }
@@ -47,26 +44,20 @@ impl Backoffs {
 
     fn hold(&self, key: &str, why: &Reason, failures: u32, now: (Timestamp, Instant)) {
         let mut held = lock(&self.held);
-        if held.len() >= REMEMBERED_MAX && !held.contains_key(key) {
-            held.retain(|_, held| held.until > now.1);
-            let next = held.iter().min_by_key(|(_, held)| held.until).map(|(key, _)| key.clone());
-            if let Some(next) = next.filter(|_| held.len() >= REMEMBERED_MAX) {
-                held.remove(&next);
-            }
-        }
-        let before = held.get(key).map_or(0, |held| held.failures);
+        // Also of a pause that is over: who failed again right after it is in trouble for longer.
+        let before = held.last(key).map_or(0, |held| held.failures);
         let failures = failures.max(before.saturating_add(1));
         let pause = jittered(backoff(failures).min(HELD_MAX));
         let at = now.0.0.saturating_add(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX));
         let why = Reason { expected_until: Some(Timestamp(at)), ..why.clone() };
-        held.insert(key.to_owned(), Held { failures, until: now.1 + pause, why });
+        held.insert(key.to_owned(), Held { failures, why }, now.1 + pause);
     }
 
     /// Why upstream is not asked now, where it is not.
     fn why(&self, key: &str, now: Instant) -> Option<Reason> {
         let held = lock(&self.held);
-        let held = held.get(key).filter(|held| held.until > now)?;
-        let seconds = held.until.saturating_duration_since(now).as_secs() + 1;
+        let (held, until) = held.get_until(key, now)?;
+        let seconds = until.saturating_duration_since(now).as_secs() + 1;
         let message = format!(
             "{}; upstream is asked again in {seconds} s, or at once by `stoker repo refresh`",
             held.why.message
@@ -151,9 +142,5 @@ mod tests {
         }
         backoffs.clear("x");
         assert_eq!(backoffs.why("x", begin), None);
-        for number in 0..2 * REMEMBERED_MAX {
-            backoffs.hold(&number.to_string(), &why, 1, now);
-        }
-        assert_eq!(lock(&backoffs.held).len(), REMEMBERED_MAX);
     }
 }

@@ -7,7 +7,6 @@
 mod api;
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::credentials::Credentials;
 use super::entry::Entry;
+use super::for_a_while::ForAWhile;
 use super::resolve::{pull_commit, resolve_in};
 use super::upstream_http::{Http, has_proxy};
 use super::{Repositories, Resolved, Shared, lock};
@@ -37,15 +37,11 @@ const BELIEVED: Duration = Duration::from_secs(3600);
 const ASKED_AGAIN: Duration = Duration::from_secs(60);
 /// How many questions run at once, to all forges.
 const AT_ONCE: usize = 16;
-/// How many answers are remembered, and how many APIs are left alone.
-const REMEMBERED_MAX: usize = 4096;
 
 /// A pull request, by its repository's key and its number.
 type Pull = (String, u64);
 /// What an API told of the pull request; nothing where it does not know it.
 type Answer = Result<Option<PullHead>, Failure>;
-/// What was told of a commit, and until when it is believed.
-type Remembered = (Option<Fork>, Instant);
 type Asking = Joined<BoxFuture<'static, Answer>>;
 
 /// What the room remembers of forges.
@@ -55,9 +51,9 @@ pub(super) struct Forges {
     places: Semaphore,
     running: Mutex<HashMap<Pull, WeakShared<BoxFuture<'static, Answer>>>>,
     /// What was told of a commit, and until when that holds.
-    known: Mutex<HashMap<(Pull, CommitId), Remembered>>,
+    known: Mutex<ForAWhile<(Pull, CommitId), Option<Fork>>>,
     /// APIs that were in trouble, until when.
-    troubled: Mutex<HashMap<String, Instant>>,
+    troubled: Mutex<ForAWhile<String, ()>>,
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -80,13 +76,12 @@ impl Forges {
 
     /// What is known of the commit; nothing where the API is to be asked.
     fn known(&self, pull: &Pull, commit: CommitId) -> Option<Option<Fork>> {
-        let known = lock(&self.known);
-        known.get(&(pull.clone(), commit)).filter(|(_, until)| *until > Instant::now()).map(|(fork, _)| fork.clone())
+        lock(&self.known).get(&(pull.clone(), commit), Instant::now()).cloned()
     }
 
     fn remember(&self, pull: &Pull, commit: CommitId, fork: Option<Fork>) {
         let until = Instant::now() + if fork.is_some() { BELIEVED } else { ASKED_AGAIN };
-        insert(&mut lock(&self.known), (pull.clone(), commit), (fork, until), |(_, until)| *until);
+        lock(&self.known).insert((pull.clone(), commit), fork, until);
     }
 
     /// The question that runs for the pull request, or a new one. It ends with the last who waits for it.
@@ -106,7 +101,7 @@ impl Forges {
 
     async fn answer(&self, question: Question) -> Answer {
         let api = question.api.clone();
-        let troubled = lock(&self.troubled).get(&api).is_some_and(|until| *until > Instant::now());
+        let troubled = lock(&self.troubled).get(&api, Instant::now()).is_some();
         if self.proxy || troubled {
             self.count(if troubled { "left_alone" } else { "proxy" });
             return Ok(None);
@@ -129,7 +124,7 @@ impl Forges {
                     "where pull request {number} comes from was not found out: {failure}; its own ref is told alone"
                 );
                 if failure.is_trouble() {
-                    insert(&mut lock(&self.troubled), api, Instant::now() + LEFT_ALONE, |until| *until);
+                    lock(&self.troubled).insert(api, (), Instant::now() + LEFT_ALONE);
                 }
             }
         }
@@ -155,19 +150,6 @@ impl Forges {
         self.remember(pull, commit, fork.clone());
         fork
     }
-}
-
-/// Inserts, and makes room first: what is over goes, or else what is over next.
-fn insert<K: Clone + Eq + Hash, V>(map: &mut HashMap<K, V>, key: K, value: V, until: impl Fn(&V) -> Instant) {
-    if map.len() >= REMEMBERED_MAX {
-        let now = Instant::now();
-        map.retain(|_, value| until(value) > now);
-        let next = map.iter().min_by_key(|(_, value)| until(value)).map(|(key, _)| key.clone());
-        if let Some(next) = next.filter(|_| map.len() >= REMEMBERED_MAX) {
-            map.remove(&next);
-        }
-    }
-    map.insert(key, value);
 }
 
 impl Repositories {
