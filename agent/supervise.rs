@@ -3,7 +3,9 @@
 //! An [`Agent`] is the whole agent: `stoker agent` runs one until a signal, `stoker run` one inside its own process.
 //! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
 
-use std::collections::BTreeSet;
+mod facts;
+mod views;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,9 +16,7 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
-use stoker_core::admission::{Facts as LedgerFacts, LeaseState};
-use stoker_core::identity::CommitId;
-use stoker_core::quantity::{Amounts, Span};
+use stoker_core::quantity::Amounts;
 use stoker_core::reason::{Code, Reason};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -24,23 +24,22 @@ use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, FactsSource, JournalError, Measured, Survey, new_id, now};
+use crate::admission::{Admission, JournalError, Measured, Survey, new_id, now};
 use crate::config::reload::{self, Changes};
-use crate::config::{Config, ConfigErrors, TimeBudget};
+use crate::config::{Config, ConfigErrors};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
-use crate::pressure::lease_use::{HeldSource, LeaseMeter};
-use crate::pressure::{Configured, Pressure};
+use crate::pressure::Pressure;
+use crate::pressure::lease_use::LeaseMeter;
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
 use crate::repository::serve::{Base, Serve};
-use crate::repository::{Containment, NeededCommits, Pool, Repositories, Space};
+use crate::repository::{Containment, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::FactsCache;
 use crate::workspace::Workspaces;
-
-/// Inodes of a filesystem that makes them as it needs them (btrfs).
-const INODES_WITHOUT_BOUND: u64 = 1 << 50;
+use facts::facts_source;
+use views::Views;
 
 /// Why an agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -350,12 +349,13 @@ async fn build(
     let pools = tokio::task::spawn_blocking(move || Pools::open(&declared)).await;
     let pools = pools.map_err(|error| StartError::Serve(error.to_string()))?;
     pools.watch(closing);
-    let (reserved, reserved_seen) = watch::channel(Amounts::default());
-    let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved_seen.clone(), closing));
-    let repositories = open_repositories(config, git.clone(), pools.clone(), reserved_seen, closing).await?;
+    let views = Views::default();
+    let reserved = || views.reserved.subscribe();
+    let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), closing));
+    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), closing);
+    let repositories = open_repositories(config, git.clone(), pools.clone(), reserved(), closing).await?;
     let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
-    let uses = watch::Sender::default();
-    let measured = Measured::new(uses.subscribe());
+    let measured = Measured::new(lease_meter.subscribe());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone());
     let survey = Survey::new(repositories.clone(), facts_cache);
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
@@ -363,13 +363,11 @@ async fn build(
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
-    let lease_meter = LeaseMeter::start(&config.node.host_root, held_source(&admission), uses, closing);
-    tasks.spawn(tell_reserved(admission.clone(), reserved, closing.child_token()));
     let (pool, stop) = (&config.workspaces.pool, closing.child_token());
     let workspaces =
         Workspaces::open(pool, pools.clone(), git.clone(), repositories.clone(), admission.clone(), stop).await;
-    repositories.set_needed_commits(needed_commits(admission.clone(), workspaces.clone()));
-    repositories.start_upkeep(workspaces.taken_up());
+    repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
+    tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
         name: config.node.name.clone(),
@@ -407,21 +405,6 @@ async fn open_repositories(
     opened.map_err(|reason| StartError::Repositories(reason.message))
 }
 
-/// The commits of leases, tickets and workspaces, whose objects a store keeps.
-fn needed_commits(admission: Admission, workspaces: Workspaces) -> NeededCommits {
-    Arc::new(move || {
-        let mut needed: BTreeSet<CommitId> = admission.read(|ledger, _| {
-            let leases = ledger.live().map(|lease| lease.source.commit);
-            leases.chain(ledger.tickets().map(|ticket| ticket.request.source.commit)).collect()
-        });
-        for workspace in workspaces.list() {
-            needed.insert(workspace.source.commit);
-            needed.extend(workspace.submodules.iter().map(|one| one.commit));
-        }
-        needed
-    })
-}
-
 /// The pool of the repositories: what it has, and what leases hold of it.
 fn pool_of_repositories(name: &str, pools: Pools, reserved: watch::Receiver<Amounts>) -> Pool {
     let root = (name.to_owned(), pools.clone());
@@ -439,86 +422,4 @@ fn pool_of_repositories(name: &str, pools: Pools, reserved: watch::Receiver<Amou
         }),
         discard: Arc::new(move |path: PathBuf| pools.discard(&path)),
     }
-}
-
-/// Which leases are bound, and to whom: what [`LeaseMeter`] looks at.
-fn held_source(admission: &Admission) -> HeldSource {
-    let admission = admission.clone();
-    Arc::new(move || {
-        admission.read(|ledger, _| {
-            let bound = ledger.live().filter(|lease| lease.state == LeaseState::Bound);
-            bound.filter_map(|lease| Some((lease.id.clone(), lease.holder.clone()?))).collect()
-        })
-    })
-}
-
-/// What the gate needs of the ledger: the disk that leases hold and have not written.
-async fn tell_reserved(admission: Admission, reserved: watch::Sender<Amounts>, cancel: CancellationToken) {
-    let mut changes = admission.watch();
-    loop {
-        let held = admission.read(|_, totals| totals.unwritten);
-        reserved.send_if_modified(|before| std::mem::replace(before, held) != held);
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-fn span_of(duration: Duration) -> Span {
-    Span(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
-}
-
-/// The facts of the moment, from what the rooms publish: nothing is read from the machine here.
-fn facts_source(
-    config: Configured,
-    machine: &Facts,
-    pools: &Pools,
-    pressure: &Pressure,
-    measured: Measured,
-) -> FactsSource {
-    let (views, pressure) = (pools.subscribe(), pressure.subscribe());
-    let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
-    Arc::new(move || {
-        let config = Arc::clone(&config.borrow());
-        let views = views.borrow().clone();
-        let now = pressure.borrow().clone();
-        let memory = now.readings.memory;
-        let disk =
-            views.iter().find(|view| view.name == config.workspaces.pool).and_then(|view| view.filesystem.clone());
-        let (total, free) = disk.map_or((Amounts::default(), Amounts::default()), |disk| {
-            let inodes = |value: u64| match disk.total_inodes {
-                0 => INODES_WITHOUT_BOUND,
-                _ => value.saturating_sub(disk.floor_inodes),
-            };
-            let part = |bytes: u64, count: u64| Amounts {
-                disk_bytes: bytes.saturating_sub(disk.floor_bytes),
-                disk_inodes: inodes(count),
-                ..Amounts::default()
-            };
-            (part(disk.total_bytes, disk.total_inodes), part(disk.free_bytes, disk.free_inodes))
-        });
-        LedgerFacts {
-            capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
-            reserve: config.node.reserve,
-            used: Amounts {
-                cpu_millis: match now.readings.cpu {
-                    Some(cpu) if config.node.others_cpu_counts => cpu.used_millis,
-                    _ => 0,
-                },
-                memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
-                ..Amounts::default()
-            },
-            in_use: measured.in_use(),
-            disk_free: free,
-            gate: now.gate.clone(),
-            leases_max: config.admission.leases_max,
-            tickets_max: config.admission.tickets_max,
-            tenants: Arc::clone(&config.admission.tenants),
-            pass_for: span_of(config.admission.pass_for),
-            age_after: span_of(config.admission.age_after),
-            end_at_budget: config.admission.time_budget == TimeBudget::End,
-            jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
-        }
-    })
 }

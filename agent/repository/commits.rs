@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::Timestamp;
 
+use super::Shared;
 use super::entry::Entry;
 use super::meta::Meta;
 use super::refs::RefTable;
-use super::{Repositories, Shared, lock};
 
 /// The commits that leases, tickets and workspaces have.
-pub type NeededCommits = Arc<dyn Fn() -> BTreeSet<CommitId> + Send + Sync>;
+pub type NeededCommits = Arc<BTreeSet<CommitId>>;
 
 /// How many one repository remembers; what it forgets is found again in the store, and counts as new.
 const REMEMBERED_MAX: usize = 1000;
@@ -47,7 +47,7 @@ impl Meta {
 
 /// What decides whether a commit stays.
 pub(super) struct Need {
-    needed: BTreeSet<CommitId>,
+    needed: NeededCommits,
     /// Asked for before that, and no more.
     before: Timestamp,
 }
@@ -96,18 +96,10 @@ impl Need {
     }
 }
 
-impl Repositories {
-    /// Says how to find out which commits are needed. Without it none is forgotten.
-    pub fn set_needed_commits(&self, needed: NeededCommits) {
-        *lock(&self.shared.needed_commits) = Some(needed);
-    }
-}
-
 impl Shared {
     /// What is needed at this moment; nothing where nobody can say.
     pub(super) fn need(&self) -> Option<Need> {
-        let needed = lock(&self.needed_commits).clone()?;
-        let needed = needed();
+        let needed = self.needed_commits.get()?.borrow().clone()?;
         let age = i64::try_from(self.config().min_age.as_millis()).unwrap_or(i64::MAX);
         Some(Need { needed, before: Timestamp(self.now().0.saturating_sub(age)) })
     }

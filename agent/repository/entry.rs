@@ -4,6 +4,7 @@
 //! that came meanwhile is served by one visit to upstream. Callers wait beside the task: one that gives up ends nothing.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -156,10 +157,19 @@ pub(super) struct Entry {
     /// Cancelled when the task is over.
     pub(super) ended: CancellationToken,
     state: Mutex<State>,
+    /// Held while what is known is written: a newer word is never replaced by an older one.
+    writing: Mutex<()>,
     wake: Notify,
 }
 
 impl Entry {
+    /// Writes what is known, as it is when its turn comes. Blocks on the disk.
+    pub(super) fn write(&self, paths: &Paths, durable: bool) -> io::Result<()> {
+        let _turn = super::lock(&self.writing);
+        let meta = self.state().meta.clone();
+        meta.write(paths, durable)
+    }
+
     pub(super) fn new(meta: Meta, ephemeral: bool, stop: CancellationToken) -> Self {
         let state = State {
             meta: meta.clone(),
@@ -189,6 +199,7 @@ impl Entry {
             stop,
             ended: CancellationToken::new(),
             state: Mutex::new(state),
+            writing: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -366,6 +377,14 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     let outcome = visit(shared, entry, &batch.wanted, &batch.first, place).await;
     entry.progress.send_replace(Progress::default());
     settle(shared, entry, &outcome);
+    let ephemeral = entry.state().ephemeral;
+    // Where the pool went meanwhile that was told.
+    if !ephemeral
+        && let Err(reason) = shared.note(entry).await
+        && reason.code != Code::PoolNotReady
+    {
+        tracing::warn!(repository = entry.url.key(), "{}", reason.message);
+    }
     // Nothing stays of an upstream that is not there, unless somebody else waits for it.
     let came_to_nothing = outcome.result.is_err() && {
         let state = entry.state();
@@ -386,7 +405,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
     let now = shared.now();
     let word = outcome.result.as_ref().map_or_else(|reason| reason.code.word(), |()| "fetched");
     *super::lock(&shared.outcomes).entry(word).or_default() += 1;
-    let (pause, meta, failures) = {
+    let (pause, failures) = {
         let mut state = entry.state();
         state.busy = false;
         let keeps = state.meta.declared || (!state.is_filled() && !state.ephemeral);
@@ -405,7 +424,7 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
                 keeps.then(|| backoff(state.meta.failures))
             }
         };
-        (pause, (!state.ephemeral).then(|| state.meta.clone()), state.meta.failures)
+        (pause, state.meta.failures)
     };
     // What was stopped tells nothing of upstream.
     if !entry.stop.is_cancelled() {
@@ -413,14 +432,5 @@ fn settle(shared: &Shared, entry: &Entry, outcome: &Outcome) {
     }
     if let Some(pause) = pause {
         entry.refresh_in(pause, now);
-    }
-    if let (Some(meta), Ok(root)) = (meta, (shared.pool.root)()) {
-        let paths = Paths::new(&root, &entry.folder);
-        // Small and unsynced; a loss costs one question to upstream.
-        if paths.folder.is_dir()
-            && let Err(error) = meta.write(&paths, false)
-        {
-            tracing::warn!(repository = entry.url.key(), %error, "what is known of the repository was not written");
-        }
     }
 }

@@ -415,21 +415,18 @@ fn tell(shared: &Shared, entry: &Entry, what: String, cause: Cause) {
 async fn remember_uses(shared: &Shared) {
     let now = shared.now();
     for entry in shared.all() {
-        let meta = {
+        let due = {
             let mut state = entry.state();
             let used = state.meta.last_used_at;
             let minute = state.used_saved_at.is_none_or(|at| now.since(at) >= Span::minutes(1));
             let due = used > state.used_saved_at && minute && !state.ephemeral && !state.meta.removed && !state.busy;
-            due.then(|| {
+            if due {
                 state.used_saved_at = Some(now);
-                state.meta.clone()
-            })
+            }
+            due
         };
-        let Some(meta) = meta else { continue };
-        let Ok(root) = (shared.pool.root)() else { return };
-        let paths = Paths::new(&root, &entry.folder);
-        let _ =
-            blocking(entry.url.key(), move || if paths.folder.is_dir() { meta.write(&paths, false) } else { Ok(()) })
-                .await;
+        if due && shared.note(&entry).await.is_err_and(|reason| reason.code == Code::PoolNotReady) {
+            return;
+        }
     }
 }

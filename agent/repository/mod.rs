@@ -18,6 +18,7 @@ mod disk;
 mod entry;
 mod evict;
 mod fetch;
+mod for_a_while;
 mod forge;
 pub mod git;
 mod gitmodules;
@@ -56,7 +57,7 @@ mod visit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use stoker_core::quantity::Timestamp;
@@ -133,7 +134,8 @@ struct Shared {
     claims: Claims,
     backoffs: Backoffs,
     /// Tells which commits leases, tickets and workspaces have.
-    needed_commits: Mutex<Option<NeededCommits>>,
+    /// What later rooms need; not known before upkeep begins.
+    needed_commits: OnceLock<watch::Receiver<Option<NeededCommits>>>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Done once the pool was there.
     recovery: OnceCell<()>,
@@ -184,7 +186,7 @@ impl Repositories {
             stores: Stores::default(),
             claims: Claims::default(),
             backoffs: Backoffs::default(),
-            needed_commits: Mutex::default(),
+            needed_commits: OnceLock::new(),
             lfs: Lfs::new(http.clone(), config),
             forges: Arc::new(Forges::new(http.clone())),
             ls_refs: LsRefs::new(http),
@@ -284,8 +286,6 @@ impl Repositories {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.shared.git.idle().await;
-        // It knows rooms that know this one: none of them would ever end.
-        lock(&self.shared.needed_commits).take();
     }
 
     /// Adds a repository; idempotent. The fill begins at once, and is tried again until it is there.
@@ -505,11 +505,20 @@ impl Shared {
     /// Writes what is known, so that a restart knows it too.
     async fn save(&self, entry: &Arc<Entry>) -> Result<(), Reason> {
         let paths = Paths::new(&(self.pool.root)()?, &entry.folder);
-        let meta = entry.state().meta.clone();
+        let writer = Arc::clone(entry);
         let written = blocking(entry.url.key(), move || {
             paths.make_folder()?;
-            meta.write(&paths, true)
+            writer.write(&paths, true)
         });
+        written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
+    }
+
+    /// Writes what may be lost with the power, where the repository has a folder: a loss costs a question to upstream.
+    async fn note(&self, entry: &Arc<Entry>) -> Result<(), Reason> {
+        let paths = Paths::new(&(self.pool.root)()?, &entry.folder);
+        let writer = Arc::clone(entry);
+        let written =
+            blocking(entry.url.key(), move || if paths.folder.is_dir() { writer.write(&paths, false) } else { Ok(()) });
         written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::upkeep::store::{self as core, Plan, Policy, Repack, WriteGraph, insists};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +29,7 @@ use super::packs::{clean, observe, packs_of, touch_packs};
 use super::refs::{RefTable, is_followed};
 use super::snapshot::{Publication, SnapshotPin};
 use super::store::{Store, Turn};
-use super::{Repositories, Shared, lock};
+use super::{NeededCommits, Repositories, Shared, lock};
 use crate::config;
 
 /// How long one git command of upkeep may take.
@@ -88,9 +89,15 @@ pub(super) struct Known {
 
 impl Repositories {
     /// Begins upkeep, eviction and the read-only path. Nothing is evicted before `holders` ends: when all who hold
-    /// snapshots from before the start have them again.
-    pub fn start_upkeep(&self, holders: impl Future<Output = ()> + Send + 'static) {
+    /// snapshots from before the start have them again. Commits that are `needed` stay; none is forgotten before that is
+    /// known. To be called once.
+    pub fn start_upkeep(
+        &self,
+        holders: impl Future<Output = ()> + Send + 'static,
+        needed: watch::Receiver<Option<NeededCommits>>,
+    ) {
         let shared = &self.shared;
+        let _ = shared.needed_commits.set(needed);
         shared.tasks.spawn(keep_up_always(Arc::clone(shared)));
         shared.tasks.spawn(super::evict::watch_disk(Arc::clone(shared), holders));
         shared.tasks.spawn(super::paths::keep_always(Arc::clone(shared)));

@@ -430,7 +430,7 @@ async fn record(
     asked_at: Timestamp,
     fetched: bool,
 ) -> Result<(), Reason> {
-    let meta = {
+    {
         let mut state = entry.state();
         state.meta.head = head;
         state.meta.confirmed_at = Some(asked_at);
@@ -440,15 +440,14 @@ async fn record(
         if fetched {
             state.meta.last_fetch_at = Some(shared.now());
         }
-        state.meta.clone()
-    };
+    }
     if !fetched {
         return Ok(());
     }
     let (measured, paths, root) = (Arc::clone(entry), visit.paths.clone(), visit.root.clone());
     let written = blocking(entry.url.key(), move || {
         measured.measure(&root);
-        meta.write(&paths, true)
+        measured.write(&paths, true)
     });
     written.await?.map_err(|error| io_reason(entry.url.key(), "writing what is known", &error))
 }

@@ -214,6 +214,12 @@ impl Workspaces {
         }
     }
 
+    /// Whether what is on the pool was taken up.
+    #[must_use]
+    pub fn are_taken_up(&self) -> bool {
+        *self.inner.holds.borrow()
+    }
+
     /// Waits until preparations and removals under way have ended; the `cancel` of [`Workspaces::open`] comes first.
     pub async fn shutdown(&self) {
         self.inner.tasks.close();

@@ -41,8 +41,8 @@ const KEPT: Duration = Duration::from_secs(600);
 /// More leases than these are not looked at, nor remembered.
 const LEASES_MAX: usize = 8192;
 
-/// Says which leases are bound, and who holds each.
-pub type HeldSource = Arc<dyn Fn() -> Vec<(LeaseId, Holder)> + Send + Sync>;
+/// Which leases are bound, and who holds each.
+pub type HeldLeases = Arc<Vec<(LeaseId, Holder)>>;
 
 /// Where figures come from.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -91,14 +91,10 @@ pub struct LeaseMeter {
 }
 
 impl LeaseMeter {
-    /// Looks until `cancel` or [`Self::shutdown`], and tells `views`. To be called inside a runtime.
+    /// Looks until `cancel` or [`Self::shutdown`]. To be called inside a runtime.
     #[must_use]
-    pub fn start(
-        host_root: &Path,
-        held: HeldSource,
-        views: watch::Sender<Arc<LeaseUses>>,
-        cancel: &CancellationToken,
-    ) -> Self {
+    pub fn start(host_root: &Path, held: watch::Receiver<HeldLeases>, cancel: &CancellationToken) -> Self {
+        let views = watch::Sender::default();
         let stop = cancel.child_token();
         let meter = Meter::new(host_root);
         let task = tokio::spawn(look_on(meter, held, views.clone(), stop.clone()));
@@ -109,6 +105,12 @@ impl LeaseMeter {
     #[must_use]
     pub fn view(&self) -> Arc<LeaseUses> {
         Arc::clone(&self.views.borrow())
+    }
+
+    /// Wakes after each look that found something new.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<LeaseUses>> {
+        self.views.subscribe()
     }
 
     /// Ends the task and waits for it.
@@ -122,14 +124,19 @@ impl LeaseMeter {
     }
 }
 
-async fn look_on(mut meter: Meter, held: HeldSource, views: watch::Sender<Arc<LeaseUses>>, stop: CancellationToken) {
+async fn look_on(
+    mut meter: Meter,
+    held: watch::Receiver<HeldLeases>,
+    views: watch::Sender<Arc<LeaseUses>>,
+    stop: CancellationToken,
+) {
     let mut wait = EVERY_MIN;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        let leases = held();
+        let leases = Arc::clone(&held.borrow());
         if leases.is_empty() && meter.known.is_empty() {
             wait = EVERY_MIN;
             continue;

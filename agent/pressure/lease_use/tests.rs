@@ -186,10 +186,9 @@ fn processes_are_followed_from_the_holder_and_by_their_environment() {
 
 #[tokio::test]
 async fn what_is_seen_is_published() {
-    let held: HeldSource = Arc::new(|| vec![(lease("one"), pod(WRITTEN))]);
-    let uses = watch::Sender::default();
-    let mut views = uses.subscribe();
-    let meter = LeaseMeter::start(&tree("v2-cgroupfs-crio"), held, uses, &CancellationToken::new());
+    let (_held, held) = watch::channel(Arc::new(vec![(lease("one"), pod(WRITTEN))]));
+    let meter = LeaseMeter::start(&tree("v2-cgroupfs-crio"), held, &CancellationToken::new());
+    let mut views = meter.subscribe();
     let seen = views.wait_for(|uses| uses.contains_key(&lease("one")));
     let seen = tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap().unwrap().clone();
     assert_eq!(seen[&lease("one")].now.memory_bytes, meter.view()[&lease("one")].now.memory_bytes);

@@ -1,11 +1,11 @@
 //! Stores stay in order, and no snapshot and no fetch notices.
 
-use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use stoker_core::identity::CommitId;
 use stoker_core::source::Request;
 
 use super::world::{FLOOR, Upstream, World, git_in, until};
@@ -119,15 +119,15 @@ async fn a_commit_that_was_asked_for_by_name_stays_until_nobody_needs_it() {
     let request = Request { allow_other_fork: true, ..upstream.request(&format!("sha:{off}")) };
     let before = world.resolve(&request).await.unwrap();
     let store = world.store(&upstream.url());
-    let needed = Arc::new(Mutex::new(BTreeSet::from([off])));
-    let told = Arc::clone(&needed);
-    world.repositories.set_needed_commits(Arc::new(move || told.lock().unwrap().clone()));
+    let need =
+        |commits: &[CommitId]| drop(world.needed.send_replace(Some(Arc::new(commits.iter().copied().collect()))));
+    need(&[off]);
     world.keep_up();
     until_full(&world, &upstream).await;
     assert_eq!(kept(&store), [off.to_string()]);
     assert!(has(&store, off));
 
-    needed.lock().unwrap().clear();
+    need(&[]);
     until("the end of the ref", || kept(&store).is_empty()).await;
     upstream.commit("more");
     world.resolve(&upstream.request("head")).await.unwrap();
@@ -137,7 +137,7 @@ async fn a_commit_that_was_asked_for_by_name_stays_until_nobody_needs_it() {
     // Who holds a snapshot has it still; who asks again gets it again.
     git_in(before.pin.path(), ["fsck", "--strict"]);
     assert!(has(before.pin.path(), off));
-    needed.lock().unwrap().insert(off);
+    need(&[off]);
     assert_eq!(world.commit(&request).await, Ok(off));
     assert_eq!(kept(&store), [off.to_string()]);
 }
@@ -149,7 +149,7 @@ async fn a_commit_that_was_asked_for_lately_is_not_forgotten() {
     let off = upstream.loose_commit("of another fork");
     let request = Request { allow_other_fork: true, ..upstream.request(&format!("sha:{off}")) };
     world.resolve(&request).await.unwrap();
-    world.repositories.set_needed_commits(Arc::new(BTreeSet::new));
+    world.needed.send_replace(Some(Arc::default()));
     world.keep_up();
     until_full(&world, &upstream).await;
     let store = world.store(&upstream.url());

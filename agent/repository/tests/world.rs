@@ -11,11 +11,12 @@ use std::time::Duration;
 use stoker_core::identity::CommitId;
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::{RepositoryUrl, Request};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::repository::git::Git;
-use crate::repository::{Discard, Measure, Pool, Repositories, Resolved, Root, Space};
+use crate::repository::{Discard, Measure, NeededCommits, Pool, Repositories, Resolved, Root, Space};
 
 /// What must stay free of the pool.
 pub(super) const FLOOR: u64 = 1 << 20;
@@ -118,6 +119,8 @@ pub(in crate::repository) struct World {
     pub(super) repositories: Repositories,
     pub(super) mounted: Arc<AtomicBool>,
     free: Arc<AtomicU64>,
+    /// The commits that later rooms have.
+    pub(super) needed: watch::Sender<Option<NeededCommits>>,
     pub(super) git_log: PathBuf,
     pub(super) config: config::Repositories,
 }
@@ -187,7 +190,7 @@ impl World {
         let pool = Pool { root, discard, measure };
         let grace = Duration::from_millis(200);
         let repositories = Repositories::open_with(&config, git, pool, CancellationToken::new(), grace).await.unwrap();
-        Self { dir, repositories, mounted, free, git_log, config }
+        Self { dir, repositories, mounted, free, needed: watch::Sender::default(), git_log, config }
     }
 
     /// The agent ends and starts again.
@@ -202,7 +205,7 @@ impl World {
 
     /// Begins upkeep; gives the pool's free bytes, of which [`FLOOR`] is the floor.
     pub(super) fn keep_up(&self) -> Arc<AtomicU64> {
-        self.repositories.start_upkeep(std::future::ready(()));
+        self.repositories.start_upkeep(std::future::ready(()), self.needed.subscribe());
         Arc::clone(&self.free)
     }
 

@@ -1,0 +1,74 @@
+//! The facts by which the ledger decides, put together from what the rooms publish.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_core::admission::Facts as LedgerFacts;
+use stoker_core::quantity::{Amounts, Span};
+
+use crate::admission::{FactsSource, Measured};
+use crate::config::TimeBudget;
+use crate::node::Pools;
+use crate::node::facts::Facts;
+use crate::pressure::{Configured, Pressure};
+
+/// Inodes of a filesystem that makes them as it needs them (btrfs).
+const INODES_WITHOUT_BOUND: u64 = 1 << 50;
+
+fn span_of(duration: Duration) -> Span {
+    Span(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The facts of the moment, from what the rooms publish: nothing is read from the machine here.
+pub(super) fn facts_source(
+    config: Configured,
+    machine: &Facts,
+    pools: &Pools,
+    pressure: &Pressure,
+    measured: Measured,
+) -> FactsSource {
+    let (views, pressure) = (pools.subscribe(), pressure.subscribe());
+    let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
+    Arc::new(move || {
+        let config = Arc::clone(&config.borrow());
+        let views = views.borrow().clone();
+        let now = pressure.borrow().clone();
+        let memory = now.readings.memory;
+        let disk =
+            views.iter().find(|view| view.name == config.workspaces.pool).and_then(|view| view.filesystem.clone());
+        let (total, free) = disk.map_or((Amounts::default(), Amounts::default()), |disk| {
+            let inodes = |value: u64| match disk.total_inodes {
+                0 => INODES_WITHOUT_BOUND,
+                _ => value.saturating_sub(disk.floor_inodes),
+            };
+            let part = |bytes: u64, count: u64| Amounts {
+                disk_bytes: bytes.saturating_sub(disk.floor_bytes),
+                disk_inodes: inodes(count),
+                ..Amounts::default()
+            };
+            (part(disk.total_bytes, disk.total_inodes), part(disk.free_bytes, disk.free_inodes))
+        });
+        LedgerFacts {
+            capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
+            reserve: config.node.reserve,
+            used: Amounts {
+                cpu_millis: match now.readings.cpu {
+                    Some(cpu) if config.node.others_cpu_counts => cpu.used_millis,
+                    _ => 0,
+                },
+                memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
+                ..Amounts::default()
+            },
+            in_use: measured.in_use(),
+            disk_free: free,
+            gate: now.gate.clone(),
+            leases_max: config.admission.leases_max,
+            tickets_max: config.admission.tickets_max,
+            tenants: Arc::clone(&config.admission.tenants),
+            pass_for: span_of(config.admission.pass_for),
+            age_after: span_of(config.admission.age_after),
+            end_at_budget: config.admission.time_budget == TimeBudget::End,
+            jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
+        }
+    })
+}

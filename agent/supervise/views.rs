@@ -1,0 +1,73 @@
+//! What earlier rooms are told of later ones: views that follow the ledger and the workspaces. No room calls a later one.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_core::admission::{Holder, LeaseState, Ledger};
+use stoker_core::identity::{CommitId, LeaseId};
+use stoker_core::quantity::Amounts;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::pressure::lease_use::HeldLeases;
+use crate::repository::NeededCommits;
+use crate::workspace::Workspaces;
+
+/// Workspaces without a lease come and go without a change of the ledger: they are looked at so often.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// The senders; those who are told subscribe before the rooms are there that tell.
+#[derive(Debug, Default)]
+pub(super) struct Views {
+    /// Disk that leases hold and have not written: of the gate, and of what the cache may take.
+    pub(super) reserved: watch::Sender<Amounts>,
+    /// Bound leases and their holders, whose use is measured.
+    pub(super) held: watch::Sender<HeldLeases>,
+    /// Commits whose objects a store keeps; not known before the workspaces are.
+    pub(super) needed: watch::Sender<Option<NeededCommits>>,
+}
+
+impl Views {
+    /// Tells until `cancel`.
+    pub(super) async fn follow(self, admission: Admission, workspaces: Workspaces, cancel: CancellationToken) {
+        let mut changes = admission.watch();
+        loop {
+            let (unwritten, held, mut needed) =
+                admission.read(|ledger, totals| (totals.unwritten, held(ledger), commits(ledger)));
+            tell(&self.reserved, unwritten);
+            tell(&self.held, Arc::new(held));
+            if workspaces.are_taken_up() {
+                for workspace in workspaces.list() {
+                    needed.insert(workspace.source.commit);
+                    needed.extend(workspace.submodules.iter().map(|one| one.commit));
+                }
+                tell(&self.needed, Some(Arc::new(needed)));
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+}
+
+fn tell<T: PartialEq>(view: &watch::Sender<T>, now: T) {
+    view.send_if_modified(|before| {
+        let differs = *before != now;
+        *before = now;
+        differs
+    });
+}
+
+fn held(ledger: &Ledger) -> Vec<(LeaseId, Holder)> {
+    let bound = ledger.live().filter(|lease| lease.state == LeaseState::Bound);
+    bound.filter_map(|lease| Some((lease.id.clone(), lease.holder.clone()?))).collect()
+}
+
+fn commits(ledger: &Ledger) -> BTreeSet<CommitId> {
+    let leases = ledger.live().map(|lease| lease.source.commit);
+    leases.chain(ledger.tickets().map(|ticket| ticket.request.source.commit)).collect()
+}
