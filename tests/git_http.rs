@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use stoker_proto::v1;
+
 use crate::support::repository::{TestRepo, git, git_out};
 use crate::support::stoker::{Agent, Stoker};
 use crate::support::upstream::Upstream;
@@ -285,6 +287,43 @@ fn lists_of_refs_are_fresh_or_say_that_they_are_not() {
     assert!(answer.headers["stoker-age"].parse::<u64>().unwrap() >= 1);
     clients.git(&["clone", "--quiet", &from, "stale"]);
     assert_eq!(git_out(&clients.place("stale"), &["rev-parse", "HEAD"]), commit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_upstream_no_longer_shows_is_no_longer_served() {
+    let repo = TestRepo::standard();
+    for made_private in [true, false] {
+        let (upstream, url) = (Upstream::start(), "team/project");
+        let url = upstream.host(url, &repo);
+        let agent = Agent::start(&format!(
+            "{LISTEN}repositories: {{refresh: 1s, add: on-demand, allow: [127.0.0.1], protocols: [http]}}\n"
+        ));
+        let (from, clients) = (served(&agent, &url), Clients::new());
+        clients.git(&["clone", "--quiet", &from, "before"]);
+        match made_private {
+            true => upstream.demand("someone", "else"),
+            false => upstream.forget("team/project"),
+        }
+        wait::until(LIMIT, "the list of refs is refused", || {
+            !git(&clients.place("before")).args(["ls-remote", &from]).output().unwrap().status.success()
+        });
+        let said = clients.refused(&["clone", "--quiet", &from, "after"]);
+        assert!(said.contains("404") || said.contains("not found"), "{said}");
+        // Who remembers a commit's name gets it no more either.
+        let path = from.split_once(&format!(":{}", agent.http_port())).unwrap().1;
+        let want = format!("0032want {}\n00000009done\n", repo.commit("main"));
+        let kind = [("Content-Type", "application/x-git-upload-pack-request")];
+        let answer = Raw::send(&agent, "POST", &format!("{path}/git-upload-pack"), &kind, want.as_bytes());
+        assert_eq!(answer.status, 404);
+        if made_private {
+            // A secret that is brought to it, or an owner who changes his mind.
+            upstream.demand_nothing();
+            let again = || git(&clients.place("before")).args(["fetch", "--quiet", &from]).output().unwrap();
+            wait::until(LIMIT, "it is served again", || again().status.success());
+        }
+        let known = agent.repository().await.list_repositories(v1::ListRepositoriesRequest::default()).await.unwrap();
+        assert!(known.into_inner().repositories[0].last_used_at.is_some(), "clients over HTTP are users too");
+    }
 }
 
 #[test]

@@ -190,6 +190,42 @@ async fn a_manifest_is_followed_and_one_that_turns_bad_keeps_the_last_list() {
 }
 
 #[tokio::test]
+async fn a_changed_configuration_leaves_what_lists_declare_and_takes_new_lists_in() {
+    let upstream = Upstream::start();
+    let repos = ["a", "b"].map(small);
+    let [a, b] = ["a", "b"].map(|name| upstream.url(&format!("{name}.git")));
+    for (name, repo) in ["a", "b"].iter().zip(&repos) {
+        upstream.host(&format!("{name}.git"), repo);
+    }
+    let lists = ["first", "second"].map(|_| TestRepo::empty());
+    let [first, second] = ["first", "second"].map(|name| upstream.url(&format!("team/{name}.git")));
+    for ((name, list), project) in ["first", "second"].iter().zip(&lists).zip(["a.git", "b.git"].map(project)) {
+        list.commit_file("main", "default.xml", manifest("..", &project).as_bytes());
+        upstream.host(&format!("team/{name}.git"), list);
+    }
+    let before = format!("{{url: '{first}', trust: public}}");
+    let agent = Agent::start(&configuration(&before));
+    until_async(SOON, "the first list is filled", || async { is_filled(find(&agent, &a).await) }).await;
+
+    let path = agent.root().join("agent.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace(&before, &format!("{before}, {{url: '{second}', trust: public}}"))).unwrap();
+    for url in [&second, &b] {
+        until_async(SOON, "the second list is filled", || async { is_filled(find(&agent, url).await) }).await;
+    }
+    for (url, by) in [
+        (&a, format!("manifest {first}")),
+        (&b, format!("manifest {second}")),
+        (&first, "configuration".to_owned()),
+        (&second, "configuration".to_owned()),
+    ] {
+        let repository = find(&agent, url).await.unwrap();
+        assert!(repository.declared, "{repository:?}");
+        assert_eq!(repository.declared_by, by, "{url}");
+    }
+}
+
+#[tokio::test]
 async fn a_manifest_of_this_machine_is_read_again_when_it_changes() {
     let upstream = Upstream::start();
     let repos = (small("one"), small("two"));

@@ -26,6 +26,14 @@ macro_rules! codes {
     };
 }
 
+impl Code {
+    /// Whether an upstream answered, and gives us nothing: it has no such repository (any more), or does not let us in.
+    #[must_use]
+    pub const fn upstream_says_no(self) -> bool {
+        matches!(self, Self::UpstreamNotFound | Self::UpstreamUnauthorized)
+    }
+}
+
 codes! {
     /// Available memory is below the floor.
     MemoryFloor = "MEMORY_FLOOR",

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, BodyDataStream, Bytes};
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -251,12 +251,11 @@ fn sent(answer: Answer, content_type: &'static str, client: Client) -> Response 
     let Answer { freshness, stream: answer } = answer;
     let parts = stream::unfold(Some((answer, client)), async |state| {
         let (mut answer, mut client): (_, Client) = state?;
-        let next: Option<io::Result<Bytes>> = answer.next().await;
-        match next {
-            Some(Ok(part)) => Some((Ok(part), Some((answer, client)))),
+        match answer.next().await {
+            Some(Ok(part)) => Some((io::Result::Ok(part), Some((answer, client)))),
             Some(Err(error)) => {
                 client.ended("broken");
-                Some((Err(error), None))
+                Some((Err(io::Error::other(error)), None))
             }
             None => {
                 client.ended(answer.outcome());

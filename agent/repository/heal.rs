@@ -219,7 +219,7 @@ impl Patient<'_> {
 }
 
 const fn is_upstream(code: Code) -> bool {
-    matches!(code, Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::UpstreamNotFound)
+    matches!(code, Code::UpstreamUnreachable | Code::UpstreamTimeout) || code.upstream_says_no()
 }
 
 fn words(step: Step) -> String {

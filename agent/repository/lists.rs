@@ -103,6 +103,13 @@ impl Question {
         }
     }
 
+    fn pin_and_trust(&self) -> (bool, String) {
+        match self {
+            Self::Manifest(manifest) => (manifest.pin, manifest.trust.clone()),
+            Self::Submodules { pin, trust, .. } => (*pin, trust.clone()),
+        }
+    }
+
     /// What is looked at before anything was read.
     fn first_source(&self) -> Origin {
         match self {
@@ -165,7 +172,12 @@ async fn update(shared: &Arc<Shared>) {
     for question in questions {
         let label = question.label();
         let held = lock(&shared.lists).get(&label).cloned();
-        let mut list = held.unwrap_or_else(|| remembered(shared, &question, &label));
+        let mut list = held.unwrap_or_else(|| {
+            let list = remembered(shared, &question, &label);
+            // Who asks what is declared before it could be read is told what was.
+            lock(&shared.lists).insert(label.clone(), list.clone());
+            list
+        });
         let under = Some((question.clone(), rules.clone()));
         let sources = if list.sources.is_empty() { vec![question.first_source()] } else { list.sources.clone() };
         let seen = marks(shared, &sources);
@@ -176,10 +188,7 @@ async fn update(shared: &Arc<Shared>) {
         // What changes while it is read is seen the next time: the marks are those from before.
         list.seen = if read.sources == sources { seen } else { marks(shared, &read.sources) };
         list.sources = read.sources;
-        (list.pin, list.trust) = match &question {
-            Question::Manifest(manifest) => (manifest.pin, manifest.trust.clone()),
-            Question::Submodules { pin, trust, .. } => (*pin, trust.clone()),
-        };
+        (list.pin, list.trust) = question.pin_and_trust();
         list.under = under;
         list.fault = match read.urls {
             Ok(urls) => {
@@ -232,7 +241,8 @@ fn rules(config: &config::Repositories) -> Rules {
 fn remembered(shared: &Shared, question: &Question, label: &str) -> List {
     let by = |url: &RepositoryUrl| shared.get(url).is_some_and(|entry| entry.state().meta.declared_by == label);
     let urls = shared.all().iter().map(|entry| entry.url.clone()).filter(by).collect();
-    List { home: question.home().cloned(), urls, ..List::default() }
+    let (pin, trust) = question.pin_and_trust();
+    List { home: question.home().cloned(), urls, pin, trust, ..List::default() }
 }
 
 fn marks(shared: &Shared, sources: &[Origin]) -> Vec<Mark> {

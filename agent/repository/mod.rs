@@ -133,7 +133,6 @@ struct Shared {
     stores: Stores,
     claims: Claims,
     backoffs: Backoffs,
-    /// Tells which commits leases, tickets and workspaces have.
     /// What later rooms need; not known before upkeep begins.
     needed_commits: OnceLock<watch::Receiver<Option<NeededCommits>>>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
@@ -256,28 +255,9 @@ impl Repositories {
         *shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
         shared.places.resize(config.parallel, config.parallel_per_host);
         shared.lfs.places.resize(config.parallel, config.parallel_per_host);
-        for entry in shared.all() {
-            entry.state().meta.declared = config.mirrors.iter().any(|mirror| mirror.url == entry.url);
-        }
-        for mirror in &config.mirrors {
-            let entry = match shared.get(&mirror.url) {
-                Some(entry) => entry,
-                None => shared.insert(Meta::declared(mirror), false)?,
-            };
-            shared.change_trust(&entry, &mirror.trust).await;
-            {
-                let mut state = entry.state();
-                state.ephemeral = false;
-                state.meta.declared = true;
-                state.meta.pinned |= mirror.pin;
-                state.meta.fork_of.clone_from(&mirror.fork_of);
-            }
-            let filled = entry.is_filled();
-            let pause = if filled { config.refresh / 10 } else { Duration::ZERO };
-            entry.refresh_in(pause, shared.now());
-        }
+        let declared = shared.declare(true).await;
         shared.tick();
-        Ok(())
+        declared
     }
 
     /// Ends all fetches and tasks, and waits until they are over.

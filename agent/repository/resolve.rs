@@ -90,7 +90,7 @@ pub(super) async fn resolve_in(
         match decide(&facts, request, shared.now()) {
             Step::Answer { commit, origin, as_of, other_fork } => {
                 let Some(pin) = pin else { break };
-                count(entry, facts.asked.is_some(), origin, shared.now());
+                count(entry, facts.asked.is_some(), origin == Origin::Stale, shared.now());
                 entry.state().meta.use_commit(commit, shared.now());
                 if other_fork {
                     tracing::info!(repository = entry.url.key(), %commit, "a commit that only another fork has, as allowed");
@@ -125,7 +125,7 @@ pub(super) async fn resolve_in(
                 facts.fetched = Some(fetch(shared, entry, wanted, commit, deadline).await);
             }
             Step::Refuse(reason) => {
-                count(entry, facts.asked.is_some(), Origin::Upstream, shared.now());
+                count(entry, facts.asked.is_some(), false, shared.now());
                 return Err(reason);
             }
         }
@@ -259,9 +259,10 @@ fn describe(
     Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject, other_fork: false })
 }
 
-fn count(entry: &Entry, asked: bool, origin: Origin, now: Timestamp) {
+/// Counts an answer, and that the repository was used. `asked`: upstream, for this answer.
+pub(super) fn count(entry: &Entry, asked: bool, stale: bool, now: Timestamp) {
     let meta = &mut entry.state().meta;
-    if origin == Origin::Stale {
+    if stale {
         meta.stale = meta.stale.saturating_add(1);
     }
     meta.last_used_at = Some(now);

@@ -263,6 +263,11 @@ impl Upstream {
         self.shared.door.lock().unwrap().wanted = Some(format!("Basic {encoded}"));
     }
 
+    /// Answers everybody again.
+    pub(crate) fn demand_nothing(&self) {
+        self.shared.door.lock().unwrap().wanted = None;
+    }
+
     /// Every `Authorization` that was sent here, since the start.
     pub(crate) fn authorizations(&self) -> Vec<String> {
         self.shared.door.lock().unwrap().seen.clone()

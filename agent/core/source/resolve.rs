@@ -186,9 +186,7 @@ fn decide_ref(view: &View, request: &Request, now: Timestamp) -> Step {
         },
         (Some(found), Some(Asked::Failed(_))) if fresh(&found) => answer(found, Origin::Cache),
         // A repository that is gone, or was made private, is no more served as if upstream were merely away.
-        (Some(found), Some(Asked::Failed(why)))
-            if request.allow_stale && !matches!(why.code, Code::UpstreamNotFound | Code::UpstreamUnauthorized) =>
-        {
+        (Some(found), Some(Asked::Failed(why))) if request.allow_stale && !why.code.upstream_says_no() => {
             answer(found, Origin::Stale)
         }
         (_, Some(Asked::Failed(why))) => Step::Refuse(why.clone()),

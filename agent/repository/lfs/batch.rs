@@ -191,7 +191,7 @@ pub(super) fn refused(status: StatusCode, body: &[u8], policy: &Policy) -> Optio
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => None,
         _ if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => None,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Some(Reason::new(Code::UpstreamNotFound, key, what("does not let us in")))
+            Some(Reason::new(Code::UpstreamUnauthorized, key, what("does not let us in")))
         }
         StatusCode::NOT_FOUND | StatusCode::GONE => {
             Some(Reason::new(Code::UpstreamNotFound, key, what("is not there")))

@@ -1,29 +1,47 @@
 //! The `git upload-pack` behind an answer, and how what it writes reaches clients.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use bytes::Bytes;
+use stoker_core::reason::Code;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_util::sync::CancellationToken;
 
+use super::super::Shared;
 use super::super::git::{Command, GitError};
 use super::super::snapshot::SnapshotPin;
+use super::super::store::Suspicion;
 use super::body::Body;
 use super::spool::{Follower, Writer};
 
 /// How much of the child's output is passed on at a time.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Less than this is not passed on in the middle of an answer where a short wait brings more: git writes 8 to 64 KiB at a
+/// time, and what a part costs on its way hardly depends on its size.
+const CHUNK_BYTES_MIN: usize = CHUNK_BYTES / 2;
+/// That wait.
+const GATHER: Duration = Duration::from_micros(500);
 /// How many parts wait for a client that reads slowly, where the child writes for it alone.
 const PARTS_MAX: usize = 2;
 /// What a child says that ends with an error for its client has no more bytes.
 const ERROR_BYTES_MAX: usize = 4096;
 
-/// Where the child's output goes.
+/// An answer that broke off, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the answer broke off ({})", .0.word())]
+pub struct Broken(pub Code);
+
+impl Broken {
+    /// Its maker was ended, or the file that it lies in cannot be read.
+    pub(super) const LOST: Self = Self(Code::PoolNotReady);
+}
+
+/// Where the child's output goes. One that is dropped without an end is an answer that broke off.
 pub(super) enum Sink {
     /// To all who asked the same.
     Shared(Writer),
@@ -31,10 +49,10 @@ pub(super) enum Sink {
     Own(mpsc::Sender<Part>),
 }
 
-/// What one client gets. A channel that closes without an end is an answer that broke off.
+/// What one client gets.
 pub(super) enum Part {
     Data(Bytes),
-    End,
+    End(Result<(), Broken>),
 }
 
 /// What one client reads.
@@ -61,11 +79,19 @@ impl Sink {
         }
     }
 
-    /// All of it was there. A sink that is dropped without this is an answer that broke off.
-    async fn end(self) {
+    /// Passes a part on. Blocks while its reader, or the disk, is slow.
+    fn put(&mut self, part: Bytes) -> io::Result<()> {
         match self {
-            Self::Shared(writer) => writer.end(),
-            Self::Own(sender) => drop(sender.send(Part::End).await),
+            Self::Shared(writer) => writer.put(part),
+            Self::Own(sender) => sender.blocking_send(Part::Data(part)).map_err(io::Error::other),
+        }
+    }
+
+    /// Nothing more comes: all of it was there, or it broke off.
+    async fn end(self, end: Result<(), Broken>) {
+        match self {
+            Self::Shared(writer) => writer.end(end),
+            Self::Own(sender) => drop(sender.send(Part::End(end)).await),
         }
     }
 }
@@ -75,13 +101,13 @@ impl Source {
     ///
     /// # Errors
     /// When the answer broke off.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         match self {
             Self::Shared(follower) => follower.next().await,
             Self::Own(receiver) => match receiver.recv().await {
                 Some(Part::Data(data)) => Ok(Some(data)),
-                Some(Part::End) => Ok(None),
-                None => Err(io::Error::other("the answer broke off")),
+                Some(Part::End(end)) => end.map(|()| None),
+                None => Err(Broken::LOST),
             },
         }
     }
@@ -89,50 +115,64 @@ impl Source {
 
 /// One child's work.
 pub(super) struct Job {
+    pub(super) shared: Arc<Shared>,
     pub(super) command: Command,
     pub(super) body: Body,
     /// Held while it runs.
     pub(super) pin: SnapshotPin,
     pub(super) place: OwnedSemaphorePermit,
-    /// The agent stops.
-    pub(super) stop: CancellationToken,
-    /// The pool goes.
-    pub(super) lost: CancellationToken,
-    pub(super) time_limit: Duration,
 }
 
 impl Job {
     /// Runs the child to its end, or ends it when nobody is left who reads.
     pub(super) async fn run(self, sink: Sink) {
-        let Self { command, body, pin, place, stop, lost, time_limit } = self;
-        let repository = pin.url().key();
-        let deserted = sink.deserted();
+        let Self { shared, command, body, pin, place } = self;
+        let (repository, time_limit) = (pin.url().key(), shared.config().fetch_within);
+        let (deserted, lost) = (sink.deserted(), shared.presence.token());
         let work = async {
             let mut child = command.stream()?;
             let (stdin, stdout) = (child.take_stdin(), child.take_stdout());
             let talk = async { tokio::join!(feed(stdin, body), pump(stdout, sink)).1 };
             Ok::<_, GitError>(child.finish(talk).await)
         };
-        let done = tokio::select! {
-            done = tokio::time::timeout(time_limit, work) => done,
-            () = deserted => return,
-            () = stop.cancelled() => return,
-            () = lost.cancelled() => return,
+        let work = async {
+            let broken = match tokio::time::timeout(time_limit, work).await {
+                Ok(Ok((Ok((sink, said)), ended))) => {
+                    // What is one error is told to the client by git itself, as the protocol has it.
+                    let whole = ended.or_else(|error| if said.is_error() { Ok(()) } else { Err(error) });
+                    let end = whole.as_ref().map(|()| ()).map_err(|error| Broken(code_of(error)));
+                    sink.end(end).await;
+                    whole.err()
+                }
+                Ok(Err(error)) => Some(error),
+                Ok(Ok((Err(error), _))) => {
+                    tracing::warn!(repository, %error, "an answer broke off: it could not be passed on");
+                    None
+                }
+                Err(_) => Some(GitError::TimedOut(time_limit)),
+            };
+            if let Some(error) = broken {
+                tracing::warn!(repository, reason = code_of(&error).word(), "an answer broke off: {error}");
+                if error.is_store_damage()
+                    && let Some(entry) = shared.get(pin.url())
+                {
+                    shared.suspect(&entry, Suspicion { why: error.to_string(), full: true });
+                }
+            }
         };
-        match done {
-            Ok(Ok((Ok((sink, _)), Ok(())))) => sink.end().await,
-            // It told the client itself what is wrong, as the protocol has it.
-            Ok(Ok((Ok((sink, said)), Err(_)))) if said.is_error() => sink.end().await,
-            Ok(Err(error) | Ok((Ok(_), Err(error)))) => {
-                tracing::warn!(repository, reason = error.code().word(), "an answer broke off: {error}");
-            }
-            Ok(Ok((Err(error), _))) => {
-                tracing::warn!(repository, %error, "an answer broke off: it could not be passed on");
-            }
-            Err(_) => tracing::warn!(repository, "an answer broke off: it took longer than {time_limit:?}"),
+        tokio::select! {
+            () = work => {}
+            () = deserted => {}
+            () = shared.cancel.cancelled() => {}
+            () = lost.cancelled() => {}
         }
         drop((pin, place));
     }
+}
+
+/// A child that reads our own snapshot, and fails though the machine let it, cannot read it.
+fn code_of(error: &GitError) -> Code {
+    if error.is_of_the_machine() { error.code() } else { Code::RepositoryCorrupt }
 }
 
 /// What the child wrote, as far as it matters.
@@ -162,36 +202,53 @@ async fn feed(stdin: Option<ChildStdin>, body: Body) {
     }
 }
 
-/// Passes on what the child writes, until it writes no more.
-async fn pump(stdout: Option<ChildStdout>, sink: Sink) -> io::Result<(Sink, Said)> {
+/// Passes on what the child writes, until it writes no more: in a thread of its own while the child runs, for to go to one
+/// for each part took longer than the work itself.
+async fn pump(stdout: Option<ChildStdout>, mut sink: Sink) -> io::Result<(Sink, Said)> {
     let mut said = Said::default();
-    let Some(mut stdout) = stdout else { return Ok((sink, said)) };
-    match sink {
-        // A thread of its own while the child runs: to go to one for each part took longer than the work itself.
-        Sink::Shared(mut writer) => {
-            let mut pipe = File::from(stdout.into_owned_fd()?);
-            let pumped = tokio::task::spawn_blocking(move || {
-                let mut buffer = vec![0; CHUNK_BYTES];
-                loop {
-                    let chunk = match pipe.read(&mut buffer) {
-                        Ok(0) => return Ok((Sink::Shared(writer), said)),
-                        Ok(count) => Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default()),
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                        Err(error) => return Err(error),
-                    };
-                    said.heard(&chunk);
-                    writer.put(chunk)?;
-                }
-            });
-            pumped.await.map_err(io::Error::other)?
-        }
-        Sink::Own(sender) => loop {
-            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-            if stdout.read_buf(&mut chunk).await? == 0 {
-                return Ok((Sink::Own(sender), said));
+    let Some(stdout) = stdout else { return Ok((sink, said)) };
+    let mut pipe = File::from(stdout.into_owned_fd()?);
+    let pumped = tokio::task::spawn_blocking(move || {
+        let mut part = Vec::with_capacity(CHUNK_BYTES);
+        loop {
+            let goes_on = gather(&mut pipe, &mut part, said.bytes > 0)?;
+            if !part.is_empty() {
+                said.heard(&part);
+                sink.put(taken(&mut part))?;
             }
-            said.heard(&chunk);
-            sender.send(Part::Data(chunk.freeze())).await.map_err(io::Error::other)?;
-        },
+            if !goes_on {
+                return Ok((sink, said));
+            }
+        }
+    });
+    pumped.await.map_err(io::Error::other)?
+}
+
+/// Reads what is there into a part; in the middle of an answer, waits once for more where that is little. False at the end.
+fn gather(pipe: &mut File, part: &mut Vec<u8>, in_the_middle: bool) -> io::Result<bool> {
+    let mut may_wait = in_the_middle;
+    loop {
+        match rustix::io::read(&mut *pipe, rustix::buffer::spare_capacity(part)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        if part.len() >= CHUNK_BYTES_MIN || !may_wait {
+            return Ok(true);
+        }
+        may_wait = false;
+        std::thread::sleep(GATHER);
+    }
+}
+
+/// What was gathered, and room for the next: a small part is copied, so that it keeps no large buffer.
+fn taken(part: &mut Vec<u8>) -> Bytes {
+    if part.len() >= CHUNK_BYTES_MIN {
+        std::mem::replace(part, Vec::with_capacity(CHUNK_BYTES)).into()
+    } else {
+        let bytes = Bytes::copy_from_slice(part);
+        part.clear();
+        bytes
     }
 }

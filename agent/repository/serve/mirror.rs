@@ -1,11 +1,12 @@
 //! What serving needs of the repositories' room: who may read what, how fresh it is, which snapshot has what is wanted.
 //! The only file here that knows how that room keeps its repositories.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::Span;
 use stoker_core::reason::{Code, Reason};
@@ -14,9 +15,11 @@ use tokio::time::Instant;
 
 use super::super::entry::Entry;
 use super::super::fetch::blocking;
+use super::super::for_a_while::ForAWhile;
 use super::super::listing::Wanted;
 use super::super::meta::Meta;
 use super::super::read::Verdict;
+use super::super::resolve::count;
 use super::super::snapshot::SnapshotPin;
 use super::super::{lock, unknown};
 use super::{Freshness, Refusal, Serve};
@@ -24,15 +27,13 @@ use crate::config::TRUST_DEFAULT;
 
 /// After upstream could not be asked, it is not asked for so long again: clients get what is here at once.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(15);
-/// How many upstreams that could not be asked are remembered.
-const FAILED_MAX: usize = 1024;
 /// How many wanted objects that we lack are looked for upstream in one request.
 const LOOKED_FOR_MAX: usize = 8;
 /// How many pull requests are looked for upstream in one request.
 const PULLS_MAX: usize = 8;
 
-/// When upstreams could last not be asked, and why.
-pub(super) type Failed = BTreeMap<String, (Instant, Code)>;
+/// Upstreams that could not be asked, by the repository's key, and why.
+pub(super) type Failed = ForAWhile<String, Code>;
 
 impl Serve {
     /// The repository of this URL, filled. One that is not here is added where the configuration allows; what the caller
@@ -56,9 +57,9 @@ impl Serve {
             // first part may be here, which would look like all refs that there are.
             let deadline = Instant::now() + shared.config().fetch_within;
             let filled = async { shared.ask(&entry, Wanted::default())?.wait(deadline).await?.result.clone() };
-            filled.await.map_err(|reason| match reason.code {
-                Code::UpstreamNotFound => Refusal::Unknown(absent(url)),
-                _ => Refusal::of(reason),
+            filled.await.map_err(|reason| match reason.code.upstream_says_no() {
+                true => Refusal::Unknown(absent(url)),
+                false => Refusal::of(reason),
             })?;
         }
         Ok(entry)
@@ -69,44 +70,45 @@ impl Serve {
         self.inner.repositories.shared.config().serve.trust.iter().any(|class| class == trust)
     }
 
-    /// Asks upstream what it has, where nobody did within the configured time; together with all who ask meanwhile.
-    pub(super) async fn refresh(&self, entry: &Entry) -> Freshness {
+    /// Refuses what upstream was asked for, and no longer has or no longer shows us.
+    pub(super) fn still_shown(&self, entry: &Entry) -> Result<(), Refusal> {
+        let says_no = entry.state().meta.error.as_ref().is_some_and(|error| error.code.upstream_says_no());
+        if says_no { Err(Refusal::Unknown(absent(&entry.url))) } else { Ok(()) }
+    }
+
+    /// Asks upstream what it has, where nobody did within the configured time; together with all who ask meanwhile. What
+    /// it no longer has, or no longer shows us, is refused: that is no upstream that is merely away.
+    pub(super) async fn refresh(&self, entry: &Entry) -> Result<Freshness, Refusal> {
         let shared = &self.inner.repositories.shared;
         let config = shared.config();
         let age = || entry.state().meta.confirmed_at.map(|at| shared.now().since(at));
         let limit = Span(i64::try_from(config.refresh.as_millis()).unwrap_or(i64::MAX));
-        if age().is_some_and(|age| age <= limit) {
-            return self.told(entry, "hit", age(), None);
+        if age().is_some_and(|age| age <= limit) && self.still_shown(entry).is_ok() {
+            return Ok(self.told(entry, "hit", age(), None));
         }
         let key = entry.url.key();
-        let known = lock(&self.inner.failed).get(key).copied();
-        if let Some((_, code)) = known.filter(|(at, _)| at.elapsed() < ASK_AGAIN_AFTER) {
-            return self.told(entry, "stale", age(), Some(code));
+        let known = lock(&self.inner.failed).get(key, Instant::now()).copied();
+        if let Some(code) = known {
+            self.still_shown(entry)?;
+            return Ok(self.told(entry, "stale", age(), Some(code)));
         }
         let deadline = Instant::now() + config.serve.patience;
         let asked = async { shared.ask(entry, Wanted::default())?.wait(deadline).await?.result.clone() };
         match asked.await {
             Ok(()) => {
                 lock(&self.inner.failed).remove(key);
-                self.told(entry, "miss", age(), None)
+                Ok(self.told(entry, "miss", age(), None))
             }
             Err(reason) => {
-                let mut failed = lock(&self.inner.failed);
-                if failed.len() >= FAILED_MAX {
-                    failed.retain(|_, (at, _)| at.elapsed() < ASK_AGAIN_AFTER);
-                }
-                failed.insert(key.to_owned(), (Instant::now(), reason.code));
-                drop(failed);
-                self.told(entry, "stale", age(), Some(reason.code))
+                lock(&self.inner.failed).insert(key.to_owned(), reason.code, Instant::now() + ASK_AGAIN_AFTER);
+                self.still_shown(entry)?;
+                Ok(self.told(entry, "stale", age(), Some(reason.code)))
             }
         }
     }
 
     fn told(&self, entry: &Entry, word: &'static str, age: Option<Span>, reason: Option<Code>) -> Freshness {
-        let mut state = entry.state();
-        let counter = if word == "miss" { &mut state.meta.misses } else { &mut state.meta.hits };
-        *counter = counter.saturating_add(1);
-        drop(state);
+        count(entry, word == "miss", word == "stale", self.inner.repositories.shared.now());
         Freshness { word, age_seconds: age.map(|age| age.0.max(0) / 1000), reason }
     }
 
@@ -114,16 +116,18 @@ impl Serve {
     pub(super) async fn bring_pulls(&self, entry: &Entry, numbers: &[u64]) {
         let config = self.inner.repositories.shared.config();
         let max_age = Span(i64::try_from(config.refresh.as_millis()).unwrap_or(i64::MAX));
-        for number in numbers.iter().take(PULLS_MAX) {
+        let bring = async |number: u64| {
             let request = Request {
                 max_age: Some(max_age),
                 allow_stale: true,
-                ..Request::new(entry.url.clone(), SourceRef::PullRequest(*number))
+                ..Request::new(entry.url.clone(), SourceRef::PullRequest(number))
             };
             if let Err(reason) = self.inner.repositories.resolve(&request, config.serve.patience).await {
                 tracing::debug!(repository = entry.url.key(), reason = reason.code.word(), "{}", reason.message);
             }
-        }
+        };
+        // At once: all of them join one visit.
+        join_all(numbers.iter().take(PULLS_MAX).map(|number| bring(*number))).await;
     }
 
     /// The newest snapshot.

@@ -17,7 +17,6 @@ mod request;
 mod spool;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -33,6 +32,7 @@ use super::fetch::blocking;
 use super::git::Command;
 use super::snapshot::SnapshotPin;
 use super::{Repositories, lock};
+pub use child::Broken;
 use child::{Job, Sink, Source};
 use request::{Fetch, Request};
 use spool::Spools;
@@ -241,11 +241,14 @@ impl Serve {
     pub async fn advertise(&self, url: &RepositoryUrl, version: Version) -> Result<Answer, Refusal> {
         let entry = self.find(url).await?;
         if version == Version::V2 {
+            if self.still_shown(&entry).is_err() {
+                self.refresh(&entry).await?;
+            }
             let pin = self.newest(&entry)?;
             let capabilities = self.inner.capabilities.get_or_try_init(|| self.capabilities(pin)).await?;
             return Ok(Answer { freshness: None, stream: self.fixed(capabilities.clone()) });
         }
-        let freshness = Some(self.refresh(&entry).await);
+        let freshness = Some(self.refresh(&entry).await?);
         let pin = self.newest(&entry)?;
         let command = self.command(&pin, version, &["--http-backend-info-refs"], &[]);
         let mut stream = self.run_alone(command, Body::empty(), pin).await?;
@@ -260,7 +263,7 @@ impl Serve {
         let mut stream = self.run_alone(command, Body::empty(), pin).await?;
         let mut all = Vec::new();
         while let Some(part) = stream.next().await {
-            all.extend_from_slice(&part.map_err(|_| failed())?);
+            all.extend_from_slice(&part.map_err(failed)?);
         }
         Ok(all.into())
     }
@@ -275,7 +278,7 @@ impl Serve {
         match request {
             Request::Empty => Ok(Answer { freshness: None, stream: self.fixed(Bytes::new()) }),
             Request::LsRefs { pulls } => {
-                let freshness = self.refresh(&entry).await;
+                let freshness = self.refresh(&entry).await?;
                 self.bring_pulls(&entry, &pulls).await;
                 let pin = self.newest(&entry)?;
                 let command = self.command(&pin, version, &[], &pulls);
@@ -283,6 +286,7 @@ impl Serve {
                 Ok(Answer { freshness: Some(freshness), stream })
             }
             Request::Fetch(Fetch { wants, sends_pack, digest }) => {
+                self.still_shown(&entry)?;
                 let pin = match self.snapshot_with(&entry, wants).await? {
                     Ok(pin) => pin,
                     Err(refused) => {
@@ -357,7 +361,7 @@ impl Serve {
         let clean = async || drop(blocking(SPOOL, move || spool::clean(&cleaning)).await);
         self.inner.cleaned.get_or_init(clean).await;
         let (spools, path) = (self.inner.spools.clone(), pin.path().to_owned());
-        let begun = blocking(SPOOL, move || spools.join_or_begin(key, &dir, || mirror::bytes_expected(&path), max));
+        let begun = blocking(SPOOL, move || spools.join_or_begin(key, &dir, mirror::bytes_expected(&path), max));
         match begun.await.map_err(Refusal::of)? {
             Some((Some(writer), follower)) => {
                 self.start(command, body, pin, place, Sink::Shared(writer));
@@ -390,17 +394,9 @@ impl Serve {
     }
 
     fn start(&self, command: Command, body: Body, pin: SnapshotPin, place: OwnedSemaphorePermit, sink: Sink) {
-        let shared = &self.inner.repositories.shared;
-        let job = Job {
-            command,
-            body,
-            pin,
-            place,
-            stop: shared.cancel.clone(),
-            lost: shared.presence.token(),
-            time_limit: shared.config().fetch_within,
-        };
-        shared.tasks.spawn(job.run(sink));
+        let shared = Arc::clone(&self.inner.repositories.shared);
+        let tasks = shared.tasks.clone();
+        tasks.spawn(Job { shared, command, body, pin, place }.run(sink));
     }
 
     /// Waits for the first bytes: a child that fails before it says anything is an error, and not an answer that breaks.
@@ -415,7 +411,7 @@ impl Serve {
                 stream.before.push(first);
                 Ok(stream)
             }
-            Some(Err(_)) => Err(failed()),
+            Some(Err(broken)) => Err(failed(broken)),
         }
     }
 
@@ -425,9 +421,9 @@ impl Serve {
     }
 }
 
-fn failed() -> Refusal {
-    let message = "git upload-pack failed; the agent's log says why";
-    Refusal::Unavailable(Reason::new(Code::RepositoryCorrupt, "git upload-pack", message))
+fn failed(Broken(code): Broken) -> Refusal {
+    let message = "git upload-pack did not answer; the agent's log says why";
+    Refusal::Unavailable(Reason::new(code, "git upload-pack", message))
 }
 
 /// An answer on its way to one client. Dropped, it is no longer read.
@@ -455,12 +451,12 @@ impl Stream {
     }
 
     /// The next part; nothing at the end. After an error there is no more.
-    pub async fn next(&mut self) -> Option<io::Result<Bytes>> {
+    pub async fn next(&mut self) -> Option<Result<Bytes, Broken>> {
         let part = match (self.before.pop(), &mut self.source) {
             (Some(part), _) => Ok(Some(part)),
             (None, Some(source)) => match self.lost.run_until_cancelled(source.next()).await {
                 Some(part) => part,
-                None => Err(io::Error::other("the pool went away")),
+                None => Err(Broken::LOST),
             },
             (None, None) => Ok(None),
         };

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::disk::{make_directory, names};
 use super::super::lock;
+use super::child::Broken;
 
 /// How much is read at a time.
 const CHUNK_BYTES: u64 = 256 << 10;
@@ -48,20 +49,29 @@ impl Spools {
     }
 
     /// Joins the answer of this key; where there is none, begins one, and its writer comes with the first follower.
-    /// Nothing where an answer of `expected` bytes would not fit into `max`, or no file can be had. Blocks.
+    /// Nothing where an answer of `expected` bytes would not fit into `max`, or no file can be had, which is made before it is
+    /// known whether it is needed: nobody waits for the disk because another does. Blocks.
     pub(super) fn join_or_begin(
         &self,
         key: Key,
         dir: &Path,
-        expected: impl FnOnce() -> u64,
+        expected: u64,
         max: u64,
     ) -> Option<(Option<Writer>, Follower)> {
-        // Held all the time: of those who ask the same at once, one begins and the others join.
+        let begun = self.begin(dir, expected, max);
+        // Of those who ask the same at once, one begins and the others join.
         let mut table = lock(&self.table);
         if let Some(follower) = table.get(&key).and_then(Weak::upgrade).and_then(Follower::of) {
             return Some((None, follower));
         }
-        let expected = expected();
+        let spool = Arc::new(begun?);
+        let follower = Follower::of(Arc::clone(&spool))?;
+        table.retain(|_, spool| spool.strong_count() > 0);
+        table.insert(key, Arc::downgrade(&spool));
+        Some((Some(Writer { spool, at: 0 }), follower))
+    }
+
+    fn begin(&self, dir: &Path, expected: u64, max: u64) -> Option<Spool> {
         let mut reservation = Reservation { bytes: 0, max, all: Arc::clone(&self.reserved) };
         if !reservation.grow(expected) {
             return None;
@@ -74,18 +84,14 @@ impl Spools {
                 return None;
             }
         };
-        let spool = Arc::new(Spool {
+        Some(Spool {
             file,
             recent: Mutex::default(),
             written: watch::Sender::new(Written::default()),
             readers: Mutex::new(Some(0)),
             deserted: CancellationToken::new(),
             reservation: Mutex::new(reservation),
-        });
-        let follower = Follower::of(Arc::clone(&spool))?;
-        table.retain(|_, spool| spool.strong_count() > 0);
-        table.insert(key, Arc::downgrade(&spool));
-        Some((Some(Writer { spool, at: 0 }), follower))
+        })
     }
 
     /// How many bytes are reserved.
@@ -124,8 +130,8 @@ impl Drop for Reservation {
 #[derive(Debug, Clone, Copy, Default)]
 struct Written {
     bytes: u64,
-    /// Whether it is whole, once nothing more comes.
-    end: Option<bool>,
+    /// How it ended, once nothing more comes.
+    end: Option<Result<(), Broken>>,
 }
 
 /// One shared answer.
@@ -178,10 +184,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Nothing more comes: it is whole. One that is dropped before is a broken stream to all who read it.
-    pub(super) fn end(self) {
+    /// Nothing more comes. One that is dropped before is a broken stream to all who read it.
+    pub(super) fn end(self, end: Result<(), Broken>) {
         lock(&self.spool.recent).clear();
-        self.spool.written.send_modify(|written| written.end = Some(true));
+        self.spool.written.send_modify(|written| written.end = Some(end));
     }
 }
 
@@ -189,7 +195,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.spool.written.send_if_modified(|written| {
             let open = written.end.is_none();
-            written.end.get_or_insert(false);
+            written.end.get_or_insert(Err(Broken::LOST));
             open
         });
     }
@@ -207,7 +213,7 @@ impl Follower {
         let seen = spool.written.subscribe();
         {
             let mut readers = lock(&spool.readers);
-            let broken = seen.borrow().end == Some(false);
+            let broken = seen.borrow().end.is_some_and(|end| end.is_err());
             *readers = Some(readers.filter(|_| !broken)?.saturating_add(1));
         }
         Some(Self { spool, seen, at: 0 })
@@ -217,21 +223,20 @@ impl Follower {
     ///
     /// # Errors
     /// When the answer broke off, or the disk refuses.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
             let written = *self.seen.borrow_and_update();
             let there = written.bytes.saturating_sub(self.at).min(CHUNK_BYTES);
             match (there, written.end) {
                 (1.., _) => return self.take(there).await.map(Some),
-                (0, Some(true)) => return Ok(None),
-                (0, Some(false)) => return Err(io::Error::other("the answer broke off")),
-                (0, None) => self.seen.changed().await.map_err(io::Error::other)?,
+                (0, Some(end)) => return end.map(|()| None),
+                (0, None) => self.seen.changed().await.map_err(|_| Broken::LOST)?,
             }
         }
     }
 
     /// At most so many bytes from where it is, from memory where they are there.
-    async fn take(&mut self, bytes: u64) -> io::Result<Bytes> {
+    async fn take(&mut self, bytes: u64) -> Result<Bytes, Broken> {
         let until = {
             let recent = lock(&self.spool.recent);
             if let Some((_, part)) = recent.iter().find(|(begins, _)| *begins == self.at) {
@@ -241,7 +246,11 @@ impl Follower {
             // Up to where a part in memory begins, so that the next one comes from there.
             recent.iter().map(|(begins, _)| *begins).find(|begins| *begins > self.at)
         };
-        self.read(until.map_or(bytes, |until| bytes.min(until.saturating_sub(self.at)))).await
+        let bytes = until.map_or(bytes, |until| bytes.min(until.saturating_sub(self.at)));
+        self.read(bytes).await.map_err(|error| {
+            tracing::warn!(%error, "a shared answer cannot be read back");
+            Broken::LOST
+        })
     }
 
     async fn read(&mut self, bytes: u64) -> io::Result<Bytes> {

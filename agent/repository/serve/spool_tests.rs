@@ -6,11 +6,11 @@ const MAX: u64 = 1 << 20;
 
 /// Begins what nobody has begun.
 fn begin(spools: &Spools, key: Key, dir: &Path, expected: u64, max: u64) -> Option<(Writer, Follower)> {
-    let (writer, follower) = spools.join_or_begin(key, dir, || expected, max)?;
+    let (writer, follower) = spools.join_or_begin(key, dir, expected, max)?;
     Some((writer.unwrap(), follower))
 }
 
-async fn rest(mut follower: Follower) -> io::Result<Vec<u8>> {
+async fn rest(mut follower: Follower) -> Result<Vec<u8>, Broken> {
     let mut all = Vec::new();
     while let Some(part) = follower.next().await? {
         all.extend_from_slice(&part);
@@ -28,7 +28,7 @@ async fn all_read_the_same_and_what_it_took_is_given_back() {
     writer.put(vec![1; 3].into()).unwrap();
     let late = spools.join(&KEY).unwrap();
     writer.put(vec![2; 1].into()).unwrap();
-    writer.end();
+    writer.end(Ok(()));
     // Whole answers are joined for as long as somebody reads them.
     let last = spools.join(&KEY).unwrap();
     for follower in [late, last] {
@@ -111,7 +111,7 @@ async fn slow_and_fast_readers_get_every_byte_in_order() {
             fell_behind.extend_from_slice(&slow.next().await.unwrap().unwrap());
         }
     }
-    writer.end();
+    writer.end(Ok(()));
     assert_eq!(kept_pace, expected);
     fell_behind.extend_from_slice(&rest(slow).await.unwrap());
     assert_eq!(fell_behind, expected);
