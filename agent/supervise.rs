@@ -136,16 +136,15 @@ impl Agent {
     /// Takes over what of a new configuration needs no restart; says what changed and what waits for one.
     pub async fn reconfigure(&self, new: &Config) -> Changes {
         let old = Arc::clone(&self.config.borrow());
-        let merged = reload::merged(&old, new);
-        let Changes { applied, .. } = reload::diff(&old, &merged);
-        let Changes { needs_restart, .. } = reload::diff(&merged, new);
-        *self.rooms.config_fault.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let (merged, changes) = reload::take_over(&old, new);
         self.config.send_replace(Arc::new(merged.clone()));
         self.rooms.pools.reconfigure(&merged.pools).await;
-        if let Err(reason) = self.rooms.repositories.reconfigure(&merged.repositories).await {
-            tracing::error!(reason = reason.code.word(), "{}", reason.message);
+        let fault = self.rooms.repositories.reconfigure(&merged.repositories).await.err();
+        if let Some(reason) = &fault {
+            tracing::error!(reason = reason.code.word(), "taken over but for this: {}", reason.message);
         }
-        Changes { applied, needs_restart }
+        *self.rooms.config_fault.write().unwrap_or_else(PoisonError::into_inner) = fault;
+        changes
     }
 
     /// The configuration file is not right: the one before goes on, and says so.
@@ -400,24 +399,26 @@ async fn open_repositories(
     reserved: watch::Receiver<Amounts>,
     closing: &CancellationToken,
 ) -> Result<Repositories, StartError> {
-    let pool = pool_of_repositories(&config.repositories.pool, pools, reserved);
+    let pool = pool_of_repositories(config, pools, reserved);
     let opened = Repositories::open(&config.repositories, git, pool, closing.child_token()).await;
     opened.map_err(|reason| StartError::Repositories(reason.message))
 }
 
-/// The pool of the repositories: what it has, and what leases hold of it.
-fn pool_of_repositories(name: &str, pools: Pools, reserved: watch::Receiver<Amounts>) -> Pool {
-    let root = (name.to_owned(), pools.clone());
-    let measured = (name.to_owned(), pools.clone());
+/// The pool of the repositories: what it has, and what leases hold of it where builds write to the same.
+fn pool_of_repositories(config: &Config, pools: Pools, reserved: watch::Receiver<Amounts>) -> Pool {
+    let name = &config.repositories.pool;
+    let is_shared = config.workspaces.pool == *name;
+    let root = (name.clone(), pools.clone());
+    let measured = (name.clone(), pools.clone());
     Pool {
         root: Arc::new(move || root.1.usable(&root.0)),
         measure: Arc::new(move || {
             let (name, pools) = &measured;
             pools.usable(name)?;
-            let disk = pools.measure().into_iter().find(|(pool, _)| pool == name).and_then(|(_, disk)| disk.ok());
+            let disk = pools.measure_one(name).and_then(Result::ok);
             let disk =
                 disk.ok_or_else(|| Reason::new(Code::PoolNotReady, name.clone(), "the pool cannot be measured"))?;
-            let reserved_bytes = reserved.borrow().disk_bytes;
+            let reserved_bytes = if is_shared { reserved.borrow().disk_bytes } else { 0 };
             Ok(Space { free_bytes: disk.free_bytes, floor_bytes: disk.floor_bytes, reserved_bytes })
         }),
         discard: Arc::new(move |path: PathBuf| pools.discard(&path)),

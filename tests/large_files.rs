@@ -201,7 +201,7 @@ async fn a_fault_is_a_reason_and_leaves_nothing() {
         (LargeFault::Gone, Code::NotFound, "LFS_OBJECT_MISSING"),
         (LargeFault::Unknown, Code::NotFound, "LFS_OBJECT_MISSING"),
         (LargeFault::Status(404), Code::NotFound, "UPSTREAM_NOT_FOUND"),
-        (LargeFault::Status(401), Code::NotFound, "UPSTREAM_NOT_FOUND"),
+        (LargeFault::Status(401), Code::PermissionDenied, "UPSTREAM_UNAUTHORIZED"),
         (LargeFault::Status(503), Code::Unavailable, "UPSTREAM_UNREACHABLE"),
     ]
     .into_iter()

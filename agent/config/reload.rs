@@ -1,9 +1,9 @@
 //! What changes between two configurations, and what of that a running agent can take over. Pure: whoever reloads keeps
-//! the old configuration where the new file is refused, applies [`merged`], and reports [`Changes`].
+//! the old configuration where the new file is refused, applies what [`take_over`] gives, and reports [`Changes`].
 
 use std::collections::BTreeMap;
 
-use super::{Config, Mirror, Pool};
+use super::{Admission, Config, Listen, Mirror, Node, Pool, Pressure, Workspaces};
 
 /// The fields that differ, as they are written in the file; pools and mirrors by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -34,37 +34,53 @@ impl Changes {
     }
 }
 
-/// What differs between the configuration that runs and a new one.
+/// What of a new configuration a running agent takes over, and what differs from the one that runs.
 #[must_use]
-pub fn diff(old: &Config, new: &Config) -> Changes {
+pub fn take_over(old: &Config, new: &Config) -> (Config, Changes) {
+    let merged = merged(old, new);
+    let Changes { applied, .. } = diff(old, &merged);
+    let waits = diff(&merged, new);
+    // Also what would take effect at once elsewhere: a pool that is in use keeps its path.
+    (merged, Changes { applied, needs_restart: [waits.needs_restart, waits.applied].concat() })
+}
+
+/// What differs between the configuration that runs and a new one.
+fn diff(old: &Config, new: &Config) -> Changes {
     // Named in full, so that a new field cannot be forgotten here.
     let Config { state, node, pools, repositories, workspaces, pressure, admission, listen } = old;
+    let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
+    let Workspaces { pool: of_workspaces } = workspaces;
+    let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
+    let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
+    let Listen { socket, grpc, http, private_git } = listen;
     let mut changes = Changes::default();
     changes.restart(*state != new.state, "state");
-    changes.restart(node.name != new.node.name, "node.name");
-    changes.live(node.reserve != new.node.reserve, "node.reserve");
-    changes.restart(node.host_root != new.node.host_root, "node.hostRoot");
-    changes.live(node.root_floor != new.node.root_floor, "node.rootFloor");
-    changes.live(node.filesystems != new.node.filesystems, "node.filesystems");
+    changes.restart(*name != new.node.name, "node.name");
+    changes.live(*reserve != new.node.reserve, "node.reserve");
+    changes.live(*others_cpu_counts != new.node.others_cpu_counts, "node.othersCpuCounts");
+    changes.restart(*host_root != new.node.host_root, "node.hostRoot");
+    changes.live(*root_floor != new.node.root_floor, "node.rootFloor");
+    changes.live(*filesystems != new.node.filesystems, "node.filesystems");
     diff_pools(pools, &new.pools, &mut changes);
     diff_repositories(repositories, &new.repositories, &mut changes);
     // Live workspaces lie on the pool, and the ledger counts disk there.
-    changes.restart(workspaces.pool != new.workspaces.pool, "workspaces.pool");
-    changes.live(pressure.memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
-    changes.live(pressure.memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
-    changes.live(pressure.disk_forecast != new.pressure.disk_forecast, "pressure.diskForecast");
-    changes.live(pressure.control_plane != new.pressure.control_plane, "pressure.controlPlane");
-    changes.live(pressure.hold != new.pressure.hold, "pressure.hold");
-    changes.live(admission.leases_max != new.admission.leases_max, "admission.leasesMax");
-    changes.live(admission.tickets_max != new.admission.tickets_max, "admission.ticketsMax");
-    changes.live(admission.time_budget != new.admission.time_budget, "admission.timeBudget");
-    changes.live(admission.pass_for != new.admission.pass_for, "admission.passFor");
-    changes.live(admission.age_after != new.admission.age_after, "admission.ageAfter");
-    changes.live(admission.tenants.named != new.admission.tenants.named, "admission.tenants");
-    changes.live(admission.tenants.other != new.admission.tenants.other, "admission.otherTenants");
-    changes.restart(listen.socket != new.listen.socket, "listen.socket");
-    changes.restart(listen.grpc != new.listen.grpc, "listen.grpc");
-    changes.restart(listen.http != new.listen.http, "listen.http");
+    changes.restart(*of_workspaces != new.workspaces.pool, "workspaces.pool");
+    changes.live(*memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
+    changes.live(*memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
+    changes.live(*disk_forecast != new.pressure.disk_forecast, "pressure.diskForecast");
+    changes.live(*control_plane != new.pressure.control_plane, "pressure.controlPlane");
+    changes.live(*hold != new.pressure.hold, "pressure.hold");
+    changes.live(*leases_max != new.admission.leases_max, "admission.leasesMax");
+    changes.live(*tickets_max != new.admission.tickets_max, "admission.ticketsMax");
+    changes.live(*time_budget != new.admission.time_budget, "admission.timeBudget");
+    changes.live(*pass_for != new.admission.pass_for, "admission.passFor");
+    changes.live(*age_after != new.admission.age_after, "admission.ageAfter");
+    changes.live(tenants.named != new.admission.tenants.named, "admission.tenants");
+    changes.live(tenants.other != new.admission.tenants.other, "admission.otherTenants");
+    changes.restart(*socket != new.listen.socket, "listen.socket");
+    changes.restart(*grpc != new.listen.grpc, "listen.grpc");
+    changes.restart(*private_git != new.listen.private_git, "listen.privateGit");
+    changes.restart(*http != new.listen.http, "listen.http");
     changes
 }
 
@@ -72,8 +88,7 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 ///
 /// A pool that holds the repositories or the workspaces of the running agent stays too, with its path, though the new
 /// one may lack it.
-#[must_use]
-pub fn merged(old: &Config, new: &Config) -> Config {
+fn merged(old: &Config, new: &Config) -> Config {
     let mut merged = new.clone();
     merged.state.clone_from(&old.state);
     merged.node.name.clone_from(&old.node.name);
@@ -302,7 +317,9 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.upkeep
     ");
 
-        let merged = merged(&old, &new);
+        let (merged, told) = take_over(&old, &new);
+        assert!(told.needs_restart.contains(&"pools[data].path".to_owned()), "{told:?}");
+        assert!(!told.applied.contains(&"pools[data].path".to_owned()), "{told:?}");
         assert_eq!(diff(&old, &merged).needs_restart, Vec::<String>::new());
         let data = merged.pools.iter().find(|pool| pool.name == "data").unwrap();
         assert_eq!(data.path, std::path::Path::new("/var/mnt/data"), "stores do not move under a running agent");
@@ -317,7 +334,8 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
             "apiVersion: stoker.build/v1\nkind: AgentConfig\npools: [{name: more, path: /var/mnt/more}]\nnode: {name: ghost}",
         );
         assert_eq!(diff(&old, &new).needs_restart, ["repositories.pool", "workspaces.pool"]);
-        let merged = merged(&old, &new);
+        let (merged, told) = take_over(&old, &new);
+        assert_eq!(told.needs_restart, ["repositories.pool", "workspaces.pool", "pools[data]"]);
         assert!(merged.pools.iter().any(|pool| pool.name == "data"));
         assert_eq!(merged.repositories.pool, "data");
     }

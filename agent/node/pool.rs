@@ -239,11 +239,14 @@ impl Pools {
     /// a pool is not ready, its state in words. Blocks for as long as the filesystems take to answer.
     #[must_use]
     pub fn measure(&self) -> Vec<(String, Result<Filesystem, PoolTrouble>)> {
-        let measure = |entry: &Arc<Entry>| {
-            let root = entry.enter().map_err(|trouble| PoolTrouble::NotReady(trouble.message))?;
-            Filesystem::of(&root, entry.pool.floor).map_err(|_| PoolTrouble::Silent)
-        };
-        self.entries().iter().map(|entry| (entry.pool.name.clone(), measure(entry))).collect()
+        self.entries().iter().map(|entry| (entry.pool.name.clone(), entry.measure())).collect()
+    }
+
+    /// As [`measure`](Self::measure), of one pool; nothing where none has this name.
+    #[must_use]
+    pub fn measure_one(&self, name: &str) -> Option<Result<Filesystem, PoolTrouble>> {
+        let entry = self.entries().iter().find(|entry| entry.pool.name == name).cloned();
+        entry.map(|entry| entry.measure())
     }
 
     fn publish(&self, looked: Vec<PoolView>, entries: &[Arc<Entry>]) {
@@ -290,6 +293,11 @@ impl Entry {
             discarded: AtomicU64::new(0),
             swept: watch::Sender::new(0),
         }
+    }
+
+    fn measure(&self) -> Result<Filesystem, PoolTrouble> {
+        let root = self.enter().map_err(|trouble| PoolTrouble::NotReady(trouble.message))?;
+        Filesystem::of(&root, self.pool.floor).map_err(|_| PoolTrouble::Silent)
     }
 
     /// The guard, now.

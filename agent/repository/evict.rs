@@ -115,7 +115,7 @@ pub(super) async fn watch_disk(shared: Arc<Shared>, holders: impl Future<Output 
         let measure = Arc::clone(&shared.pool.measure);
         let now = blocking("pool", move || measure()).await.ok().and_then(Result::ok);
         let print = fingerprint(&shared);
-        let short = now.is_some_and(|space| space.free_bytes < space.floor_bytes);
+        let short = now.is_some_and(|space| space.free_bytes < space.needed_bytes());
         let (limited, over) = (shared.config().limit.is_some(), lock(&shared.disk.known).over.is_some());
         let stale = measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY);
         if short || over || (print != seen && (limited || stale)) {
@@ -266,7 +266,7 @@ async fn make_room(shared: &Arc<Shared>, space: Option<Space>) -> Result<(), Rea
             free_bytes: space
                 .map_or(u64::MAX, |space| space.free_bytes)
                 .saturating_add(picture.inventory.leaving_bytes()),
-            floor_bytes: space.map_or(0, |space| space.floor_bytes),
+            floor_bytes: space.map_or(0, Space::needed_bytes),
             now,
             min_age,
         };
@@ -277,13 +277,28 @@ async fn make_room(shared: &Arc<Shared>, space: Option<Space>) -> Result<(), Rea
     let mut missed = false;
     for at in &plan.evicted {
         let Some(cause) = plan.cause else { break };
+        if cause == Cause::Floor && matches!(picture.what.get(*at), Some(What::Mirror(_))) {
+            // Single files come back sooner than a mirror. What is still lacking then shows at the next look.
+            let lacking = facts.floor_bytes.saturating_sub(facts.free_bytes);
+            let room = Repositories { shared: Arc::clone(shared) };
+            if blocking("lfs", move || room.lfs_evict(lacking))
+                .await
+                .is_ok_and(|freed| freed.is_ok_and(|freed| freed > 0))
+            {
+                return Ok(());
+            }
+        }
         missed |= !match picture.what.get(*at) {
             Some(What::Old { entry, path }) => evict_old(shared, entry, path, cause).await,
             Some(What::Mirror(entry)) => evict_mirror(shared, entry, cause).await?,
             None => true,
         };
     }
-    let over = over(&plan, &facts);
+    // Room that builds were promised is made where it can be; for want of it nothing is refused, the builds' own sources
+    // least of all.
+    let floor = space.map_or(0, |space| space.floor_bytes);
+    let above_floor = facts.free_bytes.saturating_add(plan.freed_bytes) >= floor;
+    let over = over(&plan, &facts).filter(|_| plan.cause != Some(Cause::Floor) || !above_floor);
     let mut known = lock(&shared.disk.known);
     known.used_bytes = facts.used_bytes.saturating_sub(plan.freed_bytes);
     if let Some(reason) = over.as_ref().filter(|_| known.over.is_none()) {
@@ -325,8 +340,8 @@ fn over(plan: &Plan, facts: &core::Facts) -> Option<Reason> {
         }
         Cause::Floor => {
             let message = format!(
-                "the pool has {} free, its floor is {}, and no repository may be evicted: {kept}; free disk there, or \
-                 unpin or remove some",
+                "the pool has {} free, its floor and what leases may still write are {}, and no repository may be \
+                 evicted: {kept}; free disk there, or unpin or remove some",
                 shown(facts.free_bytes),
                 shown(facts.floor_bytes)
             );

@@ -326,6 +326,9 @@ impl Reader {
     pub(super) fn forget_all(&self) {
         lock(&self.inner.handles).clear();
         lock(&self.inner.tables).clear();
+        // Paths may come back with other content, on another disk.
+        lock(&self.inner.tips).clear();
+        lock(&self.inner.memo).clear();
     }
 
     fn with<T>(

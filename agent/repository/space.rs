@@ -36,9 +36,15 @@ pub struct Space {
 }
 
 impl Space {
+    /// What must be free that builds have what they were promised, and the floor holds.
+    #[must_use]
+    pub const fn needed_bytes(self) -> u64 {
+        self.floor_bytes.saturating_add(self.reserved_bytes)
+    }
+
     /// What the cache may take: neither the floor nor what a build was promised.
     #[must_use]
     pub const fn spare(self) -> u64 {
-        self.free_bytes.saturating_sub(self.floor_bytes).saturating_sub(self.reserved_bytes)
+        self.free_bytes.saturating_sub(self.needed_bytes())
     }
 }

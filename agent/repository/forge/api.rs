@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT};
 use hyper::{Request, StatusCode, Uri};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +27,9 @@ pub(super) enum Failure {
     Unreachable(String),
     #[error("the API answered {0}")]
     Status(StatusCode),
+    /// It does not show us this one: others it may.
+    #[error("the API answered {0}")]
+    Denied(StatusCode),
     #[error("{0}")]
     Odd(String),
     /// The agent's own doing.
@@ -168,11 +171,19 @@ impl Question {
                     let next = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
                     uri = next.and_then(|next| on_same_host(&uri, next)).ok_or_else(|| odd("it is on another host"))?;
                 }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !is_throttled(response.headers()) => {
+                    return Err(Failure::Denied(response.status()));
+                }
                 status => return Err(Failure::Status(status)),
             }
         }
         Err(odd("it is always elsewhere"))
     }
+}
+
+/// Whether an answer is no because too much was asked: GitHub says that with 403 too.
+fn is_throttled(headers: &HeaderMap) -> bool {
+    headers.contains_key(RETRY_AFTER) || headers.get("x-ratelimit-remaining").is_some_and(|left| left == "0")
 }
 
 /// Where a redirect leads, where that is the same server.

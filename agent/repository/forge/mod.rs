@@ -106,12 +106,12 @@ impl Forges {
             self.count(if troubled { "left_alone" } else { "proxy" });
             return Ok(None);
         }
-        let asked = async {
-            // It is never closed.
-            let _place = self.places.acquire().await;
-            question.ask(&self.http).await
+        // That all places are taken is no trouble of this API.
+        let Ok(_place) = timeout(WITHIN, self.places.acquire()).await else {
+            self.count("busy");
+            return Ok(None);
         };
-        let answer = timeout(WITHIN, asked).await.unwrap_or(Err(Failure::TimedOut));
+        let answer = timeout(WITHIN, question.ask(&self.http)).await.unwrap_or(Err(Failure::TimedOut));
         match &answer {
             Ok(Some(_)) => {}
             Ok(None) => self.count("unknown"),

@@ -16,6 +16,7 @@ use hyper::{Request, Response, StatusCode, Uri};
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::{mpsc, watch};
 
+use super::Coming;
 use super::batch::{self, Action, MEDIA_TYPE, OBJECTS_MAX};
 use super::counts::Counters;
 use super::endpoint::Policy;
@@ -53,6 +54,8 @@ pub(super) struct Session<'a> {
     pub(super) done: AtomicU64,
     pub(super) total: u64,
     pub(super) counters: &'a Counters,
+    /// What is on its way.
+    pub(super) coming: Coming,
 }
 
 /// Why something was not had.
@@ -248,6 +251,7 @@ impl Session<'_> {
     }
 
     fn count(&self, pointer: Pointer) {
+        self.coming.landed(pointer.bytes);
         self.counters.came(pointer.bytes);
         let done = self.done.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         self.steps.send_replace(Progress { phase: "large files", done, total: self.total, ..Progress::default() });

@@ -16,7 +16,7 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -94,7 +94,9 @@ pub(super) struct Lfs {
     /// Of objects that are on their way: who wants the same waits for it.
     locks: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
     /// Bytes that are on their way and not on the disk yet.
-    coming: Arc<Mutex<u64>>,
+    coming: Arc<AtomicU64>,
+    /// Held by who looks whether there is room.
+    making_room: Arc<Mutex<()>>,
     /// Done once the pool was there.
     cleared: OnceCell<()>,
     /// Why the large files of a mirror are not here, by key.
@@ -110,6 +112,7 @@ impl Lfs {
             needed: Arc::default(),
             locks: Mutex::default(),
             coming: Arc::default(),
+            making_room: Arc::default(),
             cleared: OnceCell::new(),
             faults: Mutex::default(),
         }
@@ -122,20 +125,21 @@ impl Lfs {
 
     /// Waits until nobody else brings one of these. Always in the same order, so that no two wait for each other.
     async fn turns(&self, paths: &BTreeSet<PathBuf>) -> Vec<OwnedMutexGuard<()>> {
-        let mut turns = Vec::with_capacity(paths.len());
-        for path in paths {
-            let turn = {
-                let mut locks = lock(&self.locks);
-                match locks.get(path).and_then(Weak::upgrade) {
-                    Some(turn) => turn,
-                    None => {
-                        locks.retain(|_, turn| turn.strong_count() > 0);
-                        let turn = Arc::default();
-                        locks.insert(path.clone(), Arc::downgrade(&turn));
-                        turn
-                    }
+        let of_all: Vec<Arc<AsyncMutex<()>>> = {
+            let mut locks = lock(&self.locks);
+            locks.retain(|_, turn| turn.strong_count() > 0);
+            let of = |path: &PathBuf| match locks.get(path).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::default();
+                    locks.insert(path.clone(), Arc::downgrade(&turn));
+                    turn
                 }
             };
+            paths.iter().map(of).collect()
+        };
+        let mut turns = Vec::with_capacity(of_all.len());
+        for turn in of_all {
             turns.push(turn.lock_owned().await);
         }
         turns
@@ -175,15 +179,23 @@ impl Drop for Needed {
 }
 
 /// Bytes that are on their way.
+#[derive(Debug)]
 struct Coming {
-    all: Arc<Mutex<u64>>,
-    bytes: u64,
+    all: Arc<AtomicU64>,
+    bytes: AtomicU64,
+}
+
+impl Coming {
+    /// An object of so many is here, and on the disk.
+    fn landed(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.all.fetch_sub(bytes, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Coming {
     fn drop(&mut self) {
-        let mut all = lock(&self.all);
-        *all = all.saturating_sub(self.bytes);
+        self.all.fetch_sub(self.bytes.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }
 
@@ -215,16 +227,6 @@ impl Repositories {
         self.shared.lfs.counters.read()
     }
 
-    /// Bytes of all large files that are kept. Blocks on the disk.
-    ///
-    /// # Errors
-    /// When the pool is not there or cannot be read.
-    pub fn lfs_used_bytes(&self) -> Result<u64, Reason> {
-        let store = ObjectStore::new(&(self.shared.pool.root)()?);
-        let held = store.held().map_err(|error| io_reason("lfs", "looking for large files", &error))?;
-        Ok(held.iter().fold(0, |sum, held| sum.saturating_add(held.bytes)))
-    }
-
     /// Removes the least recently used large files until `bytes` became free, but none that is needed for a workspace that
     /// is being made; finished ones have copies. Gives what became free. Blocks on the disk.
     ///
@@ -237,9 +239,11 @@ impl Repositories {
 }
 
 fn evict(needed: &Mutex<HashMap<PathBuf, usize>>, store: &ObjectStore, bytes: u64) -> Result<u64, Reason> {
-    // Held all the while: what is found to be needed by nobody must not become needed before it is gone.
-    let needed = lock(needed);
-    let freed = store.evict(bytes, |path| needed.contains_key(path));
+    // Held for one file at a time: what is found to be needed by nobody must not become needed before it is gone.
+    let freed = store.evict(bytes, |path| {
+        let needed = lock(needed);
+        if needed.contains_key(path) { Ok(false) } else { std::fs::remove_file(path).map(|()| true) }
+    });
     let freed = freed.map_err(|error| io_reason("lfs", "removing large files", &error))?;
     if freed > 0 {
         tracing::info!(bytes = freed, "large files that were not used for longest were removed");
@@ -309,7 +313,7 @@ async fn fetch(
         let _turns = lfs.turns(&missing.iter().map(|pointer| store.path(trust, pointer.oid)).collect()).await;
         let missing = look(&store, trust, missing, key).await?;
         if !missing.is_empty() {
-            let _coming = make_room(shared, &store, &missing, key).await?;
+            let coming = make_room(shared, &store, &missing, key).await?;
             let total = u64::try_from(missing.len()).unwrap_or(u64::MAX);
             steps.send_replace(Progress { phase: "large files", total, ..Progress::default() });
             let policy = Policy::new(pin.url(), &shared.config());
@@ -320,7 +324,8 @@ async fn fetch(
             let authorization = Credentials::of(&shared.config(), trust).header_for(pin.url()).await?;
             let (policy, store, paths) = (&policy, &store, &names);
             let counters = &lfs.counters;
-            let session = Session { http, policy, authorization, store, trust, paths, steps, done, total, counters };
+            let session =
+                Session { http, policy, authorization, store, trust, paths, steps, done, total, counters, coming };
             match policy.endpoint(from.as_deref())? {
                 Endpoint::Local(dirs) => session.copy(&dirs, &missing).await?,
                 Endpoint::Server(_) if has_proxy() => {
@@ -401,9 +406,10 @@ async fn make_room(shared: &Shared, store: &ObjectStore, missing: &[Pointer], ke
     let config = shared.config();
     let measure = Arc::clone(&shared.pool.measure);
     let (store, all, needed) = (store.clone(), Arc::clone(&shared.lfs.coming), Arc::clone(&shared.lfs.needed));
+    let turn = Arc::clone(&shared.lfs.making_room);
     let made = blocking(key, move || {
-        let mut coming = lock(&all);
-        let wanted = coming.saturating_add(bytes);
+        let _turn = lock(&turn);
+        let wanted = all.load(Ordering::SeqCst).saturating_add(bytes);
         let refuse = |code, available: u64, what: &str| {
             let message = format!("large files of {bytes} bytes are wanted, and {what}");
             Err(Reason::new(code, "lfs", message).about(Resource::DiskBytes, bytes, available))
@@ -420,9 +426,8 @@ async fn make_room(shared: &Shared, store: &ObjectStore, missing: &[Pointer], ke
         if wanted > free && evict(&needed, &store, wanted - free)? < wanted - free {
             return refuse(Code::DiskFloor, free, &format!("the pool has {free} above its floor; free some"));
         }
-        *coming = wanted;
-        drop(coming);
-        Ok(Coming { all, bytes })
+        all.fetch_add(bytes, Ordering::SeqCst);
+        Ok(Coming { all, bytes: AtomicU64::new(bytes) })
     });
     made.await?
 }

@@ -101,8 +101,9 @@ impl ObjectStore {
         Ok(held)
     }
 
-    /// Removes the least recently used until `bytes` are free or nothing is left that may go. Gives what became free.
-    pub(super) fn evict(&self, bytes: u64, is_needed: impl Fn(&Path) -> bool) -> io::Result<u64> {
+    /// Has the least recently used removed until `bytes` are free or nothing is left; `remove` tells whether one went. Gives
+    /// what became free.
+    pub(super) fn evict(&self, bytes: u64, mut remove: impl FnMut(&Path) -> io::Result<bool>) -> io::Result<u64> {
         let mut held = self.held()?;
         held.sort_by_key(|held| held.used_at);
         let mut freed = 0_u64;
@@ -110,8 +111,7 @@ impl ObjectStore {
             if freed >= bytes {
                 break;
             }
-            if !is_needed(&held.path) {
-                fs::remove_file(&held.path)?;
+            if remove(&held.path)? {
                 freed = freed.saturating_add(held.bytes);
             }
         }
@@ -238,10 +238,11 @@ mod tests {
         }
         assert!(store.has("", all[1]).unwrap(), "used now");
         let needed = store.path("", all[0].oid);
-        assert_eq!(store.evict(5, |path| path == needed).unwrap(), 8);
+        let remove = |path: &Path| if path == needed { Ok(false) } else { fs::remove_file(path).map(|()| true) };
+        assert_eq!(store.evict(5, remove).unwrap(), 8);
         let left: Vec<_> = all.iter().map(|pointer| store.has("", *pointer).unwrap()).collect();
         assert_eq!(left, [true, true, false, false]);
-        assert_eq!(store.evict(u64::MAX, |path| path == needed).unwrap(), 4);
+        assert_eq!(store.evict(u64::MAX, remove).unwrap(), 4);
         assert!(store.has("", all[0]).unwrap());
     }
 

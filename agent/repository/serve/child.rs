@@ -140,7 +140,7 @@ impl Job {
                 Ok(Ok((Ok((sink, said)), ended))) => {
                     // What is one error is told to the client by git itself, as the protocol has it.
                     let whole = ended.or_else(|error| if said.is_error() { Ok(()) } else { Err(error) });
-                    let end = whole.as_ref().map(|()| ()).map_err(|error| Broken(code_of(error)));
+                    let end = whole.as_ref().map(drop).map_err(|error| Broken(code_of(error)));
                     sink.end(end).await;
                     whole.err()
                 }

@@ -76,9 +76,13 @@ fn rules(base: &str, config: &Config, known: &[RepositoryUrl]) -> BTreeMap<Strin
             }
         }
     }
-    for url in known.iter().take(RULES_MAX) {
-        let Some((authority, _)) = url.key().split_once('/').filter(|_| url.host().is_some()) else { continue };
+    let with_host = || known.iter().filter(|url| url.host().is_some());
+    let named = || with_host().filter_map(|url| Some((url.key().split_once('/')?.0, url)));
+    // One rule for a host goes further than those for its repositories, should there be too many.
+    for (authority, _) in named() {
         rules.web(&format!("{authority}/"));
+    }
+    for (authority, url) in named() {
         if let Some(path) = path(url) {
             rules.ssh(authority, path);
         }

@@ -144,6 +144,22 @@ async fn below_the_floor_a_mirror_goes_once_nobody_uses_it() {
 }
 
 #[tokio::test]
+async fn a_mirror_makes_room_for_what_builds_were_promised_and_nothing_is_refused_for_want_of_it() {
+    let world = World::with(|config, _| config.min_age = Duration::ZERO).await;
+    let [one, two] = ["a", "b"].map(|name| world.upstream(name));
+    let held = world.resolve(&one.request("head")).await.unwrap();
+    let free = world.keep_up();
+    free.store(FLOOR * 2, Ordering::SeqCst);
+    world.reserved.store(FLOOR * 2, Ordering::SeqCst);
+    assert_eq!(world.commit(&two.request("head")).await, Ok(two.rev("HEAD")));
+    until("the eviction", || is_evicted(&world, &two)).await;
+    assert_eq!(world.repositories.over_limit(), None, "the floor itself holds");
+    assert!(!is_evicted(&world, &one));
+    drop(held);
+    until("the eviction of the other", || is_evicted(&world, &one)).await;
+}
+
+#[tokio::test]
 async fn what_was_evicted_is_so_after_a_restart() {
     let world = world(2 << 20, |_| {}).await;
     let upstream = noisy(&world, "a", 3);

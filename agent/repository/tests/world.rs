@@ -119,6 +119,8 @@ pub(in crate::repository) struct World {
     pub(super) repositories: Repositories,
     pub(super) mounted: Arc<AtomicBool>,
     free: Arc<AtomicU64>,
+    /// What leases hold of the pool, and have not written.
+    pub(super) reserved: Arc<AtomicU64>,
     /// The commits that later rooms have.
     pub(super) needed: watch::Sender<Option<NeededCommits>>,
     pub(super) git_log: PathBuf,
@@ -181,16 +183,18 @@ impl World {
             })
         };
         let free = Arc::new(AtomicU64::new(1 << 40));
+        let reserved = Arc::new(AtomicU64::new(0));
         let measure: Measure = {
-            let free = Arc::clone(&free);
+            let (free, reserved) = (Arc::clone(&free), Arc::clone(&reserved));
             Arc::new(move || {
-                Ok(Space { free_bytes: free.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes: 0 })
+                let reserved_bytes = reserved.load(Ordering::SeqCst);
+                Ok(Space { free_bytes: free.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes })
             })
         };
         let pool = Pool { root, discard, measure };
         let grace = Duration::from_millis(200);
         let repositories = Repositories::open_with(&config, git, pool, CancellationToken::new(), grace).await.unwrap();
-        Self { dir, repositories, mounted, free, needed: watch::Sender::default(), git_log, config }
+        Self { dir, repositories, mounted, free, reserved, needed: watch::Sender::default(), git_log, config }
     }
 
     /// The agent ends and starts again.
