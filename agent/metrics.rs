@@ -75,6 +75,11 @@ struct Fetch {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cache {
+    answer: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Evicted {
     reason: &'static str,
 }
@@ -113,6 +118,13 @@ impl Metrics {
             fetches.get_or_create(&Fetch { outcome }).inc_by(*count);
         }
         registry.register("fetches", "Fetches from upstreams that ended, by outcome", fetches);
+        let answers = Family::<Cache, Counter>::default();
+        for (answer, count) in seen.answers {
+            answers.get_or_create(&Cache { answer }).inc_by(*count);
+        }
+        let help = "Requests for sources, by what answered: the cache alone (hit), upstream was asked (miss), the cache with \
+                    less than was asked for (stale)";
+        registry.register("repository_answers", help, answers);
         served(&seen.serve, &mut registry);
         let heals = Family::<Heal, Counter>::default();
         for (step, count) in seen.heals {
@@ -185,6 +197,8 @@ pub struct Seen<'a> {
     pub status: &'a v1::Status,
     /// All repositories.
     pub repositories: &'a [View],
+    /// How many requests for sources were answered how, since the start.
+    pub answers: &'a BTreeMap<&'static str, u64>,
     /// How many fetches ended how, since the start.
     pub fetches: &'a BTreeMap<&'static str, u64>,
     /// How often each step made a damaged store whole again, since the start.
@@ -487,6 +501,12 @@ fn repositories(seen: &Seen<'_>, all: &mut Gauges) {
     });
     let help = "How long ago upstream last confirmed a declared mirror";
     all.add("mirror_age", help, Some(Unit::Seconds), ages.collect());
+    let sizes = declared().take(SERIES_MAX).map(|repository| {
+        let bytes = i64::try_from(repository.disk_bytes).unwrap_or(i64::MAX);
+        (label("repository", repository.url.key()), float(bytes))
+    });
+    let help = "Disk that a declared mirror takes; what forks share is counted with each of them";
+    all.add("mirror_disk", help, Some(Unit::Bytes), sizes.collect());
     let disk = seen.repositories_bytes.map(|bytes| float(i64::try_from(bytes).unwrap_or(i64::MAX)));
     all.one("repositories_disk", "Disk that all repositories take, each file once", Some(Unit::Bytes), disk);
     let help = "1 where the repositories are over their limit and nothing may be evicted: no mirror is filled";

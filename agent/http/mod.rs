@@ -110,7 +110,7 @@ async fn scrape(State(face): State<Face>) -> Response {
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let now = crate::admission::now();
     let (fetches, heals) = (face.rooms.repositories.fetches(), face.rooms.repositories.heals());
-    let forges = face.rooms.repositories.forge_answers();
+    let (forges, answers) = (face.rooms.repositories.forge_answers(), face.rooms.repositories.answers());
     let (evictions, used) = (face.rooms.repositories.evictions(), face.rooms.repositories.used_bytes());
     let seen = Seen {
         status: &status,
@@ -120,6 +120,7 @@ async fn scrape(State(face): State<Face>) -> Response {
         upkeep_gave_way: face.rooms.repositories.upkeep_gave_way(),
         over_limit: face.rooms.repositories.over_limit().is_some(),
         fetches: &fetches,
+        answers: &answers,
         heals: &heals,
         forges: &forges,
         lfs: face.rooms.repositories.lfs_counts(),
@@ -143,8 +144,16 @@ async fn page(State(face): State<Face>, uri: Uri) -> Response {
         .look(|view, ledger| (ledger.live().cloned().collect::<Vec<_>>(), view.queue().cloned().collect::<Vec<_>>()));
     let now = crate::admission::now();
     let still = uri.query() == Some("still");
-    let sight =
-        page::Sight { status: &status, repositories: &repositories, leases: &leases, tickets: &tickets, now, still };
+    let evictions = face.rooms.repositories.last_evictions();
+    let sight = page::Sight {
+        status: &status,
+        repositories: &repositories,
+        evictions: &evictions,
+        leases: &leases,
+        tickets: &tickets,
+        now,
+        still,
+    };
     ([(header::CONTENT_SECURITY_POLICY, page::policy())], Html(page::page(&sight))).into_response()
 }
 

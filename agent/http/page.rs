@@ -15,7 +15,7 @@ use stoker_proto::v1;
 
 use super::html::{Part, Text, ago, ahead, bar, count, number, rough, share, shown, time};
 use crate::metrics::repository_word;
-use crate::repository::{RepositoryState, View};
+use crate::repository::{Eviction, Progress, RepositoryState, View};
 
 /// The policy of every answer that is not the page.
 pub(super) const POLICY_ELSEWHERE: &str = "default-src 'none'; frame-ancestors 'none'";
@@ -23,6 +23,8 @@ pub(super) const POLICY_ELSEWHERE: &str = "default-src 'none'; frame-ancestors '
 const AGAIN_SECONDS: u32 = 10;
 /// The most rows of one table; how many more there are is said below it.
 const ROWS_MAX: usize = 200;
+/// How many of the last evictions are shown.
+const EVICTIONS_SHOWN: usize = 8;
 const STYLE: &str = include_str!("style.css");
 /// A flame on a dark tile.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' \
@@ -44,6 +46,7 @@ pub(super) fn policy() -> &'static str {
 pub(super) struct Sight<'a> {
     pub(super) status: &'a v1::Status,
     pub(super) repositories: &'a [View],
+    pub(super) evictions: &'a [Eviction],
     pub(super) leases: &'a [Arc<Lease>],
     pub(super) tickets: &'a [Arc<Ticket>],
     pub(super) now: Timestamp,
@@ -393,39 +396,82 @@ fn filesystem(name: &str, disk: &v1::Filesystem) -> String {
 }
 
 fn repositories(sight: &Sight<'_>) -> String {
-    let row = |view: &View| {
-        let class = match view.state {
-            RepositoryState::Ready | RepositoryState::Fetching => "good",
-            RepositoryState::Filling => "warn",
-            RepositoryState::Empty if !view.declared => "warn",
-            RepositoryState::Empty | RepositoryState::Stale | RepositoryState::Quarantined => "bad",
-        };
-        let marks = [(view.declared, "declared"), (view.pinned, "pinned")];
-        let marks: Vec<&str> = marks.into_iter().filter(|(set, _)| *set).map(|(_, word)| word).collect();
-        let why = view.reasons.first().map(|why| format!("<small>{}</small>", Text(&why.message))).unwrap_or_default();
-        let never = || "never".to_owned();
+    let rows: Vec<String> = sight.repositories.iter().map(|view| repository(view, sight.now)).collect();
+    let heads = ["Repository", "State", "Confirmed", "Disk", "Snapshots", "From the cache"];
+    let body = table("Repositories", &heads, &rows, "No repository is known yet.");
+    let body = format!("{body}{}", evictions(sight));
+    section("repositories", "Repositories", &number(rows.len(), "repository", "repositories"), &body)
+}
+
+fn repository(view: &View, now: Timestamp) -> String {
+    let class = match view.state {
+        RepositoryState::Ready | RepositoryState::Fetching => "good",
+        RepositoryState::Filling => "warn",
+        RepositoryState::Empty if !view.declared => "warn",
+        RepositoryState::Empty | RepositoryState::Stale | RepositoryState::Quarantined => "bad",
+    };
+    let marks = [(view.declared, "declared"), (view.pinned, "pinned"), (true, view.trust.as_str())];
+    let marks: Vec<&str> = marks.into_iter().filter(|(set, _)| *set).map(|(_, word)| word).collect();
+    let doing = match (&view.progress, view.reasons.first()) {
+        (Some(fetch), _) => progress(fetch),
+        (None, Some(why)) => format!("<small>{}</small>", Text(&why.message)),
+        (None, None) => String::new(),
+    };
+    let confirmed = view.confirmed_at.map_or_else(|| "never".to_owned(), |at| ago(at, now));
+    let next = view.next_refresh_at.map(|at| format!("<small>next {}</small>", ahead(at, now))).unwrap_or_default();
+    let counted = |count: u64, one, many| number(usize::try_from(count).unwrap_or(usize::MAX), one, many);
+    let held = match view.snapshots_in_use {
+        0 => String::new(),
+        used => format!("<small>{used} in use by {}</small>", view.holders),
+    };
+    let asked = view.hits.saturating_add(view.misses);
+    let stale = if view.stale > 0 { format!("<small>{} stale</small>", view.stale) } else { String::new() };
+    format!(
+        "<td><b title=\"{}\">{}</b><small>{}</small></td><td><span class=\"state {class}\">{}</span>{doing}</td>\
+         <td class=\"size\">{confirmed}{next}</td><td class=\"size\">{}<small>{}, {}</small></td>\
+         <td class=\"size\">{}{held}</td><td class=\"size\">{} <span class=\"note\">of {asked}</span>{stale}</td>",
+        Text(view.url.key()),
+        Text(short(view.url.key())),
+        Text(marks.join(" · ")),
+        repository_word(view.state),
+        shown(Resource::DiskBytes, view.disk_bytes),
+        counted(view.objects, "object", "objects"),
+        counted(view.refs, "ref", "refs"),
+        view.snapshots,
+        view.hits,
+    )
+}
+
+/// A fetch that runs, as far as git tells.
+fn progress(fetch: &Progress) -> String {
+    let subject = if fetch.subject.is_empty() { String::new() } else { format!("{}: ", fetch.subject) };
+    let told = match fetch.total {
+        0 => format!("{subject}{}", fetch.phase),
+        total => format!("{subject}{} {} of {total}", fetch.phase, fetch.done),
+    };
+    let bytes = if fetch.bytes > 0 { format!(", {}", shown(Resource::DiskBytes, fetch.bytes)) } else { String::new() };
+    let meter = match fetch.total {
+        0 => String::new(),
+        total => bar(total, &[Part { class: "leased", value: fetch.done }], None, &told),
+    };
+    format!("<small>{}{bytes}</small>{meter}", Text(&told))
+}
+
+/// What went last for want of room, the newest first.
+fn evictions(sight: &Sight<'_>) -> String {
+    if sight.evictions.is_empty() {
+        return String::new();
+    }
+    let row = |gone: &Eviction| {
+        let (repository, what) = (Text(short(&gone.repository)), Text(&gone.what));
         format!(
-            "<td><b title=\"{}\">{}</b><small>{}</small></td><td><span class=\"state {class}\">{}</span>{why}</td>\
-             <td>{}</td><td class=\"size\">{}<small>{}</small></td><td class=\"size\">{} <small>of {}</small></td>",
-            Text(view.url.key()),
-            Text(short(view.url.key())),
-            Text(if marks.is_empty() {
-                view.trust.clone()
-            } else {
-                format!("{} · {}", marks.join(" · "), view.trust)
-            }),
-            repository_word(view.state),
-            view.confirmed_at.map_or_else(never, |at| ago(at, sight.now)),
-            shown(Resource::DiskBytes, view.disk_bytes),
-            number(usize::try_from(view.refs).unwrap_or(usize::MAX), "ref", "refs"),
-            view.hits,
-            number(usize::try_from(view.hits.saturating_add(view.misses)).unwrap_or(usize::MAX), "request", "requests"),
+            "<li>{repository} · {what} <span class=\"note\">{}</span> <code>{}</code></li>",
+            ago(gone.at, sight.now),
+            gone.code.word()
         )
     };
-    let rows: Vec<String> = sight.repositories.iter().map(row).collect();
-    let heads = ["Repository", "State", "Confirmed", "Disk", "From the cache"];
-    let body = table("Repositories", &heads, &rows, "No repository is known yet.");
-    section("repositories", "Repositories", &number(rows.len(), "repository", "repositories"), &body)
+    let rows: String = sight.evictions.iter().rev().take(EVICTIONS_SHOWN).map(row).collect();
+    format!("<h3>Evicted for want of room</h3><ul class=\"evictions\">{rows}</ul>")
 }
 
 /// A canonical URL without its scheme.

@@ -18,7 +18,7 @@ use tower::ServiceExt;
 use super::html::{Text, rough, shown};
 use super::page::{Sight, page, policy};
 use crate::config::{self, NodeIdentity};
-use crate::repository::{RepositoryState, View};
+use crate::repository::{Eviction, Progress, RepositoryState, View};
 use crate::supervise::Agent;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
@@ -236,8 +236,33 @@ fn rendered(name: &str, still: bool, tickets: usize) -> String {
         })
     };
     let tickets: Vec<_> = (0..u64::try_from(tickets).unwrap()).map(ticket).collect();
-    let (status, repositories, leases) = (status(name), [repository()], [Arc::new(lease(name))]);
-    page(&Sight { status: &status, repositories: &repositories, leases: &leases, tickets: &tickets, now: NOW, still })
+    let (status, leases) = (status(name), [Arc::new(lease(name))]);
+    let filling = View {
+        state: RepositoryState::Filling,
+        progress: Some(Progress { done: 45, total: 90, bytes: 7 << 20, ..Progress::phase("receiving") }),
+        next_refresh_at: Some(Timestamp(NOW.0 + 60_000)),
+        snapshots_in_use: 1,
+        holders: 3,
+        stale: 2,
+        reasons: Vec::new(),
+        ..repository()
+    };
+    let repositories = [repository(), filling];
+    let evictions = [Eviction {
+        at: Timestamp(NOW.0 - 120_000),
+        repository: name.into(),
+        what: format!("mirror {name}"),
+        code: Code::RepositoriesLimit,
+    }];
+    page(&Sight {
+        status: &status,
+        repositories: &repositories,
+        evictions: &evictions,
+        leases: &leases,
+        tickets: &tickets,
+        now: NOW,
+        still,
+    })
 }
 
 /// What people read of it, a line for each block.
@@ -279,7 +304,7 @@ fn nothing_from_outside_is_markup() {
     let page = rendered(HOSTILE, false, 1);
     assert!(!page.contains("<script") && !page.contains("\u{202e}") && !page.contains('\u{7}'), "{page}");
     let escaped = "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;\\u{202e}\u{fffd}";
-    assert!(page.matches(escaped).count() >= 8, "{page}");
+    assert!(page.matches(escaped).count() >= 10, "{page}");
     assert_eq!(Text(HOSTILE).to_string(), escaped);
 }
 

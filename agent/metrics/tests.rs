@@ -18,6 +18,7 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
             status: &status,
             repositories: &repositories,
             fetches: &BTreeMap::from([("fetched", 1)]),
+            answers: &BTreeMap::from([("hit", 5), ("miss", 1)]),
             heals: &BTreeMap::from([("repair", 2)]),
             forges: &BTreeMap::from([("told", 4)]),
             lfs: LfsCounts {

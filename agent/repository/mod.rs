@@ -143,6 +143,8 @@ struct Shared {
     ticks: watch::Sender<u64>,
     /// How many fetches ended how: `fetched`, or the word of the reason why not.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
+    /// How many requests were answered how: `hit`, `miss`, `stale`.
+    answers: Mutex<BTreeMap<&'static str, u64>>,
     /// What else declares mirrors, by its name for people.
     lists: Mutex<BTreeMap<String, lists::List>>,
     tasks: TaskTracker,
@@ -199,6 +201,7 @@ impl Repositories {
             disk: evict::Watch::default(),
             ticks: watch::Sender::new(0),
             outcomes: Mutex::default(),
+            answers: Mutex::default(),
             lists: Mutex::default(),
             tasks,
             cancel,
@@ -352,6 +355,13 @@ impl Repositories {
     #[must_use]
     pub fn fetches(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.shared.outcomes).clone()
+    }
+
+    /// How many requests were answered without upstream (`hit`), after a question to it (`miss`), or with something older
+    /// than they asked for (`stale`), since the start.
+    #[must_use]
+    pub fn answers(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.shared.answers).clone()
     }
 
     /// How often each step of mending made a store whole since the start, and how often none did.

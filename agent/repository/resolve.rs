@@ -90,7 +90,7 @@ pub(super) async fn resolve_in(
         match decide(&facts, request, shared.now()) {
             Step::Answer { commit, origin, as_of, other_fork } => {
                 let Some(pin) = pin else { break };
-                count(entry, facts.asked.is_some(), origin == Origin::Stale, shared.now());
+                shared.count_answer(entry, facts.asked.is_some(), origin == Origin::Stale);
                 entry.state().meta.use_commit(commit, shared.now());
                 if other_fork {
                     tracing::info!(repository = entry.url.key(), %commit, "a commit that only another fork has, as allowed");
@@ -125,7 +125,7 @@ pub(super) async fn resolve_in(
                 facts.fetched = Some(fetch(shared, entry, wanted, commit, deadline).await);
             }
             Step::Refuse(reason) => {
-                count(entry, facts.asked.is_some(), false, shared.now());
+                shared.count_answer(entry, facts.asked.is_some(), false);
                 return Err(reason);
             }
         }
@@ -259,15 +259,26 @@ fn describe(
     Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject, other_fork: false })
 }
 
-/// Counts an answer, and that the repository was used. `asked`: upstream, for this answer.
-pub(super) fn count(entry: &Entry, asked: bool, stale: bool, now: Timestamp) {
-    let meta = &mut entry.state().meta;
-    if stale {
-        meta.stale = meta.stale.saturating_add(1);
+impl Shared {
+    /// Counts an answer, and that the repository was used. `asked`: upstream, for this answer.
+    pub(super) fn count_answer(&self, entry: &Entry, asked: bool, stale: bool) {
+        let word = match (stale, asked) {
+            (true, _) => "stale",
+            (false, true) => "miss",
+            (false, false) => "hit",
+        };
+        {
+            let mut state = entry.state();
+            let meta = &mut state.meta;
+            meta.last_used_at = Some(self.now());
+            meta.stale = meta.stale.saturating_add(u64::from(stale));
+            let counter = if asked { &mut meta.misses } else { &mut meta.hits };
+            *counter = counter.saturating_add(1);
+        }
+        let mut answers = super::lock(&self.answers);
+        let count = answers.entry(word).or_default();
+        *count = count.saturating_add(1);
     }
-    meta.last_used_at = Some(now);
-    let counter = if asked { &mut meta.misses } else { &mut meta.hits };
-    *counter = counter.saturating_add(1);
 }
 
 fn unreadable(subject: &str, error: &ReadError) -> Reason {

@@ -19,7 +19,6 @@ use super::super::for_a_while::ForAWhile;
 use super::super::listing::Wanted;
 use super::super::meta::Meta;
 use super::super::read::Verdict;
-use super::super::resolve::count;
 use super::super::snapshot::SnapshotPin;
 use super::super::{lock, unknown};
 use super::{Freshness, Refusal, Serve};
@@ -108,7 +107,7 @@ impl Serve {
     }
 
     fn told(&self, entry: &Entry, word: &'static str, age: Option<Span>, reason: Option<Code>) -> Freshness {
-        count(entry, word == "miss", word == "stale", self.inner.repositories.shared.now());
+        self.inner.repositories.shared.count_answer(entry, word == "miss", word == "stale");
         Freshness { word, age_seconds: age.map(|age| age.0.max(0) / 1000), reason }
     }
 
