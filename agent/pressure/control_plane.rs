@@ -27,6 +27,8 @@ use crate::config::sensing::Readyz;
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// The most control groups that patterns stand for.
 const GROUPS_MAX: usize = 16;
+/// The most folders that are looked into for one component of a pattern.
+const FOLDERS_MAX: usize = 1024;
 
 /// Asks until it is told to stop. Without a probe in the configuration there is nothing to ask, until there is.
 pub(super) async fn probe_on(config: Configured, probes: watch::Sender<Probe>, stop: CancellationToken) {
@@ -134,9 +136,11 @@ fn expand(root: &Path, pattern: &Path) -> Vec<PathBuf> {
             let fits = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| matches(part, name)));
             fits.map(|entry| entry.path()).collect()
         });
-        found = next.filter(|path| path.is_dir()).take(GROUPS_MAX).collect();
+        found = next.filter(|path| path.is_dir()).take(FOLDERS_MAX).collect();
+        // The same ones each time, whatever the order in which the kernel lists them.
+        found.sort();
     }
-    found.sort();
+    found.truncate(GROUPS_MAX);
     found
 }
 

@@ -46,6 +46,9 @@ pub enum GitError {
     },
 }
 
+/// How git tells that a child of its own was killed.
+const KILLED: &str = "died of signal";
+
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
 const SIGNS: [(&str, Code); 50] = [
     ("cannot be contained", Code::ContainmentReduced),
@@ -59,7 +62,7 @@ const SIGNS: [(&str, Code); 50] = [
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
     // One that was killed says nothing of what it was looking at, whatever git makes of its silence.
-    ("died of signal", Code::GitKilled),
+    (KILLED, Code::GitKilled),
     ("dubious ownership", Code::RepositoryForeignOwner),
     ("source repository is shallow", Code::RepositoryShallow),
     ("shallow update not allowed", Code::RepositoryShallow),
@@ -105,9 +108,11 @@ const SIGNS: [(&str, Code); 50] = [
 
 impl GitError {
     pub(super) fn failed(status: ExitStatus, stderr: String, stdout: Vec<u8>) -> Self {
-        let line = redact(telling_line(&stderr).unwrap_or("ended without a word"));
         // Who was killed itself says nothing, or half of what it had to say.
         let code = if status.signal().is_some() { Code::GitKilled } else { classify(&stderr) };
+        // What git makes of the silence of a child that was killed (objects that upstream did not send) is not so.
+        let killed = stderr.lines().map(str::trim).find(|line| code == Code::GitKilled && line.contains(KILLED));
+        let line = redact(killed.or_else(|| telling_line(&stderr)).unwrap_or("ended without a word"));
         Self::Failed { status, code, line, stderr: redact(&stderr), stdout }
     }
 
@@ -245,6 +250,16 @@ fn redact(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_that_was_killed_is_told_as_that() {
+        let stderr = "error: index-pack died of signal 9\nfatal: remote did not send all necessary objects\n";
+        let status = <ExitStatus as std::os::unix::process::ExitStatusExt>::from_raw(128 << 8);
+        let error = GitError::failed(status, stderr.to_owned(), Vec::new());
+        assert_eq!(error.code(), Code::GitKilled);
+        let told = error.reason("x", "fetching x").message;
+        assert!(told.contains("index-pack died of signal 9") && !told.contains("necessary"), "{told}");
+    }
 
     #[test]
     fn what_git_says_becomes_a_code() {
