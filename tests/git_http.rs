@@ -268,6 +268,38 @@ fn another_trust_class_looks_as_if_it_were_not_there() {
 }
 
 #[test]
+fn a_mirror_of_very_many_refs_is_what_upstream_gives() {
+    let repo = TestRepo::generated(60, 20_000, 10);
+    let commits = git_out(&repo.path(), &["rev-list", "main"]);
+    let commits: Vec<&str> = commits.lines().collect();
+    repo.name_often(commits.iter().copied().cycle().take(5_100));
+    // What the default branch does not lead to: another history, tags of tags, a tag of a file.
+    let at = repo.path();
+    let tree = git_out(&at, &["mktree"]);
+    let other = git_out(&at, &["commit-tree", &tree, "-m", "another history"]);
+    git_out(&at, &["update-ref", "refs/heads/orphan", &other]);
+    git_out(&at, &["tag", "-a", "-m", "of the other history", "annotated", &other]);
+    git_out(&at, &["tag", "-a", "-m", "of a tag", "nested", "annotated"]);
+    let file = git_out(&at, &["rev-parse", "main:tree000/dir000/file000000.txt"]);
+    git_out(&at, &["tag", "file", &file]);
+    let (upstream, url) = Upstream::of(&repo);
+    let agent = node("");
+    let (from, clients) = (served(&agent, &url), Clients::new());
+    clients.git(&["clone", "--quiet", "--mirror", &from, "ours"]);
+    assert_eq!(upstream.requests().ls_refs, 2, "all refs, and the default branch");
+    clients.git(&["clone", "--quiet", "--mirror", &url, "theirs"]);
+    let (ours, theirs) = (clients.place("ours"), clients.place("theirs"));
+    assert_eq!(refs(&ours), refs(&theirs));
+    assert_eq!(objects(&ours), objects(&theirs));
+    git_out(&ours, &["fsck", "--no-dangling", "--no-progress"]);
+    // Another history comes as ever.
+    let new = repo.commit_file("main", "new.txt", b"new\n");
+    agent.stoker().run(["repo", "refresh", &url, "--socket", agent.socket().to_str().unwrap()]).expect_code(0);
+    clients.git(&["-C", "ours", "fetch", "--quiet", "origin"]);
+    assert_eq!(git_out(&ours, &["rev-parse", "main"]), new);
+}
+
+#[test]
 fn lists_of_refs_are_fresh_or_say_that_they_are_not() {
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);

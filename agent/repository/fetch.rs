@@ -1,6 +1,5 @@
-//! What one serial task does to one store: ask upstream, fill or fetch, publish.
+//! What one serial task does to one store: ask upstream, fetch, publish. The first fill is in [`super::fill`].
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::check::packs;
 use super::credentials::Credentials;
-use super::disk::{GENERATION, Paths, StorePaths, io_reason, make_directory, remove_unfinished, repositories};
+use super::disk::{Paths, StorePaths, io_reason, repositories};
 use super::git::{Command, Git, GitError};
 use super::listing::{Head, Listing, Wanted};
 use super::local::{SafeDirectory, inspect};
 use super::ls_refs::{LsRefs, Question};
 use super::progress::Progress;
 use super::refs::RefTable;
-use super::snapshot::{CONFIG, Publication, SnapshotPin};
+use super::snapshot::{Publication, SnapshotPin};
 
 /// Of a list of refs: about 800,000.
 const LISTING_BYTES_MAX: usize = 64 << 20;
@@ -79,7 +78,7 @@ impl Visit {
     }
 
     /// A command that speaks with upstream.
-    fn remote<const N: usize>(&self, args: [&str; N], safe: Option<&SafeDirectory>) -> Command {
+    pub(super) fn remote<const N: usize>(&self, args: [&str; N], safe: Option<&SafeDirectory>) -> Command {
         let mut protocols = vec![self.url.protocol().word()];
         // An upgrade is the one redirect between protocols that git would follow and that is harmless.
         if self.url.protocol() == Protocol::Http && self.protocols.iter().any(|word| word == "https") {
@@ -140,57 +139,6 @@ impl Visit {
     /// Whether there is a store to fetch into.
     pub(super) fn has_store(&self) -> bool {
         self.store.git().join("HEAD").is_file()
-    }
-
-    /// The first fill: a clone beside the store's place, its refs rewritten into the namespace, moved into place.
-    ///
-    /// A clone works by its absolute path, whatever it is given, and so cannot be bound to its filesystem as a fetch is;
-    /// it is ended as soon as the pool is seen to have gone.
-    pub(super) async fn fill(&self, head: Option<&Head>, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
-        let (store, dir) = (self.store.clone(), self.store.fill());
-        let clear = move || {
-            remove_unfinished(&store.fill())?;
-            store.make_folder()?;
-            // Git's user may not make it where it lies.
-            make_directory(&store.fill())
-        };
-        on_disk(clear).await?;
-        let path = dir.to_string_lossy().into_owned();
-        let args = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress", "--"];
-        let command = self.remote(args, safe).args([self.url.fetch_url(), &path]).progress(self.progress.clone());
-        let done = command.run_in_store(&dir).await;
-        let rewrite = {
-            let (store, heads, tags, pins) =
-                (self.store.clone(), self.followed("heads"), self.followed("tags"), self.pins());
-            let detached = match head {
-                Some(Head::Detached(commit)) => Some(*commit),
-                _ => None,
-            };
-            move || adopt_clone(&store, &heads, &tags, &pins, detached)
-        };
-        match done {
-            Ok(_) => on_disk(rewrite).await,
-            Err(error) => {
-                // Git removes what it made, unless it was killed.
-                let _ = on_disk(move || remove_unfinished(&dir)).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// An empty store, for a fill that begins with what somebody waits for.
-    pub(super) async fn begin_store(&self) -> Result<(), GitError> {
-        let store = self.store.clone();
-        let make = move || {
-            store.make_folder()?;
-            remove_unfinished(&store.fill())?;
-            let new = store.fill();
-            for dir in ["", "objects", "objects/info", "objects/pack", "refs"] {
-                fs::create_dir(new.join(dir))?;
-            }
-            finish_store(&store)
-        };
-        on_disk(make).await
     }
 
     /// Fetches what somebody waits for: these refs, and with them what is needed to read them.
@@ -322,41 +270,10 @@ impl Visit {
     }
 }
 
-/// Makes a fresh clone the store. Branches and tags go into the namespace; nothing of upstream's address stays.
-fn adopt_clone(
-    store: &StorePaths,
-    heads: &str,
-    tags: &str,
-    pins: &str,
-    detached: Option<CommitId>,
-) -> std::io::Result<()> {
-    let clone = store.fill();
-    let renamed = |name: &[u8]| {
-        let (prefix, rest) = match name.strip_prefix(b"refs/heads/") {
-            Some(rest) => (heads, rest),
-            None => (tags, name.strip_prefix(b"refs/tags/")?),
-        };
-        Some([prefix.as_bytes(), rest].concat())
-    };
-    let mut refs = RefTable::read(&clone.join("packed-refs"))?.rename(renamed);
-    if let Some(commit) = detached {
-        refs = refs.with(format!("{pins}detached").as_bytes(), commit);
-    }
-    fs::write(clone.join("packed-refs"), refs.to_file())?;
-    finish_store(store)
-}
-
-/// Writes what every store has, and moves it into place.
-fn finish_store(store: &StorePaths) -> std::io::Result<()> {
-    let new = store.fill();
-    fs::write(new.join("config"), CONFIG)?;
-    fs::write(new.join("HEAD"), "ref: refs/heads/.invalid\n")?;
-    fs::write(new.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
-    fs::rename(new, store.git())
-}
-
 /// File work off the async threads, within a git step.
-async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, GitError> {
+pub(super) async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, GitError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(GitError::Disk),
         Err(error) => Err(GitError::Disk(std::io::Error::other(error))),

@@ -119,7 +119,7 @@ impl Patient<'_> {
             Step::Clone => {
                 let Some((listing, safe)) = upstream else { return Ok(false) };
                 self.quarantine().await?;
-                let filled = self.visit.fill(listing.head.as_ref(), safe).await;
+                let filled = self.visit.fill(listing, safe).await;
                 Ok(self.worked(filled)? && self.is_whole(false).await?)
             }
         }

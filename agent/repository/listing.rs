@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
@@ -83,12 +84,37 @@ pub(super) struct Listing {
     pub(super) digest: String,
     /// Branches and tags.
     pub(super) followed: usize,
+    pub(super) all: Listed,
     /// What some of them name, spread over all of them.
     pub(super) tips: Vec<CommitId>,
     /// Of the wanted refs the branches and tags that are there, by full name.
     pub(super) first: BTreeSet<String>,
     /// Of the wanted refs and tips the others that are there, by full name.
     pub(super) extra: BTreeMap<String, CommitId>,
+}
+
+/// Branches and tags by name, and the objects that they name. Cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Listed(Arc<Refs>);
+
+#[derive(Default, PartialEq, Eq)]
+struct Refs {
+    /// One after the other.
+    names: Vec<u8>,
+    refs: Vec<(Range<usize>, CommitId)>,
+}
+
+impl Listed {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], CommitId)> {
+        let Refs { names, refs } = &*self.0;
+        refs.iter().map(|(range, id)| (names.get(range.clone()).unwrap_or_default(), *id))
+    }
+}
+
+impl std::fmt::Debug for Listed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} refs", self.0.refs.len())
+    }
 }
 
 impl Listing {
@@ -196,7 +222,16 @@ impl<'a> Lister<'a> {
         let mut tips: Vec<CommitId> = followed.iter().step_by(step).map(|(_, id)| *id).chain(head_id).collect();
         tips.sort_unstable();
         tips.dedup();
-        Listing { head, digest, followed: followed.len(), tips, first, extra }
+        let count = followed.len();
+        Listing {
+            head,
+            digest,
+            followed: count,
+            all: Listed(Arc::new(Refs { names, refs: followed })),
+            tips,
+            first,
+            extra,
+        }
     }
 }
 

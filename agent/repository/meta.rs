@@ -78,6 +78,9 @@ pub(super) struct Meta {
     /// Why the last fetch failed.
     #[serde(default)]
     pub(super) error: Option<Reason>,
+    /// Upstream, when it was last asked for its refs, did not have it (any more) or did not let us in.
+    #[serde(default)]
+    pub(super) denied: bool,
     #[serde(default)]
     pub(super) pins: Vec<Pin>,
     /// Commits that were fetched by their name; the ones asked for longest ago first.
@@ -127,6 +130,7 @@ impl Meta {
             partial_at: None,
             failures: 0,
             error: None,
+            denied: false,
             pins: Vec::new(),
             commits: Vec::new(),
             hits: 0,

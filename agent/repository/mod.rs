@@ -18,6 +18,7 @@ mod disk;
 mod entry;
 mod evict;
 mod fetch;
+mod fill;
 mod for_a_while;
 mod forge;
 pub mod git;

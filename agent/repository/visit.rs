@@ -83,7 +83,10 @@ async fn run(
         let asked_at = shared.now();
         visit.list(wanted, safe.as_deref()).await.map(|listing| (listing, safe, asked_at))
     };
-    let (listing, safe, asked_at) = match listed.await {
+    let listed = listed.await;
+    // An answer to this question alone: what goes wrong later, on the way or here, is not upstream's no.
+    entry.state().meta.denied = listed.as_ref().is_err_and(|reason| reason.code.upstream_says_no());
+    let (listing, safe, asked_at) = match listed {
         Ok(listed) => listed,
         Err(reason) => {
             mend_alone(shared, entry, &mut visit).await;
@@ -320,7 +323,7 @@ async fn bring(
     let patient = Patient { shared, entry, visit, store };
     let reason = |error: GitError| error.reason(entry.url.key(), &format!("fetching {}", entry.url));
     let whole = async || {
-        visit.fill(missing.head.as_ref(), safe).await?;
+        visit.fill(missing, safe).await?;
         if missing.extra.is_empty() { Ok(()) } else { visit.fetch_extra(missing, safe).await }
     };
     if !visit.has_store() {

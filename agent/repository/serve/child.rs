@@ -170,9 +170,12 @@ impl Job {
     }
 }
 
-/// A child that reads our own snapshot, and fails though the machine let it, cannot read it.
+/// What an end means here, where there is no upstream: what says nothing else is the disk under the snapshot.
 fn code_of(error: &GitError) -> Code {
-    if error.is_of_the_machine() { error.code() } else { Code::RepositoryCorrupt }
+    match error.code() {
+        Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::UpstreamNotFound => Code::PoolNotReady,
+        code => code,
+    }
 }
 
 /// What the child wrote, as far as it matters.

@@ -71,8 +71,7 @@ impl Serve {
 
     /// Refuses what upstream was asked for, and no longer has or no longer shows us.
     pub(super) fn still_shown(&self, entry: &Entry) -> Result<(), Refusal> {
-        let says_no = entry.state().meta.error.as_ref().is_some_and(|error| error.code.upstream_says_no());
-        if says_no { Err(Refusal::Unknown(absent(&entry.url))) } else { Ok(()) }
+        if entry.state().meta.denied { Err(Refusal::Unknown(absent(&entry.url))) } else { Ok(()) }
     }
 
     /// Asks upstream what it has, where nobody did within the configured time; together with all who ask meanwhile. What
