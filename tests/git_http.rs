@@ -286,13 +286,26 @@ fn a_mirror_of_very_many_refs_is_what_upstream_gives() {
     let agent = node("");
     let (from, clients) = (served(&agent, &url), Clients::new());
     clients.git(&["clone", "--quiet", "--mirror", &from, "ours"]);
-    assert_eq!(upstream.requests().ls_refs, 2, "all refs, and the default branch");
+    let asked = upstream.requests();
+    assert_eq!((asked.ls_refs, asked.fetches), (2, 1), "all refs; branches, and all objects");
     clients.git(&["clone", "--quiet", "--mirror", &url, "theirs"]);
     let (ours, theirs) = (clients.place("ours"), clients.place("theirs"));
     assert_eq!(refs(&ours), refs(&theirs));
     assert_eq!(objects(&ours), objects(&theirs));
     git_out(&ours, &["fsck", "--no-dangling", "--no-progress"]);
-    // Another history comes as ever.
+    // Begun with a branch that somebody waits for, and with HEAD on no branch.
+    git_out(&at, &["update-ref", "--no-deref", "HEAD", &other]);
+    let second = node("");
+    let socket = second.socket();
+    let asked = ["resolve", &url, "branch:orphan", "--socket", socket.to_str().unwrap()];
+    second.stoker().run(asked).expect_code(0);
+    clients.git(&["clone", "--quiet", "--mirror", &served(&second, &url), "second"]);
+    let second = clients.place("second");
+    let listed = |at: &Path| git_out(at, &["for-each-ref", "--format=%(refname) %(objectname) %(*objectname)"]);
+    assert_eq!(listed(&second), listed(&theirs));
+    git_out(&second, &["fsck", "--no-dangling", "--no-progress"]);
+    git_out(&at, &["symbolic-ref", "HEAD", "refs/heads/main"]);
+    // What is new comes as ever.
     let new = repo.commit_file("main", "new.txt", b"new\n");
     agent.stoker().run(["repo", "refresh", &url, "--socket", agent.socket().to_str().unwrap()]).expect_code(0);
     clients.git(&["-C", "ours", "fetch", "--quiet", "origin"]);

@@ -119,6 +119,12 @@ async fn a_refresh_that_finds_nothing_is_one_round_trip_and_no_child() {
     assert_eq!(reason(&gone), "REF_NOT_FOUND");
     assert_eq!(resolve(&agent, source(&url, "head")).await.unwrap().clone_ref, "refs/heads/feature/with-slash");
     assert_eq!((started.of("ls-remote"), started.of("fetch")), (0, 1), "{:?}", started.so_far());
+    // A HEAD that names nothing is no news each time.
+    repo.set_head("no/such");
+    let unborn = resolve(&agent, source(&url, "branch:main")).await.unwrap();
+    let before = started.so_far();
+    let again = resolve(&agent, source(&url, "branch:main")).await.unwrap();
+    assert_eq!((again.snapshot, started.so_far()), (unborn.snapshot, before));
 }
 
 #[tokio::test]

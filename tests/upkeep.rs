@@ -223,6 +223,38 @@ async fn a_full_disk_during_a_repack_breaks_nothing_on_xfs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_lost_its_packs_or_its_head_is_never_published_and_is_mended() {
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let agent = Agent::start(&configuration(PLAIN, ""));
+    let first = resolve(&agent, &url, "branch:main").await;
+    let shown = repository(&agent, &url).await;
+    let pool = agent.root().join("pool");
+    let store = pool.join("stoker/stores").join(&shown.store).join("store.git");
+    let whole = async || {
+        assert_newest_whole(&agent, &pool, &url).await;
+        let now = repository(&agent, &url).await;
+        assert!(now.objects > 0 && now.refs == shown.refs, "{now:?}");
+        assert_eq!(resolve(&agent, &url, "branch:main").await.commit, first.commit);
+    };
+    for pack in std::fs::read_dir(store.join("objects/pack")).unwrap() {
+        std::fs::remove_file(pack.unwrap().path()).unwrap();
+    }
+    wait::until(LIMIT, "the loss is seen", || agent.log().contains("the store may be damaged"));
+    wait::until_async(LIMIT, "it is mended", || async {
+        repository(&agent, &url).await.heals.iter().any(|heal| heal.step != "failed")
+    })
+    .await;
+    whole().await;
+    // As the power leaves a file that was not synced.
+    std::fs::write(store.join("HEAD"), "").unwrap();
+    let new = repo.commit_file("main", "new.txt", b"new\n");
+    assert_eq!(resolve(&agent, &url, "branch:main").await.commit, new);
+    assert_newest_whole(&agent, &pool, &url).await;
+    assert!(!agent.log().contains("UPSTREAM_"), "it is nobody else's fault");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn eviction_and_its_limits_are_told_on_all_faces() {
     let upstream = Upstream::start();
     let repos: Vec<TestRepo> = (0..3)

@@ -255,9 +255,11 @@ impl Shared {
     /// A snapshot that is damaged serves nobody new: the newest good one before it does, or none until one is published.
     pub(super) async fn condemn(self: &Arc<Self>, entry: &Arc<Entry>, bad: &SnapshotPin, why: &str) {
         tracing::error!(repository = entry.url.key(), snapshot = bad.name(), "a snapshot is damaged: {why}");
+        bad.condemn();
         let older: Vec<SnapshotPin> = {
             let state = entry.state();
             let mut older: Vec<_> = state.superseded.iter().map(|(pin, _)| pin.clone()).collect();
+            older.retain(|pin| !pin.is_condemned());
             older.retain(|pin| pin.number() < bad.number() && pin.number() >= state.meta.first_snapshot);
             older.sort_by_key(SnapshotPin::number);
             older

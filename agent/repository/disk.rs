@@ -72,6 +72,11 @@ impl StorePaths {
         self.folder.join("store.git")
     }
 
+    /// Whether there is a store to fetch into. Its HEAD is written last, and is never empty unless the power took it.
+    pub(super) fn has_store(&self) -> bool {
+        fs::metadata(self.git().join("HEAD")).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
+    }
+
     /// Where a first fill works; it becomes the store when it is whole.
     pub(super) fn fill(&self) -> PathBuf {
         self.folder.join(".tmp-fill")
@@ -101,13 +106,16 @@ pub(super) fn snapshot_number(name: &str) -> Option<u64> {
     name.parse().ok().filter(|number: &u64| number.to_string() == name)
 }
 
-/// The names in a directory that are UTF-8; none where it is not there.
+/// The names in a directory that are UTF-8, as all of ours are; none where it is not there.
 pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+    let names = entries.filter_map(|entry| match entry {
+        Ok(entry) => entry.file_name().into_string().ok().map(Ok),
+        Err(error) => Some(Err(error)),
+    });
     names.collect()
 }
 

@@ -129,6 +129,13 @@ impl State {
         self.current.is_some() && self.meta.partial_at.is_none()
     }
 
+    /// No snapshot that there is so far is of the class that the next ones are of.
+    pub(super) fn begin_numbers_anew(&mut self) {
+        let numbers = self.superseded.iter().map(|(pin, _)| pin).chain(&self.current).map(SnapshotPin::number);
+        let next = numbers.max().map_or(0, |last| last.saturating_add(1));
+        self.meta.first_snapshot = self.meta.first_snapshot.max(next);
+    }
+
     /// Whether somebody waits for a visit.
     pub(super) fn waits(&self) -> bool {
         !self.batches.is_empty()
@@ -388,16 +395,21 @@ async fn serve_next(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     // Nothing stays of an upstream that is not there, unless somebody else waits for it.
     let came_to_nothing = outcome.result.is_err() && {
         let state = entry.state();
-        state.ephemeral && state.current.is_none() && state.batches.is_empty()
+        is_nothing(&state)
     };
     if came_to_nothing {
         if let Err(reason) = shared.leave_store(entry).await {
             tracing::warn!(repository = entry.url.key(), "{}", reason.message);
         }
-        shared.forget(entry);
+        shared.forget(entry, is_nothing);
     }
     batch.done.send_replace(Some(Arc::new(outcome)));
     shared.tick();
+}
+
+/// Whether nobody would miss it: added for a request alone, never filled, and nobody waits or works for it.
+fn is_nothing(state: &State) -> bool {
+    state.ephemeral && state.current.is_none() && state.batches.is_empty() && state.beside == 0
 }
 
 /// Counts failures, and decides when to ask upstream next.

@@ -32,6 +32,8 @@ pub(super) struct Visit {
     pub(super) credentials: Credentials,
     pub(super) ls_refs: LsRefs,
     pub(super) url: RepositoryUrl,
+    /// The trust class that it was begun for: its secrets are used, and its stores alone may have what comes.
+    pub(super) trust: String,
     pub(super) folder: String,
     /// `<pool>/stoker`, checked just now.
     pub(super) root: PathBuf,
@@ -50,6 +52,11 @@ impl Visit {
     /// The namespace of this repository's refs in the store, which forks may share.
     pub(super) fn followed(&self, kind: &str) -> String {
         format!("refs/namespaces/{}/refs/{kind}/", self.folder)
+    }
+
+    /// The beginning of all of them.
+    pub(super) fn namespace(&self) -> Vec<u8> {
+        format!("refs/namespaces/{}/", self.folder).into_bytes()
     }
 
     /// Where refs lie that no refspec follows and no client sees.
@@ -138,7 +145,7 @@ impl Visit {
 
     /// Whether there is a store to fetch into.
     pub(super) fn has_store(&self) -> bool {
-        self.store.git().join("HEAD").is_file()
+        self.store.has_store()
     }
 
     /// Fetches what somebody waits for: these refs, and with them what is needed to read them.
@@ -199,6 +206,19 @@ impl Visit {
         command.args(refspecs).progress(self.progress.clone()).run_in_store(&self.store.git()).await.map(drop)
     }
 
+    /// Fetches these objects and what they lead to, and names none of them.
+    pub(super) async fn fetch_objects(&self, ids: &[CommitId], safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+        let fixed = ["fetch", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules"];
+        let command = self.inside(self.remote(fixed, safe)).args(["--progress", "--stdin", "--", self.url.fetch_url()]);
+        let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
+        let command = command.stdin(lines.into_bytes()).progress(self.progress.clone());
+        command.run_in_store(&self.store.git()).await.map(drop)
+    }
+
+    pub(super) async fn pack_refs(&self) -> Result<(), GitError> {
+        self.local(["pack-refs", "--all", "--prune"]).run_in_store(&self.store.git()).await.map(drop)
+    }
+
     /// Forgets refs that were pinned.
     pub(super) async fn unpin(&self, names: &[String]) -> Result<(), GitError> {
         let lines: String = names.iter().map(|name| format!("delete {}{name}\n", self.pins())).collect();
@@ -237,9 +257,8 @@ impl Visit {
     ) -> Result<Option<(SnapshotPin, usize)>, Reason> {
         self.progress.send_replace(Progress::phase("publishing"));
         self.has_good_packs().await?;
-        let packed = self.local(["pack-refs", "--all", "--prune"]).run_in_store(&self.store.git()).await;
-        packed.map_err(|error| self.reason("packing the refs of", &error))?;
-        let namespace = format!("refs/namespaces/{}/", self.folder).into_bytes();
+        self.pack_refs().await.map_err(|error| self.reason("packing the refs of", &error))?;
+        let namespace = self.namespace();
         let pins = self.pins().into_bytes();
         let (url, paths, store) = (self.url.clone(), self.paths.clone(), self.store.git());
         let published = blocking(self.subject(), move || {

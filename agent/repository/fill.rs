@@ -2,92 +2,126 @@
 //!
 //! A clone works by its absolute path, whatever it is given, and so cannot be bound to its filesystem as a fetch is; it is
 //! ended as soon as the pool is seen to have gone.
+//!
+//! Of very many refs git is told the objects alone, and the refs are written from the list that is here: to list and to
+//! write each of them takes git longer than to fetch what they name, above all into a store that exists, where each is a
+//! file of its own that is synced.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use git2::{ObjectType, Oid, Repository};
 use stoker_core::identity::CommitId;
 
-use super::disk::{GENERATION, StorePaths, make_directory, remove_unfinished};
+use super::disk::{GENERATION, StorePaths, make_directory, remove_unfinished, replace, sync_directory};
 use super::fetch::{Visit, on_disk};
 use super::git::GitError;
 use super::listing::{Head, Listing};
 use super::local::SafeDirectory;
-use super::refs::RefTable;
+use super::refs::{RefTable, is_followed, is_ref_name};
 use super::snapshot::CONFIG;
 
-/// From so many branches and tags on they are not listed to git once more, which takes it 6 µs and upstream as much for
-/// each of them.
-const MANY_REFS: usize = 5_000;
+/// From so many branches and tags on a clone is told objects.
+const CLONED_BY_LIST: usize = 5_000;
+/// From so many on a fetch of all of them is.
+const FETCHED_BY_LIST: usize = 100;
+/// How many objects one fetch is told: what git does with them grows with their square.
+const OBJECTS_MAX: usize = 16_384;
 /// Tags of tags of tags are followed so far.
-const NESTED_TAGS_MAX: usize = 16;
+const NESTED_TAGS_MAX: usize = 64;
 
 impl Visit {
     /// Fills the store with all branches and tags.
     pub(super) async fn fill(&self, listing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
-        if let Some(Head::Branch(branch)) = &listing.head
-            && listing.followed >= MANY_REFS
-        {
-            match self.fill_by_list(listing, branch, safe).await {
+        if listing.followed >= CLONED_BY_LIST && safe.is_none() && can_be_written(listing) {
+            match self.clone_by_list(listing).await {
                 Ok(true) => return Ok(()),
                 Err(error) if error.is_of_the_machine() => return Err(error),
                 // Upstream changed meanwhile, or gives nothing by its name.
                 Ok(false) | Err(_) => tracing::debug!(repository = self.url.key(), "the refs are listed to git again"),
             }
         }
-        let detached = match listing.head {
-            Some(Head::Detached(commit)) => Some(commit),
-            _ => None,
-        };
-        self.clone_bare(&[], safe).await?;
+        self.clone_bare(&[], safe.map(SafeDirectory::path)).await?;
         let (store, heads, tags, pins) =
             (self.store.clone(), self.followed("heads"), self.followed("tags"), self.pins());
+        let detached = detached(listing);
         on_disk(move || adopt_clone(&store, &heads, &tags, &pins, detached)).await
     }
 
-    /// One branch is cloned; what the other refs name and it lacks comes by name; the refs are those of the list that is
-    /// here, once git has seen that all of them are whole. False where something is not to be had.
-    async fn fill_by_list(
-        &self,
-        listing: &Listing,
-        branch: &str,
-        safe: Option<&SafeDirectory>,
-    ) -> Result<bool, GitError> {
-        self.clone_bare(&["--single-branch", "--no-tags", "--branch", branch], safe).await?;
-        let dir = self.store.fill();
-        let ids: BTreeSet<CommitId> = listing.all.iter().map(|(_, id)| id).collect();
-        let (place, wanted) = (dir.clone(), ids.clone());
-        let lacking = on_disk(move || lacking(&place, &wanted)).await?;
-        let lines = |ids: &mut dyn Iterator<Item = &CommitId>| ids.map(|id| format!("{id}\n")).collect::<String>();
-        if !lacking.is_empty() {
-            let lines = lines(&mut lacking.iter());
-            let fixed =
-                ["fetch", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--progress", "--stdin"];
-            let command = self.remote(fixed, safe).args(["--", self.url.fetch_url()]).stdin(lines.into_bytes());
-            let command = command.git_dir(".").work_dir(&dir).progress(self.progress.clone());
-            command.run_in_store(&dir).await?;
-        }
-        // As a fetch looks through what it brought.
-        let look = self.git.command(["rev-list", "--objects", "--quiet", "--stdin", "--not", "--all"]);
-        let look = look.git_dir(".").work_dir(&dir).cancel(self.cancel.clone()).time_limit(self.remaining());
-        look.stdin(lines(&mut ids.iter()).into_bytes()).run_in_store(&dir).await?;
-        let (store, all) = (self.store.clone(), listing.all.clone());
-        let namespace = format!("refs/namespaces/{}/", self.folder).into_bytes();
+    /// One clone that is told what all refs name, beside one branch; then the refs are those of the list. False where
+    /// something of it is not to be had.
+    ///
+    /// A clone looks whether what came is whole in itself, but not whether all came that was asked for: that is looked at
+    /// here.
+    async fn clone_by_list(&self, listing: &Listing) -> Result<bool, GitError> {
+        let branch = match &listing.head {
+            Some(Head::Branch(name)) => Some(name.clone()),
+            _ => listing.all.iter().find_map(|(name, _)| branch_of(name)),
+        };
+        let Some(branch) = branch else { return Ok(false) };
+        let ids = ids(listing);
+        let (store, wanted) = (self.store.clone(), ids.clone());
+        let list = on_disk(move || write_wanted(&store, &wanted)).await?;
+        let told = ["--single-branch", "--no-tags", "--branch", &branch];
+        self.clone_bare(&told, Some(list.path())).await?;
+        drop(list);
+        let (store, refs) = (self.store.clone(), self.listed(listing));
         let adopt = move || {
             let place = store.fill();
             let Some(peeled) = peel(&place, &ids)? else { return Ok(false) };
-            let named = |(name, id): (&[u8], CommitId)| ([&namespace, name].concat(), id, peeled.get(&id).copied());
-            fs::write(place.join("packed-refs"), RefTable::of(all.iter().map(named)).to_file())?;
+            replace(&place.join("packed-refs"), &table(refs, &peeled).to_file(), true)?;
             finish_store(&store)?;
             Ok(true)
         };
         on_disk(adopt).await
     }
 
-    async fn clone_bare(&self, options: &[&str], safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+    /// Fetches what all branches and tags name into a store that has not this repository's refs, and writes them. False
+    /// where that is not worth it, or something is not to be had.
+    pub(super) async fn fetch_by_list(
+        &self,
+        listing: &Listing,
+        safe: Option<&SafeDirectory>,
+    ) -> Result<bool, GitError> {
+        if listing.followed < FETCHED_BY_LIST || !can_be_written(listing) {
+            return Ok(false);
+        }
+        let ids = ids(listing);
+        let all: Vec<CommitId> = ids.iter().copied().collect();
+        // Also what is here: what lies in a store and no ref reaches is not known to be whole.
+        for some in all.chunks(OBJECTS_MAX) {
+            match self.fetch_objects(some, safe).await {
+                Ok(()) => {}
+                Err(error) if error.is_of_the_machine() || error.is_store_damage() => return Err(error),
+                Err(_) => return Ok(false),
+            }
+        }
+        self.pack_refs().await?;
+        let (store, refs, namespace) = (self.store.git(), self.listed(listing), self.namespace());
+        let write = move || {
+            let Some(peeled) = peel(&store, &ids)? else { return Ok(false) };
+            let packed = store.join("packed-refs");
+            let others = RefTable::read(&packed)?.rename(|name| {
+                let own = name.strip_prefix(&*namespace).is_some_and(is_followed);
+                (!own).then(|| name.to_vec())
+            });
+            replace(&packed, &others.join(&table(refs, &peeled)).to_file(), true)?;
+            Ok(true)
+        };
+        on_disk(write).await
+    }
+
+    /// The refs of a list as the store has them.
+    fn listed(&self, listing: &Listing) -> Vec<(Vec<u8>, CommitId)> {
+        let namespace = self.namespace();
+        let mut refs: Vec<_> = listing.all.iter().map(|(name, id)| ([&namespace, name].concat(), id)).collect();
+        refs.extend(detached(listing).map(|id| (format!("{}detached", self.pins()).into_bytes(), id)));
+        refs
+    }
+
+    async fn clone_bare(&self, options: &[&str], config: Option<&Path>) -> Result<(), GitError> {
         let (store, dir) = (self.store.clone(), self.store.fill());
         let clear = move || {
             remove_unfinished(&store.fill())?;
@@ -98,7 +132,8 @@ impl Visit {
         on_disk(clear).await?;
         let path = dir.to_string_lossy().into_owned();
         let fixed = ["clone", "--bare", "--no-local", "--reject-shallow", "--template=", "--progress"];
-        let command = self.remote(fixed, safe).args(options).args(["--", self.url.fetch_url(), &path]);
+        let command = self.remote(fixed, None).global_config(config.map(Path::to_owned));
+        let command = command.args(options).args(["--", self.url.fetch_url(), &path]);
         match command.progress(self.progress.clone()).run_in_store(&dir).await {
             Ok(_) => Ok(()),
             Err(error) => {
@@ -133,31 +168,85 @@ fn oid(id: CommitId) -> io::Result<Oid> {
     Oid::from_bytes(id.bytes()).map_err(io::Error::other)
 }
 
-/// Those of these objects that are not here. Blocks.
-fn lacking(repository: &Path, ids: &BTreeSet<CommitId>) -> io::Result<Vec<CommitId>> {
-    let repository = open(repository)?;
-    let objects = repository.odb().map_err(io::Error::other)?;
-    let mut lacking = Vec::new();
-    for id in ids {
-        if !objects.exists(oid(*id)?) {
-            lacking.push(*id);
-        }
-    }
-    Ok(lacking)
+/// All that the refs of a list name, each once.
+fn ids(listing: &Listing) -> BTreeSet<CommitId> {
+    listing.all.iter().map(|(_, id)| id).chain(detached(listing)).collect()
 }
 
-/// What those of these objects that are annotated tags lead to; nothing where one is not here. Blocks.
+const fn detached(listing: &Listing) -> Option<CommitId> {
+    match listing.head {
+        Some(Head::Detached(commit)) => Some(commit),
+        _ => None,
+    }
+}
+
+fn branch_of(name: &[u8]) -> Option<String> {
+    std::str::from_utf8(name.strip_prefix(b"refs/heads/")?).ok().map(str::to_owned)
+}
+
+/// Whether git would take all of these names, and all of them together: they come from upstream, and git believes its
+/// file of refs.
+fn can_be_written(listing: &Listing) -> bool {
+    let names: HashSet<&[u8]> = listing.all.iter().map(|(name, _)| name).collect();
+    let is_no_folder = |name: &[u8]| {
+        let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        !ends.filter_map(|end| name.get(..end)).any(|folder| names.contains(folder))
+    };
+    let short = |name: &[u8]| name.split(|byte| *byte == b'/').all(|part| part.len() <= 255);
+    names.len() == listing.followed
+        && listing.all.iter().all(|(name, _)| is_ref_name(name) && short(name) && is_no_folder(name))
+}
+
+/// A file that git reads what is wanted from; it goes with this.
+struct Wanted(PathBuf);
+
+impl Wanted {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        // One that stays is removed with what else a killed agent leaves.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn write_wanted(store: &StorePaths, ids: &BTreeSet<CommitId>) -> io::Result<Wanted> {
+    let mut text = String::from("[remote \"origin\"]\n");
+    for id in ids {
+        text.push_str("\tfetch = ");
+        text.push_str(&id.to_string());
+        text.push('\n');
+    }
+    store.make_folder()?;
+    let file = Wanted(store.folder.join(".tmp-wanted"));
+    fs::write(&file.0, text)?;
+    Ok(file)
+}
+
+fn table(refs: Vec<(Vec<u8>, CommitId)>, peeled: &BTreeMap<CommitId, CommitId>) -> RefTable {
+    RefTable::of(refs.into_iter().map(|(name, id)| (name, id, peeled.get(&id).copied())))
+}
+
+/// What those of these objects that are annotated tags lead to; nothing where one is not here. Upstream is not asked for it:
+/// forks read this store too. Blocks.
 fn peel(repository: &Path, ids: &BTreeSet<CommitId>) -> io::Result<Option<BTreeMap<CommitId, CommitId>>> {
     let repository = open(repository)?;
     let objects = repository.odb().map_err(io::Error::other)?;
     let mut peeled = BTreeMap::new();
     for id in ids {
         let mut at = oid(*id)?;
-        for _ in 0..NESTED_TAGS_MAX {
+        let mut nested = 0;
+        loop {
             match objects.read_header(at) {
-                Ok((_, ObjectType::Tag)) => at = repository.find_tag(at).map_err(io::Error::other)?.target_id(),
+                Ok((_, ObjectType::Tag)) if nested < NESTED_TAGS_MAX => {
+                    at = repository.find_tag(at).map_err(io::Error::other)?.target_id();
+                    nested += 1;
+                }
+                Ok((_, ObjectType::Tag)) | Err(_) => return Ok(None),
                 Ok(_) => break,
-                Err(_) => return Ok(None),
             }
         }
         if at != oid(*id)? {
@@ -182,15 +271,42 @@ fn adopt_clone(store: &StorePaths, heads: &str, tags: &str, pins: &str, detached
     if let Some(commit) = detached {
         refs = refs.with(format!("{pins}detached").as_bytes(), commit);
     }
-    fs::write(clone.join("packed-refs"), refs.to_file())?;
+    replace(&clone.join("packed-refs"), &refs.to_file(), true)?;
     finish_store(store)
 }
 
-/// Writes what every store has, and moves it into place.
+/// Writes what every store has, so that it survives a loss of power, and moves it into place.
 fn finish_store(store: &StorePaths) -> io::Result<()> {
     let new = store.fill();
-    fs::write(new.join("config"), CONFIG)?;
-    fs::write(new.join("HEAD"), "ref: refs/heads/.invalid\n")?;
-    fs::write(new.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
-    fs::rename(new, store.git())
+    replace(&new.join("config"), CONFIG.as_bytes(), true)?;
+    replace(&new.join(GENERATION), uuid::Uuid::now_v7().to_string().as_bytes(), true)?;
+    // Last: by it a store is known.
+    replace(&new.join("HEAD"), b"ref: refs/heads/.invalid\n", true)?;
+    // What stands there is no store any more: the power took its head.
+    remove_unfinished(&store.git())?;
+    fs::rename(new, store.git())?;
+    sync_directory(&store.folder)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::listing::Wanted as Asked;
+    use super::*;
+
+    #[test]
+    fn only_names_that_git_would_take_are_written_for_it() {
+        let id = "a".repeat(40);
+        let listing = |names: &[&str]| {
+            let lines: String = names.iter().map(|name| format!("{id}\trefs/heads/{name}\n")).collect();
+            Listing::parse(lines.as_bytes(), &Asked::default(), "x").unwrap()
+        };
+        assert!(can_be_written(&listing(&["main", "a/b", "a/c", "a-b", "\u{fc}"])));
+        let long = "x".repeat(256);
+        for wrong in
+            ["a..b", "x.lock", "../../../config", "a b", "a~", ".x", "x/", "a//b", "@{", "a\\b", "main", "a", &long]
+        {
+            assert!(!can_be_written(&listing(&["main", "a/b", wrong])), "{wrong}");
+        }
+    }
 }

@@ -87,6 +87,8 @@ impl Patient<'_> {
                     tracing::info!(repository = self.entry.url.key(), step = step.word(), "mending the store");
                     match self.try_step(step, upstream, suspicion.full).await {
                         Ok(now) => whole = now,
+                        // The agent stops, or the pool goes: nothing of that is the store's fault, nor upstream's.
+                        Err(reason) if self.visit.cancel.is_cancelled() => return Err(reason),
                         // Away from here on: what is left is kept.
                         Err(reason) if is_upstream(reason.code) => (whole, upstream) = (false, None),
                         Err(reason) => return Err(reason),

@@ -27,28 +27,16 @@ impl Repositories {
     pub async fn remove(&self, url: &RepositoryUrl) -> Result<(), Reason> {
         self.shared.recovered().await?;
         let entry = self.shared.get(url).ok_or_else(|| unknown(url))?;
-        let paths = Paths::new(&(self.shared.pool.root)()?, &entry.folder);
+        (self.shared.pool.root)()?;
         {
             let mut state = entry.state();
             (state.meta.removed, state.removing) = (true, true);
         }
         entry.stop.cancel();
-        entry.ended.cancelled().await;
-        let left = self.shared.leave_store(&entry).await;
-        if paths.folder.is_dir() {
-            self.shared.save(&entry).await?;
-        }
-        {
-            let mut state = entry.state();
-            if let Some(pin) = state.current.take() {
-                state.superseded.push((pin, Instant::now()));
-            }
-            state.removing = false;
-        }
-        left?;
-        self.shared.sweep(&entry, Duration::ZERO).await;
-        self.shared.tick();
-        Ok(())
+        // It goes on where the caller does not wait: half removed, nobody could begin it anew.
+        let (shared, subject) = (Arc::clone(&self.shared), url.key().to_owned());
+        let removed = self.shared.tasks.spawn(async move { shared.end(&entry).await });
+        removed.await.map_err(|error| io_reason(&subject, "removing", &io::Error::other(error)))?
     }
 }
 
@@ -63,11 +51,34 @@ impl Shared {
             let (dir, subject) = (root.clone(), repositories(&root).display().to_string());
             let found = blocking(&subject, move || recover(&dir, &reader, &*discard)).await?;
             for found in found.map_err(|error| io_reason(&subject, "looking for repositories", &error))? {
-                self.take_over(&root, found).await?;
+                // One that has no place keeps the others from nothing.
+                if let Err(reason) = self.take_over(&root, found).await {
+                    tracing::error!(reason = reason.code.word(), "not taken over: {}", reason.message);
+                }
             }
             Ok(())
         });
         once.await.copied()
+    }
+
+    /// Takes everything of an entry that was marked as removed.
+    async fn end(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<(), Reason> {
+        entry.ended.cancelled().await;
+        let left = self.leave_store(entry).await;
+        // So that a restart knows what stands here only for its pins; on a full disk it does not.
+        if let Err(reason) = self.note(entry).await {
+            tracing::warn!(repository = entry.url.key(), "{}", reason.message);
+        }
+        {
+            let mut state = entry.state();
+            if let Some(pin) = state.current.take() {
+                state.superseded.push((pin, Instant::now()));
+            }
+            state.removing = false;
+        }
+        self.sweep(entry, Duration::ZERO).await;
+        self.tick();
+        left
     }
 
     async fn take_over(self: &Arc<Self>, root: &Path, mut found: Found) -> Result<(), Reason> {
@@ -136,7 +147,7 @@ impl Shared {
         let paths = Paths::new(&root, &entry.folder);
         if self.begin_end(entry) {
             let discarded = self.discard(paths.folder).await;
-            self.forget(entry);
+            self.forget(entry, |_| true);
             if let Err(reason) = discarded {
                 tracing::warn!(repository = entry.url.key(), "{}", reason.message);
             }
@@ -185,10 +196,11 @@ impl Shared {
         {
             let mut state = entry.state();
             trust.clone_into(&mut state.meta.trust);
+            (state.meta.store, state.meta.generation) = (None, None);
             if let Some(pin) = state.current.take() {
-                state.meta.first_snapshot = pin.number().saturating_add(1);
                 state.superseded.push((pin, Instant::now()));
             }
+            state.begin_numbers_anew();
         }
         let left = match &store {
             Some(name) => self.leave(entry, name).await,

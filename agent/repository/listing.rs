@@ -32,6 +32,8 @@ impl Head {
 
     pub(super) fn from_file(text: &str) -> Option<Self> {
         match text.trim_end().strip_prefix("ref: refs/heads/") {
+            // What is written where upstream's HEAD names nothing that is there.
+            Some(".invalid") => None,
             Some(name) => Some(Self::Branch(name.to_owned())),
             None => text.trim_end().parse().ok().map(Self::Detached),
         }

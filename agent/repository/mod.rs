@@ -71,7 +71,7 @@ use tokio_util::task::TaskTracker;
 use crate::config;
 use backoff::Backoffs;
 use disk::{Paths, io_reason};
-use entry::{Entry, work};
+use entry::{Entry, State, work};
 use fetch::blocking;
 use forge::Forges;
 use git::Git;
@@ -476,7 +476,9 @@ impl Shared {
         }
         let entry = Arc::new(Entry::new(meta, ephemeral, self.cancel.child_token()));
         if let Some(old) = old {
-            entry.state().superseded = std::mem::take(&mut old.state().superseded);
+            let mut state = entry.state();
+            state.superseded = std::mem::take(&mut old.state().superseded);
+            state.begin_numbers_anew();
         }
         entries.insert(key, Arc::clone(&entry));
         drop(entries);
@@ -484,10 +486,11 @@ impl Shared {
         Ok(entry)
     }
 
-    /// Takes an entry out, if it is still the one.
-    fn forget(&self, entry: &Arc<Entry>) {
+    /// Takes an entry out, if it is still the one, and nobody took it up meanwhile.
+    fn forget(&self, entry: &Arc<Entry>, may_go: impl Fn(&State) -> bool) {
         let mut entries = lock(&self.entries);
-        if entries.get(entry.url.key()).is_some_and(|there| Arc::ptr_eq(there, entry)) {
+        let is_still = entries.get(entry.url.key()).is_some_and(|there| Arc::ptr_eq(there, entry));
+        if is_still && may_go(&entry.state()) {
             entries.remove(entry.url.key());
             entry.stop.cancel();
         }

@@ -34,7 +34,8 @@ pub(super) fn recover(
     let mut found = Vec::new();
     for name in names(&dir)? {
         let paths = Paths { folder: dir.join(&name) };
-        if is_leftover(&name) {
+        // The folder of a mirror may be called as git's own leftovers are.
+        if name.starts_with(".tmp-") {
             remove(&paths.folder, discard);
             continue;
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use stoker_core::identity::CommitId;
+use stoker_core::source::RefName;
 
 /// The most bytes of a `packed-refs` that are read: about three million refs.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -63,10 +64,12 @@ impl RefTable {
             at += line.len();
         }
         let mut table = Self { bytes, lines };
-        let mut lines = std::mem::take(&mut table.lines);
-        lines.sort_by(|a, b| table.name_at(*a).cmp(table.name_at(*b)));
-        lines.dedup_by(|a, b| table.name_at(*a) == table.name_at(*b));
-        table.lines = lines;
+        if !table.lines.is_sorted_by(|a, b| table.name_at(*a) < table.name_at(*b)) {
+            let mut lines = std::mem::take(&mut table.lines);
+            lines.sort_by(|a, b| table.name_at(*a).cmp(table.name_at(*b)));
+            lines.dedup_by(|a, b| table.name_at(*a) == table.name_at(*b));
+            table.lines = lines;
+        }
         table
     }
 
@@ -80,7 +83,10 @@ impl RefTable {
     }
 
     fn name_at(&self, at: u32) -> &[u8] {
-        self.line_at(at).map_or(&[], |line| line.name)
+        // Behind the digits and a space.
+        let begins = usize::try_from(at).unwrap_or(usize::MAX).saturating_add(41);
+        let rest = self.bytes.get(begins..).unwrap_or_default();
+        rest.split(|b| *b == b'\n').next().unwrap_or_default()
     }
 
     fn line_at(&self, at: u32) -> Option<RefLine<'_>> {
@@ -151,6 +157,13 @@ impl RefTable {
     pub(super) fn digest(&self, head: &str) -> String {
         digest(head, self.iter().filter(|line| is_followed(line.name)).map(|line| (line.name, line.id)))
     }
+}
+
+/// Whether git accepts it as the full name of a ref; its bytes beyond ASCII are all the same to it.
+pub(super) fn is_ref_name(name: &[u8]) -> bool {
+    let ascii: String = name.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { 'x' }).collect();
+    let begins = name.starts_with(b"refs/") && name.get(5..).is_some_and(|rest| rest.contains(&b'/'));
+    begins && name.len() <= 1024 && ascii.parse::<RefName>().is_ok()
 }
 
 /// Whether every refresh follows a ref of this name.

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use stoker_core::identity::CommitId;
@@ -36,13 +37,24 @@ struct Inner {
     path: PathBuf,
     /// Of HEAD, branches and tags; they never change.
     digest: OnceLock<String>,
+    /// It was seen to be damaged: who holds it keeps it, and nobody new gets it.
+    condemned: AtomicBool,
 }
 
 impl SnapshotPin {
     pub(super) fn new(url: RepositoryUrl, paths: &Paths, number: u64) -> Self {
         let name = number.to_string();
         let path = paths.snapshots().join(&name);
-        Self { inner: Arc::new(Inner { url, number, name, path, digest: OnceLock::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                url,
+                number,
+                name,
+                path,
+                digest: OnceLock::new(),
+                condemned: AtomicBool::new(false),
+            }),
+        }
     }
 
     /// The bare repository.
@@ -74,6 +86,14 @@ impl SnapshotPin {
 
     pub(super) fn remember_digest(&self, digest: String) -> &str {
         self.inner.digest.get_or_init(|| digest)
+    }
+
+    pub(super) fn condemn(&self) {
+        self.inner.condemned.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_condemned(&self) -> bool {
+        self.inner.condemned.load(Ordering::SeqCst)
     }
 
     /// How many hold it beside the caller.

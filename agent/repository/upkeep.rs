@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::check::snapshot;
 use super::disk::{Paths, StorePaths, io_reason, names, replace};
 use super::entry::Entry;
 use super::fetch::blocking;
@@ -28,7 +29,7 @@ use super::git::{Command, GitError};
 use super::packs::{clean, observe, packs_of, touch_packs};
 use super::refs::{RefTable, is_followed};
 use super::snapshot::{Publication, SnapshotPin};
-use super::store::{Store, Turn};
+use super::store::{Store, Suspicion, Turn};
 use super::{NeededCommits, Repositories, Shared, lock};
 use crate::config;
 
@@ -153,7 +154,8 @@ async fn keep_up(shared: &Arc<Shared>, name: &str) -> Result<(), Reason> {
         }
     };
     let job = Job { shared, name, paths: StorePaths::new(&root, name), store: &store, config };
-    if !job.paths.git().join("HEAD").is_file() {
+    // What may be damaged is mended first, by the next visit.
+    if !job.paths.has_store() || store.suspicion().is_some() {
         return Ok(());
     }
     let done = job.run(insist, turn).await;
@@ -425,6 +427,15 @@ impl Job<'_> {
             let published = blocking(self.name, move || publish_again(&member, &pin, &store, &root)).await?;
             let new = published.map_err(|error| self.failed("publishing after upkeep of", &error))?;
             let path = new.path().to_owned();
+            // What a store lost must not replace what still has it.
+            let (looked, reader) = (new.clone(), self.shared.reader.clone());
+            let found = blocking(self.name, move || snapshot(&looked, &reader, usize::MAX)).await?;
+            if let Some(first) = found.map_err(|error| self.failed("looking at a snapshot of", &error))?.first() {
+                self.shared.reader.forget(&path);
+                self.shared.discard(path).await?;
+                self.shared.suspect(&entry, Suspicion { why: first.to_string(), full: false });
+                return Ok(());
+            }
             if self.adopt(&entry, new) {
                 let (measured, root) = (Arc::clone(&entry), (self.shared.pool.root)()?);
                 blocking(self.name, move || measured.measure(&root)).await?;

@@ -1,20 +1,22 @@
 //! One visit to upstream, from the question what it has to the published snapshot.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use stoker_core::identity::CommitId;
-use stoker_core::quantity::Timestamp;
+use stoker_core::quantity::{Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::source::Fetched;
 use stoker_core::source::heal::Step;
+use stoker_core::source::{Fetched, RepositoryUrl};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::credentials::Credentials;
+use super::declare::CONFIGURATION;
 use super::disk::{Paths, StorePaths, io_reason};
 use super::entry::{Entry, Outcome, stopping};
 use super::fetch::{Visit, blocking};
@@ -33,6 +35,9 @@ use super::transfer::plant;
 /// From so many branches and tags on, the first fill begins with those that somebody waits for: how much all the others
 /// bring is not known before, and asking twice costs one more round trip.
 const FIRST_REFS_MIN: usize = 100;
+
+/// How often it is looked whether what comes leaves the pool its floor.
+const FLOOR_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves one batch. `place` is the one among parallel visits that it was given.
 ///
@@ -58,6 +63,11 @@ pub(super) async fn visit(
                         cancel.cancel();
                         work.await
                     }
+                    reason = falls_below_floor(shared, &entry.url) => {
+                        cancel.cancel();
+                        // What came before is told as it is.
+                        work.await.map_err(|_| reason)
+                    }
                 }
             }
         }
@@ -65,6 +75,30 @@ pub(super) async fn visit(
     // Whatever broke because the pool went is told as that, and not as upstream's fault.
     let result = result.map_err(|reason| (shared.pool.root)().err().unwrap_or(reason));
     Outcome { result, commits }
+}
+
+/// Ends when the pool, which was above its floor, no longer is: what comes then would take the room that builds write to.
+async fn falls_below_floor(shared: &Shared, url: &RepositoryUrl) -> Reason {
+    let look = async || {
+        let measure = Arc::clone(&shared.pool.measure);
+        blocking(url.key(), move || measure()).await.and_then(|space| space).ok()
+    };
+    let is_above = |space: super::Space| space.free_bytes >= space.floor_bytes;
+    let mut was_above = look().await.is_some_and(is_above);
+    loop {
+        tokio::time::sleep(FLOOR_LOOK_EVERY).await;
+        let Some(space) = look().await else { continue };
+        if was_above && !is_above(space) {
+            let message = format!(
+                "fetching {url} was ended: the pool has {} bytes free, its floor is {}; free some, or lower \
+                 `repositories.limit`",
+                space.free_bytes, space.floor_bytes
+            );
+            let reason = Reason::new(Code::DiskFloor, url.key(), message);
+            return reason.about(Resource::DiskBytes, space.floor_bytes, space.free_bytes);
+        }
+        was_above = is_above(space);
+    }
 }
 
 async fn run(
@@ -99,6 +133,7 @@ async fn run(
     let suspect = held_store(shared, entry).is_some_and(|store| store.suspicion().is_some());
     if unchanged
         && !suspect
+        && is_in_its_store(entry, &visit.root)
         && missing.extra.is_empty()
         && wanted.commits.is_empty()
         && !drops_pins(entry, &listing, wanted)
@@ -205,11 +240,13 @@ pub(super) async fn prepare(
         credentials: Credentials::of(&shared.config(), &meta.trust),
         ls_refs: shared.ls_refs.clone(),
         url: entry.url.clone(),
+        trust: meta.trust.clone(),
         folder: entry.folder.clone(),
         paths: Paths::new(&root, &entry.folder),
         store: StorePaths::new(&root, &name_of(&meta.trust, &entry.url)),
         protocols: shared.config().protocols.clone(),
-        redirects: meta.declared,
+        // What a manifest or a submodule names was written by others.
+        redirects: meta.declared && meta.declared_by == CONFIGURATION,
         deadline: std::time::Instant::now() + shared.config().fetch_within,
         cancel: cancel.clone(),
         progress: entry.progress.clone(),
@@ -221,6 +258,16 @@ pub(super) async fn prepare(
 fn held_store(shared: &Shared, entry: &Entry) -> Option<Arc<Store>> {
     let name = entry.state().meta.store.clone()?;
     Some(shared.stores.get(&name))
+}
+
+/// Whether the repository's refs are in its store: one that was made anew, or that was lost, has not its refs yet. An
+/// archive that nothing was fetched for has none.
+fn is_in_its_store(entry: &Entry, root: &Path) -> bool {
+    let (store, generation) = {
+        let meta = &entry.state().meta;
+        (meta.store.clone(), meta.generation.clone())
+    };
+    store.is_none_or(|name| generation.is_some() && StorePaths::new(root, &name).generation() == generation)
 }
 
 /// Upstream is away: a damaged store is mended as far as that goes without it.
@@ -275,13 +322,12 @@ pub(super) async fn enter(
     visit: &mut Visit,
     tips: &[CommitId],
 ) -> Result<(Arc<Store>, Turn, Option<Claim>), Reason> {
-    let trust = entry.state().meta.trust.clone();
     let (name, claim) = choose(shared, entry, tips).await?;
     let store = shared.stores.get(&name);
     let turn = visit.cancel.run_until_cancelled(store.turn()).await.ok_or_else(|| stopping(&entry.url))?;
     {
         let mut state = entry.state();
-        if state.meta.trust != trust || state.meta.store.as_ref().is_some_and(|store| *store != name) {
+        if state.meta.trust != visit.trust || state.meta.store.as_ref().is_some_and(|store| *store != name) {
             let message = format!("{} changed its trust class meanwhile; ask again", entry.url);
             return Err(Reason::new(Code::UpstreamTimeout, entry.url.key(), message));
         }
@@ -340,7 +386,10 @@ async fn bring(
     let done = match (unchanged && joined, missing.extra.is_empty()) {
         (true, true) => return Ok(Come::Nothing),
         (true, false) => visit.fetch_extra(missing, safe).await,
-        (false, _) => visit.fetch(missing, safe).await,
+        (false, _) => match joined {
+            true => visit.fetch(missing, safe).await,
+            false => bring_all(visit, missing, safe).await,
+        },
     };
     match done {
         Ok(()) => {
@@ -360,6 +409,15 @@ async fn bring(
             Ok(Come::Whole)
         }
         Err(error) => Err(reason(error)),
+    }
+}
+
+/// All branches and tags into a store that has few of them, or none: by the list, where it is long.
+async fn bring_all(visit: &Visit, missing: &Listing, safe: Option<&SafeDirectory>) -> Result<(), GitError> {
+    match visit.fetch_by_list(missing, safe).await? {
+        true if missing.extra.is_empty() => Ok(()),
+        true => visit.fetch_extra(missing, safe).await,
+        false => visit.fetch(missing, safe).await,
     }
 }
 

@@ -17,8 +17,6 @@ use super::{Campaign, OverWhenPanicking};
 
 /// How long one command of a build may take.
 const WITHIN: Duration = Duration::from_secs(60);
-/// The longest time for which requests do not ask an upstream after a failure, and some more for a busy machine.
-const PAUSE_MAX: Duration = Duration::from_secs(70);
 /// How long a workspace is kept at most, so that a kill can come meanwhile.
 const KEPT_MILLIS_MAX: u64 = 4000;
 /// How long a workspace lives that its build lost hold of.
@@ -140,10 +138,7 @@ impl Builder<'_> {
         if *on_pool && trouble.cut_since(before) {
             return "the power was cut".to_owned();
         }
-        // A git that was killed while it fetched is a failed fetch to the agent, which then leaves upstream alone for up to
-        // a minute and says so. Upstream itself never fails here.
-        let paused = said.contains("upstream is asked again in");
-        let struck = trouble.since(if paused { begun.checked_sub(PAUSE_MAX).unwrap_or(begun) } else { begun });
+        let struck = trouble.since(begun);
         // The agent's own words where its store was struck: nothing is served from it, and it is mended.
         if struck && !damage && what.starts_with("stoker ") && said.contains("[REPOSITORY_CORRUPT]") {
             return "something was struck, [REPOSITORY_CORRUPT]".to_owned();

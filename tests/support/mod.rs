@@ -10,6 +10,7 @@
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
 //! - [`forge`]: a forge's API, as far as it tells of pull requests.
 //! - [`gate`]: where a build waits until the test lets it go on.
+//! - [`tls`]: an upstream behind TLS, with a certificate of its own.
 //! - [`wire`]: messages, and what refusals say.
 //! - [`chance`]: chance that can be had again.
 //! - [`wait`]: conditions with a limit, instead of sleeps.
@@ -27,6 +28,7 @@ pub(crate) mod loopdev;
 pub(crate) mod processes;
 pub(crate) mod repository;
 pub(crate) mod stoker;
+pub(crate) mod tls;
 pub(crate) mod upstream;
 pub(crate) mod wait;
 pub(crate) mod wire;

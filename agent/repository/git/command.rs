@@ -302,6 +302,12 @@ impl Command {
                 command.env(key, value);
             }
         }
+        // A git whose HTTP is over GnuTLS does not know the variables that everything else knows.
+        for (known, own) in [("SSL_CERT_FILE", "GIT_SSL_CAINFO"), ("SSL_CERT_DIR", "GIT_SSL_CAPATH")] {
+            if let (Some(value), None) = (std::env::var_os(known), std::env::var_os(own)) {
+                command.env(own, value);
+            }
+        }
         if let Some(owner) = &self.git.inner.owner {
             command.env(orphans::OWNER, owner);
         }

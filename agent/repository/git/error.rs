@@ -50,7 +50,7 @@ pub enum GitError {
 const KILLED: &str = "died of signal";
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 50] = [
+const SIGNS: [(&str, Code); 52] = [
     ("cannot be contained", Code::ContainmentReduced),
     ("no user exists for uid", Code::ContainmentReduced),
     ("out of memory", Code::GitMemoryLimit),
@@ -74,6 +74,9 @@ const SIGNS: [(&str, Code); 50] = [
     ("unknown repository extension", Code::ObjectFormatUnsupported),
     // It speaks another protocol than it said.
     ("', received '", Code::UpstreamUnreachable),
+    // The store itself, which every command here is in.
+    ("not a git repository: '.'", Code::RepositoryCorrupt),
+    ("fatal: object ", Code::RepositoryCorrupt),
     ("fsck error", Code::RepositoryCorrupt),
     ("object corrupt or missing", Code::RepositoryCorrupt),
     ("loose object", Code::RepositoryCorrupt),
@@ -178,6 +181,8 @@ impl GitError {
     #[must_use]
     pub(in crate::repository) fn is_store_damage(&self) -> bool {
         let Self::Failed { code: Code::RepositoryCorrupt, stderr, .. } = self else { return false };
+        let stderr: String =
+            stderr.lines().filter(|line| !is_of_upstream(line)).flat_map(|line| [line, "\n"]).collect();
         // A ref of ours names what is not there. Git then says that upstream sent too little, for it looks at both together.
         if stderr.contains("bad object refs/") {
             return true;
@@ -215,7 +220,26 @@ impl GitError {
     }
 }
 
+/// Whether a line is what upstream said, and git only passes on.
+fn is_of_upstream(line: &str) -> bool {
+    let line = line.trim_start();
+    line.starts_with("remote:") || line.starts_with("fatal: remote error:")
+}
+
+/// What upstream says is believed of what it has, and whether it shows it. Of our own disk, store and limits git tells.
 fn classify(stderr: &str) -> Code {
+    let own: String = stderr.lines().filter(|line| !is_of_upstream(line)).flat_map(|line| [line, "\n"]).collect();
+    let told = match classify_all(&own) {
+        Code::UpstreamUnreachable => classify_all(stderr),
+        code => return code,
+    };
+    match told {
+        Code::UpstreamNotFound | Code::UpstreamUnauthorized | Code::CommitNotFound | Code::RefNotFound => told,
+        _ => Code::UpstreamUnreachable,
+    }
+}
+
+fn classify_all(stderr: &str) -> Code {
     let text = stderr.to_lowercase();
     // A host that has no address is not a repository that is not there.
     if text.contains("could not resolve host") || text.contains("name or service not known") {
@@ -250,6 +274,20 @@ fn redact(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn upstream_says_nothing_of_our_own_disk() {
+        for (stderr, code) in [
+            ("remote: fatal: write error: No space left on device\nfatal: early EOF", Code::UpstreamUnreachable),
+            ("remote: fatal: bad object refs/heads/x\nfatal: protocol error", Code::UpstreamUnreachable),
+            ("fatal: remote error: out of memory", Code::UpstreamUnreachable),
+            ("remote: Repository not found.\nfatal: it is odd", Code::UpstreamNotFound),
+            ("fatal: object 00 not found", Code::RepositoryCorrupt),
+            ("fatal: not a git repository: '.'", Code::RepositoryCorrupt),
+        ] {
+            assert_eq!(classify(stderr), code, "{stderr}");
+        }
+    }
 
     #[test]
     fn a_child_that_was_killed_is_told_as_that() {

@@ -184,7 +184,7 @@ impl Serve {
 fn superseded(entry: &Entry) -> Vec<SnapshotPin> {
     let mut pins: Vec<SnapshotPin> = {
         let state = entry.state();
-        let of_class = |pin: &&SnapshotPin| pin.number() >= state.meta.first_snapshot;
+        let of_class = |pin: &&SnapshotPin| pin.number() >= state.meta.first_snapshot && !pin.is_condemned();
         state.superseded.iter().map(|(pin, _)| pin).filter(of_class).cloned().collect()
     };
     pins.sort_by_key(|pin| std::cmp::Reverse(pin.number()));

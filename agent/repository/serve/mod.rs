@@ -311,8 +311,10 @@ impl Serve {
         let shared = &self.inner.repositories.shared;
         let command = shared.git.command(["upload-pack", "--strict", "--stateless-rpc"]).args(args).args(["."]);
         let command = command.work_dir(pin.path()).reads(pin.path()).env("GIT_PROTOCOL", version.word());
-        // Snapshots are the agent's, and git may be another user.
-        let mut command = command.config("safe.directory", pin.path().to_string_lossy());
+        // Snapshots are the agent's, and git may be another user. Older ones (2.39) take the place by the name that it was
+        // given.
+        let command = command.config("safe.directory", pin.path().to_string_lossy());
+        let mut command = command.config("safe.directory", ".");
         // Not `allowRefInWant`: where it is advertised, git's own clients (2.47) use it with `--depth` too, and then fail on
         // the order of what git's own server answers ("expected 'packfile', received 'shallow-info'").
         for key in ["allowFilter", "allowAnySHA1InWant"] {

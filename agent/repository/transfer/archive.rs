@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use stoker_core::quantity::Timestamp;
-use stoker_core::source::{RefName, RepositoryUrl};
+use stoker_core::source::RepositoryUrl;
 use tar::{EntryType, Header};
 
 use crate::repository::check::pack_checksum;
@@ -475,11 +475,4 @@ fn unwrap(error: io::Error) -> ArchiveError {
         Ok(own) => own,
         Err(error) => ArchiveError::Io(error),
     }
-}
-
-/// Whether git accepts it as the full name of a ref; its bytes beyond ASCII are all the same to it.
-pub(super) fn is_ref_name(name: &[u8]) -> bool {
-    let ascii: String = name.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { 'x' }).collect();
-    let begins = name.starts_with(b"refs/") && name.get(5..).is_some_and(|rest| rest.contains(&b'/'));
-    begins && name.len() <= 1024 && ascii.parse::<RefName>().is_ok()
 }

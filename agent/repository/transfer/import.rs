@@ -121,7 +121,7 @@ impl Shared {
             state.ephemeral && state.current.is_none() && !state.busy && state.beside == 0
         };
         if alone {
-            self.forget(entry);
+            self.forget(entry, |_| true);
         }
         if let Ok(root) = (self.pool.root)() {
             // Where something is in it, it stays.
@@ -264,6 +264,9 @@ impl Import<'_> {
             self.git(visit, &args, "checking what was brought for").await?;
         }
         if !alone {
+            // What no ref reaches may lack anything to git: it looks from where the refs lead.
+            let (from, to) = (self.staging.join("incoming-refs"), self.staging.join("packed-refs"));
+            fs::copy(from, to).map_err(|error| io_reason(subject, "looking at what was brought", &error))?;
             self.check_all(visit).await?;
         }
         let head = Head::from_file(&manifest.head);

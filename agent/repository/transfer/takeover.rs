@@ -8,7 +8,7 @@ use std::path::Path;
 use git2::{ObjectType, Oid, Repository, RepositoryOpenFlags};
 use stoker_core::identity::CommitId;
 
-use super::archive::is_ref_name;
+use super::super::refs::is_ref_name;
 use crate::repository::disk::{self, GENERATION, StorePaths, remove_unfinished, replace};
 use crate::repository::refs::{RefTable, is_followed};
 
