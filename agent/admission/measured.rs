@@ -10,7 +10,7 @@ use stoker_core::sizing::Outcome;
 use stoker_core::sizing::oom::{Evidence, MemoryEnd, classify};
 use tokio::sync::watch;
 
-use crate::pressure::lease_use::{LeaseUses, UseSource};
+use crate::pressure::lease_use::{LeaseUse, Look, Others, UseSource};
 
 /// By lease, as the ledger takes it.
 type ByLease = Arc<BTreeMap<LeaseId, InUse>>;
@@ -18,37 +18,34 @@ type ByLease = Arc<BTreeMap<LeaseId, InUse>>;
 /// The meter's last look. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Measured {
-    uses: watch::Receiver<Arc<LeaseUses>>,
+    looks: watch::Receiver<Arc<Look>>,
     /// Made once for each look: facts are asked for with every request.
-    last: Arc<Mutex<(Arc<LeaseUses>, ByLease)>>,
+    last: Arc<Mutex<(Arc<Look>, ByLease)>>,
 }
 
 impl Measured {
     /// What the meter publishes.
     #[must_use]
-    pub fn new(uses: watch::Receiver<Arc<LeaseUses>>) -> Self {
-        Self { uses, last: Arc::default() }
+    pub fn new(looks: watch::Receiver<Arc<Look>>) -> Self {
+        Self { looks, last: Arc::default() }
     }
 
-    /// What each lease uses of which something was seen.
+    /// What each lease uses that was looked at, and what all the rest used at that same look.
     #[must_use]
-    pub fn in_use(&self) -> ByLease {
-        let uses = Arc::clone(&self.uses.borrow());
+    pub fn in_use(&self) -> (ByLease, Option<Others>) {
+        let look = Arc::clone(&self.looks.borrow());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&last.0, &uses) {
-            let seen = uses.iter().filter(|(_, seen)| seen.source != UseSource::None && !seen.ended);
-            let in_use =
-                seen.map(|(lease, seen)| (lease.clone(), InUse { used: seen.now, requests: Amounts::default() }));
-            let in_use = Arc::new(in_use.collect());
-            *last = (uses, in_use);
+        if !Arc::ptr_eq(&last.0, &look) {
+            let in_use = look.leases.iter().map(|(lease, seen)| (lease.clone(), in_use(seen))).collect();
+            *last = (look, Arc::new(in_use));
         }
-        Arc::clone(&last.1)
+        (Arc::clone(&last.1), last.0.others)
     }
 
     /// How a build really ended, and what it used: what its caller says, and what was seen where the caller does not know.
     pub(super) fn end(&self, lease: &LeaseId, told: Told, node_was_short: bool) -> (Outcome, Option<Usage>) {
-        let uses = self.uses.borrow();
-        let Some(seen) = uses.get(lease) else { return (told.outcome, told.usage) };
+        let look = self.looks.borrow();
+        let Some(seen) = look.leases.get(lease) else { return (told.outcome, told.usage) };
         let usage = told.usage.or((seen.peak.memory_bytes_peak > 0).then_some(seen.peak));
         if !matches!(told.outcome, Outcome::Failed | Outcome::Lost) {
             return (told.outcome, usage);
@@ -68,6 +65,12 @@ impl Measured {
         };
         (outcome, usage)
     }
+}
+
+/// What has ended uses nothing; of what was not found nothing is known.
+fn in_use(seen: &LeaseUse) -> InUse {
+    let known = seen.source != UseSource::None || seen.ended;
+    InUse { used: known.then_some(seen.now), requests: Amounts::default() }
 }
 
 /// What the caller says of a build's end.

@@ -33,13 +33,25 @@ impl Sampler {
 
     /// `/proc/meminfo`; nothing where it cannot be read or does not know `MemAvailable` (before Linux 3.14).
     pub(super) fn memory(&mut self) -> Option<Memory> {
-        parse_memory(self.meminfo.read().ok()?)
+        Some(parse_memory(self.meminfo.read().ok()?)?.memory)
+    }
+
+    /// Memory that is not available, and what was swapped out.
+    pub(super) fn memory_in_use(&mut self) -> Option<u64> {
+        let MemoryInfo { memory, swapped_bytes } = parse_memory(self.meminfo.read().ok()?)?;
+        Some(memory.total_bytes.saturating_sub(memory.available_bytes).saturating_add(swapped_bytes))
     }
 
     /// CPU use since earlier looks; nothing at the first.
     pub(super) fn cpu(&mut self) -> Option<Cpu> {
+        let (now, cpus) = self.ticks()?;
+        self.cpu.feed(now, cpus, procfs::ticks_per_second())
+    }
+
+    /// CPU time since boot, and how many CPUs there are.
+    pub(super) fn ticks(&mut self) -> Option<(Ticks, usize)> {
         let stat = KernelStats::from_read(self.stat.read().ok()?.as_bytes(), &LocalSystemInfo).ok()?;
-        self.cpu.feed(Ticks::of(&stat.total), stat.cpu_time.len(), procfs::ticks_per_second())
+        Some((Ticks::of(&stat.total), stat.cpu_time.len()))
     }
 
     /// Stalls for memory, CPU and I/O; with the total of the first, the time in which all work had stalled for memory.
@@ -50,9 +62,15 @@ impl Sampler {
     }
 }
 
+/// What `/proc/meminfo` says.
+struct MemoryInfo {
+    memory: Memory,
+    swapped_bytes: u64,
+}
+
 /// The few lines that are asked for ten times a second, without a table of all the others. proc_meminfo(5).
-fn parse_memory(text: &str) -> Option<Memory> {
-    let [mut total, mut available, mut huge, mut pages, mut page_size] = [None; 5];
+fn parse_memory(text: &str) -> Option<MemoryInfo> {
+    let [mut total, mut available, mut huge, mut pages, mut page_size, mut swap, mut swap_free] = [None; 7];
     for line in text.lines() {
         let Some((name, rest)) = line.split_once(':') else { continue };
         let field = match name {
@@ -61,6 +79,8 @@ fn parse_memory(text: &str) -> Option<Memory> {
             "Hugetlb" => &mut huge,
             "HugePages_Total" => &mut pages,
             "Hugepagesize" => &mut page_size,
+            "SwapTotal" => &mut swap,
+            "SwapFree" => &mut swap_free,
             _ => continue,
         };
         *field = rest.split_whitespace().next()?.parse::<u64>().ok();
@@ -68,7 +88,9 @@ fn parse_memory(text: &str) -> Option<Memory> {
     let kib = |value: u64| value.saturating_mul(1024);
     // `Hugetlb` counts those of every size; kernels before 4.19 only tell one size.
     let huge = huge.unwrap_or_else(|| pages.unwrap_or(0).saturating_mul(page_size.unwrap_or(0)));
-    Some(Memory { total_bytes: kib(total?).saturating_sub(kib(huge)), available_bytes: kib(available?) })
+    let memory = Memory { total_bytes: kib(total?).saturating_sub(kib(huge)), available_bytes: kib(available?) };
+    let swapped_bytes = kib(swap.unwrap_or(0).saturating_sub(swap_free.unwrap_or(0)));
+    Some(MemoryInfo { memory, swapped_bytes })
 }
 
 /// Time that all CPUs together spent, in ticks since boot.

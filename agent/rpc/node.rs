@@ -165,7 +165,7 @@ impl Rooms {
             root: filesystem(&readings.root),
             filesystems: readings.filesystems.iter().map(watched).collect(),
             control_plane: control_plane(&readings.control_plane),
-            lease_use: self.lease_meter.view().iter().map(|(lease, seen)| lease_use(lease, seen)).collect(),
+            lease_use: self.lease_meter.view().leases.iter().map(|(lease, seen)| lease_use(lease, seen)).collect(),
             ledger: Some(ledger),
             counts: Some(counts),
             alarms: reasons(&self.alarms()),

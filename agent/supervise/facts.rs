@@ -48,18 +48,25 @@ pub(super) fn facts_source(
             };
             (part(disk.total_bytes, disk.total_inodes), part(disk.free_bytes, disk.free_inodes))
         });
+        let (in_use, others) = measured.in_use();
+        // As long as no lease was looked at, all that is used is others'.
+        let used = Amounts {
+            cpu_millis: now.readings.cpu.map_or(0, |cpu| cpu.used_millis),
+            memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
+            ..Amounts::default()
+        };
         LedgerFacts {
             capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
             reserve: config.node.reserve,
-            used: Amounts {
-                cpu_millis: match now.readings.cpu {
-                    Some(cpu) if config.node.others_cpu_counts => cpu.used_millis,
-                    _ => 0,
+            others: Amounts {
+                cpu_millis: match config.node.others_cpu_counts {
+                    true => others.and_then(|others| others.cpu_millis).unwrap_or(used.cpu_millis),
+                    false => 0,
                 },
-                memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
+                memory_bytes: others.map_or(used.memory_bytes, |others| others.memory_bytes),
                 ..Amounts::default()
             },
-            in_use: measured.in_use(),
+            in_use,
             disk_free: free,
             gate: now.gate.clone(),
             leases_max: config.admission.leases_max,

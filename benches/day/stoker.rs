@@ -108,11 +108,10 @@ impl Stoker {
 
     fn facts(&self, now: &Now<'_>) -> Facts {
         let machine = now.machine;
-        let used = now.uses.iter().map(|one| one.bytes).sum::<u64>() + machine.system_bytes(now.second);
         let in_use = now.uses.iter().filter_map(|one| {
             let lease = self.builds.get(&one.job)?.lease.clone()?;
             let used = Amounts { cpu_millis: one.cpu_millis, memory_bytes: one.bytes, ..Amounts::default() };
-            Some((lease, InUse { used, requests: Amounts::default() }))
+            Some((lease, InUse { used: Some(used), requests: Amounts::default() }))
         });
         Facts {
             capacity: self.budget.plus(Amounts {
@@ -125,7 +124,11 @@ impl Stoker {
                 memory_bytes: machine.reserve_bytes,
                 ..Amounts::default()
             },
-            used: Amounts { cpu_millis: used_cpu(now), memory_bytes: used, ..Amounts::default() },
+            others: Amounts {
+                cpu_millis: machine.system_cpu_millis(),
+                memory_bytes: machine.system_bytes(now.second),
+                ..Amounts::default()
+            },
             in_use: Arc::new(in_use.collect()),
             disk_free: Amounts { cpu_millis: 0, memory_bytes: 0, ..self.budget },
             gate: self.gate.gate.clone(),

@@ -8,7 +8,7 @@ use crate::pressure::Gate;
 use crate::quantity::{Amounts, Span};
 
 use super::tenant::Tenants;
-use super::{Lease, LeaseState, Ledger};
+use super::{Lease, Ledger};
 
 /// What is so at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +18,9 @@ pub struct Facts {
     pub capacity: Amounts,
     /// Kept for the control plane and the system (CPU and memory).
     pub reserve: Amounts,
-    /// CPU and memory that are used now, by anyone.
-    pub used: Amounts,
-    /// What single leases are seen to use, for those where that is known.
+    /// CPU and memory that are used now by all of which no lease was seen to use it.
+    pub others: Amounts,
+    /// What single leases were seen to use at that same look, for those that were looked at.
     pub in_use: Arc<BTreeMap<LeaseId, InUse>>,
     /// Bytes and inodes of the pool that are free above its floor now.
     pub disk_free: Amounts,
@@ -46,8 +46,8 @@ pub struct Facts {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct InUse {
     /// CPU, smoothed; memory without `inactive_file`, with tmpfs, shared memory and swap; bytes and inodes that it has
-    /// written to the pool.
-    pub used: Amounts,
+    /// written to the pool. Unset where it was looked for and nothing was found that could be measured.
+    pub used: Option<Amounts>,
     /// The pod's effective requests; nothing for a process.
     pub requests: Amounts,
 }
@@ -76,18 +76,37 @@ impl Facts {
     /// more.
     #[must_use]
     pub fn held(&self, lease: &Lease) -> Amounts {
-        let size = lease.sizing.size.amounts;
-        self.in_use.get(&lease.id).map_or(size, |seen| size.max(seen.requests).max(seen.used))
+        held(lease.sizing.size.amounts, self.in_use.get(&lease.id))
     }
+}
 
-    /// What a live lease is taken to use. Nobody uses a reservation yet. Where the use of a bound lease is not known, it
-    /// is taken to be its size, for what is used beyond that is others'; but nothing that it would have written.
-    fn used_by(&self, lease: &Lease) -> Amounts {
-        match (self.in_use.get(&lease.id), lease.state) {
-            (Some(seen), _) => seen.used,
-            (None, LeaseState::Reserved) => Amounts::default(),
-            (None, _) => Amounts { disk_bytes: 0, disk_inodes: 0, ..lease.sizing.size.amounts },
+fn held(size: Amounts, seen: Option<&InUse>) -> Amounts {
+    seen.map_or(size, |seen| size.max(seen.requests).max(seen.used.unwrap_or_default()))
+}
+
+/// Live leases, added up.
+#[derive(Default)]
+struct Sums {
+    leased: Amounts,
+    /// Of the pool: what is held and not written, and what was written.
+    unwritten: Amounts,
+    written: Amounts,
+    /// What those are taken to use that were looked at in vain: their size, for only what is used beyond that is
+    /// others'. One that nobody has looked at hides nothing of what others use.
+    unmeasured: Amounts,
+}
+
+impl Sums {
+    fn add(mut self, size: Amounts, seen: Option<&InUse>) -> Self {
+        let held = held(size, seen);
+        let wrote = on_disk(seen.and_then(|seen| seen.used).unwrap_or_default());
+        self.leased = self.leased.plus(held);
+        self.unwritten = self.unwritten.plus(on_disk(held.less(wrote)));
+        self.written = self.written.plus(wrote);
+        if let Some(InUse { used: None, .. }) = seen {
+            self.unmeasured = self.unmeasured.plus(size);
         }
+        self
     }
 }
 
@@ -95,15 +114,14 @@ impl Ledger {
     /// What is held, what is left.
     #[must_use]
     pub fn totals(&self, facts: &Facts) -> Totals {
-        let none = (Amounts::default(), Amounts::default(), Amounts::default());
-        let (leased, unwritten, known) = self.live().fold(none, |(leased, unwritten, known), lease| {
-            let (held, used) = (facts.held(lease), facts.used_by(lease));
-            (leased.plus(held), unwritten.plus(on_disk(held.less(used))), known.plus(used))
-        });
+        let sums = self
+            .live()
+            .fold(Sums::default(), |sums, lease| sums.add(lease.sizing.size.amounts, facts.in_use.get(&lease.id)));
         let budget = facts.capacity.less(facts.reserve);
         // On the pool all that lies there and that no lease is known to have written is others'.
-        let lies = on_disk(budget.less(facts.disk_free).less(known));
-        let others = with_disk(facts.used.less(known).less(facts.reserve), lies);
+        let lies = on_disk(budget.less(facts.disk_free).less(sums.written));
+        let others = with_disk(facts.others.less(sums.unmeasured).less(facts.reserve), lies);
+        let Sums { leased, unwritten, .. } = sums;
         let free = with_disk(budget.less(others).less(leased), facts.disk_free.less(unwritten));
         Totals { capacity: facts.capacity, reserve: facts.reserve, budget, others, leased, unwritten, free }
     }

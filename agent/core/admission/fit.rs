@@ -1,8 +1,7 @@
 //! Does a size fit: the inequality, and the reasons with the figures of both sides.
 //!
-//! `max(reserve + others, measured use) + held by leases + new <= capacity` for CPU and memory, where what leases use
-//! is taken off the measured use first; on the pool, free bytes less the floor less what leases hold and have not
-//! written yet.
+//! `max(reserve, others) + held by leases + new <= capacity` for CPU and memory; on the pool, free bytes less the floor
+//! less what leases hold and have not written yet.
 
 use alloc::format;
 use alloc::string::String;

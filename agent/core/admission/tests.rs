@@ -102,7 +102,7 @@ fn facts() -> Facts {
     Facts {
         capacity: Amounts { cpu_millis: 32_000, memory_bytes: 62 * GIB + GIB / 2, ..disk },
         reserve: Amounts { cpu_millis: 4_000, memory_bytes: 8 * GIB, ..Amounts::default() },
-        used: Amounts::default(),
+        others: Amounts::default(),
         in_use: Arc::default(),
         disk_free: disk,
         gate: Gate::default(),
@@ -239,7 +239,7 @@ impl Node {
 
     /// What a lease is seen to use.
     fn uses(&mut self, lease: &LeaseId, used: Amounts) {
-        let seen = InUse { used, ..InUse::default() };
+        let seen = InUse { used: Some(used), ..InUse::default() };
         Arc::make_mut(&mut self.facts.in_use).insert(lease.clone(), seen);
     }
 }

@@ -155,6 +155,8 @@ struct Place {
 pub(super) struct Figures {
     /// All but what can be dropped at once: tmpfs, shared and swapped memory are in it.
     pub(super) memory_bytes: u64,
+    /// The same without any page cache, nor what else the machine counts as available (`MemAvailable`).
+    pub(super) unavailable_bytes: u64,
     /// CPU time so far, in microseconds.
     pub(super) cpu_micros: u64,
     pub(super) io_read_bytes: u64,
@@ -170,7 +172,7 @@ impl Group {
     /// Its memory cannot be read: it is gone. Other figures that are not there are 0.
     pub(super) fn read(&self) -> io::Result<Figures> {
         let place = self.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let (memory_bytes, oom) = match place.unified {
+        let (memory, oom) = match place.unified {
             true => (memory_v2(&place.path)?, events_v2(&place.path)),
             false => {
                 let mut left = GROUPS_MAX;
@@ -180,7 +182,8 @@ impl Group {
         let (io_read_bytes, io_written_bytes) = self.io.as_ref().map(io_bytes).unwrap_or_default();
         let processes = self.pids.as_ref().and_then(|place| number(&place.path.join("pids.current")).ok());
         Ok(Figures {
-            memory_bytes,
+            memory_bytes: memory.used_bytes,
+            unavailable_bytes: memory.unavailable_bytes,
             cpu_micros: self.cpu.as_ref().and_then(cpu_micros).unwrap_or(0),
             io_read_bytes,
             io_written_bytes,
@@ -220,18 +223,34 @@ fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn memory_v2(path: &Path) -> io::Result<u64> {
-    let stat = fs::read_to_string(path.join("memory.stat"))?;
-    let swap = number(&path.join("memory.swap.current")).unwrap_or(0);
-    let current = number(&path.join("memory.current"))?;
-    Ok(current.saturating_sub(field(&stat, "inactive_file").unwrap_or(0)).saturating_add(swap))
+struct Memory {
+    used_bytes: u64,
+    unavailable_bytes: u64,
 }
 
-fn memory_v1(path: &Path) -> io::Result<u64> {
+impl Memory {
+    /// `inactive` is cache that can be dropped at once, `available` what else the machine counts as available.
+    const fn of(current: u64, inactive: u64, available: u64, swapped: u64) -> Self {
+        let used = current.saturating_sub(inactive);
+        let unavailable = used.saturating_sub(available);
+        Self { used_bytes: used.saturating_add(swapped), unavailable_bytes: unavailable.saturating_add(swapped) }
+    }
+}
+
+fn memory_v2(path: &Path) -> io::Result<Memory> {
+    let stat = fs::read_to_string(path.join("memory.stat"))?;
+    let swapped = number(&path.join("memory.swap.current")).unwrap_or(0);
+    let current = number(&path.join("memory.current"))?;
+    let of = |name: &str| field(&stat, name).unwrap_or(0);
+    let available = of("active_file").saturating_add(of("slab_reclaimable"));
+    Ok(Memory::of(current, of("inactive_file"), available, swapped))
+}
+
+fn memory_v1(path: &Path) -> io::Result<Memory> {
     let stat = fs::read_to_string(path.join("memory.stat"))?;
     let usage = number(&path.join("memory.usage_in_bytes"))?;
     let of = |name: &str| field(&stat, name).unwrap_or(0);
-    Ok(usage.saturating_sub(of("total_inactive_file")).saturating_add(of("total_swap")))
+    Ok(Memory::of(usage, of("total_inactive_file"), of("total_active_file"), of("total_swap")))
 }
 
 fn events_v2(path: &Path) -> OomCounters {

@@ -1,13 +1,17 @@
 //! What each lease uses, from its control group or its processes.
 //!
-//! In comes a closure that says which leases are bound, and to whom. Out goes a published [`LeaseUses`]: use now (CPU
-//! smoothed), peaks, I/O, kills for lack of memory. The ledger can take the use from there, and a release the peaks,
-//! which outlive the build: the kernel's own peak counters go with the group, and count page cache.
+//! In comes which leases are bound, and to whom. Out goes a published [`Look`]: of each lease its use now (CPU smoothed),
+//! peaks, I/O, kills for lack of memory; and what all the rest of the machine used at that very look. The ledger takes
+//! both from there, so that no use counts twice or not at all; a release takes the peaks, which outlive the build: the
+//! kernel's own peak counters go with the group, and count page cache.
 //!
 //! A look costs a few files a lease with a group, or one walk over all processes for all leases without. The next comes
 //! after 500 times what this one took, but at least a second: at most 0.2% of a core, however many leases there are.
+//! It comes sooner where a lease was bound or ended, for what it uses is then no more others', or others' again: that
+//! is 2% of a core, while leases come and go all the time.
 
 mod cgroup;
+mod others;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -26,14 +30,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::cgroup::{Figures, Group, Layout};
+pub use self::others::Others;
+use self::others::{Leases, OthersMeter};
 use self::tree::{Scan, Scanner, Tree};
 use crate::node::now;
 use crate::node::process::ProcessId;
 
 const EVERY_MIN: Duration = Duration::from_secs(1);
 const EVERY_MAX: Duration = Duration::from_secs(15);
-/// A look may take so small a part of the time between two.
+/// A look may take so small a part of the time between two,
 const COST: u32 = 500;
+/// and of that to one that a lease asks for that comes or goes.
+const COST_SOON: u32 = 50;
 /// CPU use is an average over about so many seconds.
 const CPU_SMOOTHED_SECONDS: f64 = 10.0;
 /// So long a lease that is no longer bound can still be asked for.
@@ -75,17 +83,30 @@ pub struct LeaseUse {
     pub memory_bytes_limit: Option<u64>,
     /// Nothing of it runs any more; what is told is what was.
     pub ended: bool,
-    /// The last look at which something was found.
+    /// The first look at which something was found.
+    pub began: Timestamp,
+    /// The last one.
     pub at: Timestamp,
+    /// How many there were.
+    pub looks: u32,
 }
 
-/// What everyone sees.
+/// By lease.
 pub type LeaseUses = BTreeMap<LeaseId, LeaseUse>;
+
+/// What everyone sees.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// The leases that are bound, and for a while those that were.
+    pub leases: LeaseUses,
+    /// All the rest, without those that are bound. Unset: the machine does not tell.
+    pub others: Option<Others>,
+}
 
 /// The task, and what it publishes.
 #[derive(Debug)]
 pub struct LeaseMeter {
-    views: watch::Sender<Arc<LeaseUses>>,
+    views: watch::Sender<Arc<Look>>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -103,13 +124,13 @@ impl LeaseMeter {
 
     /// The last look.
     #[must_use]
-    pub fn view(&self) -> Arc<LeaseUses> {
+    pub fn view(&self) -> Arc<Look> {
         Arc::clone(&self.views.borrow())
     }
 
     /// Wakes after each look that found something new.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<LeaseUses>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Look>> {
         self.views.subscribe()
     }
 
@@ -126,38 +147,59 @@ impl LeaseMeter {
 
 async fn look_on(
     mut meter: Meter,
-    held: watch::Receiver<HeldLeases>,
-    views: watch::Sender<Arc<LeaseUses>>,
+    mut held: watch::Receiver<HeldLeases>,
+    views: watch::Sender<Arc<Look>>,
     stop: CancellationToken,
 ) {
-    let mut wait = EVERY_MIN;
+    let mut turn = Turn::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = turn.comes(&mut held) => {}
         }
-        let leases = Arc::clone(&held.borrow());
-        if leases.is_empty() && meter.known.is_empty() {
-            wait = EVERY_MIN;
-            continue;
-        }
+        let leases = Arc::clone(&held.borrow_and_update());
         let began = Instant::now();
         let looked = tokio::task::spawn_blocking(move || {
-            meter.look(&leases, Instant::now(), now());
-            meter
+            let look = meter.look(&leases, Instant::now(), now());
+            (meter, look)
         });
         // It only ends otherwise where it panicked, which is logged; then nothing more is known of any lease.
-        let Ok(back) = looked.await else { return };
+        let Ok((back, look)) = looked.await else { return };
         meter = back;
-        wait = (began.elapsed() * COST).clamp(EVERY_MIN, EVERY_MAX);
-        let uses: LeaseUses = meter.known.iter().map(|(lease, known)| (lease.clone(), known.seen.clone())).collect();
+        turn = Turn::after(began, began.elapsed());
         views.send_if_modified(|before| {
-            let differs = **before != uses;
+            let differs = **before != look;
             if differs {
-                *before = Arc::new(uses);
+                *before = Arc::new(look);
             }
             differs
         });
+    }
+}
+
+/// When the next look comes.
+#[derive(Default)]
+struct Turn {
+    /// Where a lease comes or goes. At once where it is unset, as `latest`.
+    soonest: Option<Instant>,
+    latest: Option<Instant>,
+}
+
+impl Turn {
+    fn after(began: Instant, took: Duration) -> Self {
+        let latest = began + (took * COST).clamp(EVERY_MIN, EVERY_MAX);
+        Self { soonest: Some((began + took * COST_SOON).min(latest)), latest: Some(latest) }
+    }
+
+    async fn comes(&self, held: &mut watch::Receiver<HeldLeases>) {
+        let until = async |at: Option<Instant>| match at {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => {}
+        };
+        tokio::select! {
+            () = until(self.latest) => {}
+            Ok(()) = held.changed() => until(self.soonest).await,
+        }
     }
 }
 
@@ -166,6 +208,7 @@ struct Meter {
     host_root: PathBuf,
     layout: Layout,
     scanner: Scanner,
+    others: OthersMeter,
     known: BTreeMap<LeaseId, Known>,
 }
 
@@ -195,11 +238,12 @@ impl Meter {
             host_root: host_root.to_owned(),
             layout: Layout::of(host_root),
             scanner: Scanner::new(host_root),
+            others: OthersMeter::new(host_root),
             known: BTreeMap::new(),
         }
     }
 
-    fn look(&mut self, held: &[(LeaseId, Holder)], at: Instant, now: Timestamp) {
+    fn look(&mut self, held: &[(LeaseId, Holder)], at: Instant, now: Timestamp) -> Look {
         for (lease, holder) in held.iter().take(LEASES_MAX) {
             let known = self.known.entry(lease.clone()).or_insert_with(|| Known::new(holder, at));
             known.unbound = None;
@@ -209,16 +253,31 @@ impl Meter {
             known.unbound.get_or_insert(at);
         }
         self.known.retain(|_, known| known.unbound.is_none_or(|since| at.duration_since(since) < KEPT));
-        while self.known.len() > LEASES_MAX {
-            self.known.pop_first();
-        }
+        self.forget_surplus();
         let by_processes = self.known.values().any(|known| known.unbound.is_none() && known.needs_processes());
         let scan = if by_processes { self.scanner.scan() } else { None };
+        let mut sum = Leases::default();
         for (lease, known) in self.known.iter_mut().filter(|(_, known)| known.unbound.is_none()) {
             known.find(lease, &self.layout, scan.as_ref(), &self.host_root);
             if let Some(figures) = known.read(lease, scan.as_ref(), &self.host_root) {
-                known.note(&figures, at, now);
+                let cpu_micros = known.note(&figures, at, now);
+                sum.unavailable_bytes = sum.unavailable_bytes.saturating_add(figures.unavailable_bytes);
+                sum.cpu_micros = sum.cpu_micros.saturating_add(cpu_micros);
             }
+        }
+        let others = self.others.look(sum);
+        let leases = self.known.iter().map(|(lease, known)| (lease.clone(), known.seen.clone())).collect();
+        Look { leases, others }
+    }
+
+    /// Those that ended first; one that is bound is never forgotten.
+    fn forget_surplus(&mut self) {
+        let surplus = self.known.len().saturating_sub(LEASES_MAX);
+        if surplus > 0 {
+            let unbound = self.known.iter().filter_map(|(lease, known)| Some((known.unbound?, lease.clone())));
+            let mut oldest: Vec<_> = unbound.collect();
+            oldest.sort();
+            oldest.into_iter().take(surplus).for_each(|(_, lease)| drop(self.known.remove(&lease)));
         }
     }
 }
@@ -277,8 +336,8 @@ impl Known {
                 // Its memory may be a group's and its CPU all the machine's.
                 if let (Some(figures), false) = (&mut figures, group.counts_cpu()) {
                     let seen = tree.read(scan?, lease.as_str(), host_root).unwrap_or_default();
-                    let (memory_bytes, oom) = (figures.memory_bytes, figures.oom);
-                    *figures = Figures { memory_bytes, oom, ..seen };
+                    let Figures { memory_bytes, unavailable_bytes, oom, .. } = *figures;
+                    *figures = Figures { memory_bytes, unavailable_bytes, oom, ..seen };
                 }
                 (figures, UseSource::Cgroup(group.name.clone()), group.memory_limit())
             }
@@ -294,11 +353,14 @@ impl Known {
         figures
     }
 
-    fn note(&mut self, figures: &Figures, at: Instant, now: Timestamp) {
+    /// Gives the CPU time since the look before, in microseconds.
+    fn note(&mut self, figures: &Figures, at: Instant, now: Timestamp) -> u64 {
         let by_cgroup = matches!(self.seen.source, UseSource::Cgroup(_));
-        let rate = self.cpu.replace((at, figures.cpu_micros)).and_then(|(then, before)| {
+        let before = self.cpu.replace((at, figures.cpu_micros));
+        let micros = before.map_or(0, |(_, before)| figures.cpu_micros.saturating_sub(before));
+        let rate = before.and_then(|(then, _)| {
             let seconds = at.duration_since(then).as_secs_f64();
-            (seconds > 0.0).then(|| (figures.cpu_micros.saturating_sub(before) as f64 / seconds / 1000.0, seconds))
+            (seconds > 0.0).then_some((micros as f64 / seconds / 1000.0, seconds))
         });
         if let Some((millis, seconds)) = rate {
             let weight = 1.0 - (-seconds / CPU_SMOOTHED_SECONDS).exp();
@@ -322,6 +384,10 @@ impl Known {
             let before = *self.oom_before.get_or_insert(at_first);
             seen.oom = Some(figures.oom.since(before));
         }
-        seen.at = now;
+        if seen.looks == 0 {
+            seen.began = now;
+        }
+        (seen.at, seen.looks) = (now, seen.looks.saturating_add(1));
+        micros
     }
 }

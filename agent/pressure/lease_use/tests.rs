@@ -5,6 +5,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::node::process::start_ticks;
 use tokio::sync::watch;
@@ -55,6 +57,7 @@ fn a_pod_under_v2_is_found_as_each_driver_names_it() {
         let group = Layout::of(&tree(name)).of_pod(WRITTEN).unwrap();
         let expected = Figures {
             memory_bytes: 5 * GIB + 64 * MIB - 1536 * MIB + 128 * MIB,
+            unavailable_bytes: 5 * GIB + 64 * MIB - 1536 * MIB + 128 * MIB - 256 * MIB,
             cpu_micros: 183_400_250,
             io_read_bytes: 4_097_000,
             io_written_bytes: 8_194_000,
@@ -125,6 +128,54 @@ fn peaks_and_kills_outlive_the_group() {
     assert!(meter.known.is_empty(), "it is forgotten in the end");
 }
 
+#[test]
+fn others_use_what_the_machine_uses_less_the_leases_at_that_very_look() {
+    let place = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-r").arg(tree("v2-cgroupfs-crio")).arg(place.path().join("host")).status();
+    assert!(copied.unwrap().success());
+    let root = place.path().join("host");
+    let group = root.join(format!("sys/fs/cgroup/kubepods/pod{WRITTEN}"));
+    let kib = |bytes: u64| bytes >> 10;
+    let machine = |available: u64, busy: u64, idle: u64| {
+        let (total, available, swapped) = (kib(64 * GIB), kib(available), kib(2 * GIB));
+        let memory =
+            format!("MemTotal: {total} kB\nMemAvailable: {available} kB\nSwapTotal: {swapped} kB\nSwapFree: 0 kB\n");
+        std::fs::write(root.join("proc/meminfo"), memory).unwrap();
+        let cpu = format!("{busy} 0 0 {idle} 0 0 0 0 0 0");
+        let rest = "intr 0\nctxt 0\nbtime 1700000000\nprocesses 1\nprocs_running 1\nprocs_blocked 0\nsoftirq 0\n";
+        std::fs::write(root.join("proc/stat"), format!("cpu  {cpu}\ncpu0 {cpu}\ncpu1 {cpu}\n{rest}")).unwrap();
+    };
+    let mut meter = Meter::new(&root);
+    let held = [(lease("one"), pod(WRITTEN))];
+    let begin = Instant::now();
+    machine(40 * GIB, 1000, 100_000);
+    // Without its active file pages, which the machine counts as available; both sides with what was swapped out.
+    let own = 5 * GIB + 64 * MIB - 1536 * MIB + 128 * MIB - 256 * MIB;
+    let others = meter.look(&held, begin, Timestamp(1)).others.unwrap();
+    assert_eq!(others, Others { cpu_millis: None, memory_bytes: 26 * GIB - own });
+    // A second of two CPUs: 150 ticks of 200 are busy, 100 of them the lease's.
+    machine(39 * GIB, 1150, 100_050);
+    std::fs::write(group.join("cpu.stat"), "usage_usec 184400250\n").unwrap();
+    let others = meter.look(&held, begin + Duration::from_secs(1), Timestamp(2)).others.unwrap();
+    assert_eq!(others, Others { cpu_millis: Some(500), memory_bytes: 27 * GIB - own });
+    // Released, what still runs of it is others'.
+    let others = meter.look(&[], begin + Duration::from_secs(2), Timestamp(3)).others.unwrap();
+    assert_eq!(others.memory_bytes, 27 * GIB);
+}
+
+#[tokio::test]
+async fn a_lease_that_comes_or_goes_is_looked_at_soon_and_not_with_the_next_turn() {
+    let (tell, mut held) = watch::channel(HeldLeases::default());
+    let turn = Turn { latest: Some(Instant::now() + Duration::from_secs(3600)), ..Turn::default() };
+    assert!(turn.comes(&mut held).now_or_never().is_none());
+    tell.send_replace(Arc::new(vec![(lease("one"), pod(WRITTEN))]));
+    assert!(turn.comes(&mut held).now_or_never().is_some());
+    // Not for more than its part of the time.
+    let turn = Turn::after(Instant::now(), Duration::from_secs(3600));
+    tell.send_replace(HeldLeases::default());
+    assert!(turn.comes(&mut held).now_or_never().is_none());
+}
+
 /// A child that holds memory, with a descendant that left its group, session and parent; ended with the test.
 struct Holding(Child, i32);
 
@@ -189,8 +240,8 @@ async fn what_is_seen_is_published() {
     let (_held, held) = watch::channel(Arc::new(vec![(lease("one"), pod(WRITTEN))]));
     let meter = LeaseMeter::start(&tree("v2-cgroupfs-crio"), held, &CancellationToken::new());
     let mut views = meter.subscribe();
-    let seen = views.wait_for(|uses| uses.contains_key(&lease("one")));
+    let seen = views.wait_for(|look| look.leases.contains_key(&lease("one")));
     let seen = tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap().unwrap().clone();
-    assert_eq!(seen[&lease("one")].now.memory_bytes, meter.view()[&lease("one")].now.memory_bytes);
+    assert_eq!(seen.leases[&lease("one")].now.memory_bytes, meter.view().leases[&lease("one")].now.memory_bytes);
     tokio::time::timeout(Duration::from_secs(30), meter.shutdown()).await.unwrap();
 }

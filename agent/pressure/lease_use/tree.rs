@@ -159,8 +159,10 @@ impl Tree {
         }
         let sum = |of: fn(&Member) -> u64, gone: u64| self.members.values().map(of).fold(gone, u64::saturating_add);
         let micros = u128::from(self.ticks).saturating_mul(1_000_000) / u128::from(procfs::ticks_per_second().max(1));
+        let memory_bytes = private.saturating_add(shared);
         Some(Figures {
-            memory_bytes: private.saturating_add(shared),
+            memory_bytes,
+            unavailable_bytes: memory_bytes,
             cpu_micros: u64::try_from(micros).unwrap_or(u64::MAX),
             io_read_bytes: sum(|member| member.io.0, self.io_gone.0),
             io_written_bytes: sum(|member| member.io.1, self.io_gone.1),

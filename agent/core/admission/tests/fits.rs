@@ -95,7 +95,7 @@ fn the_first_build_on_an_idle_node_starts_despite_soft_signals_but_not_despite_f
         let mut node = Node::new();
         node.facts.gate = gate(state, &[code]);
         // Others use so much that it would not fit beside them.
-        node.facts.used = amounts(10, 30);
+        node.facts.others = amounts(10, 30);
         let answer = node.admit(request("first", 20, 40));
         assert_eq!(matches!(answer, Answer::Granted(_)), starts, "{code:?}");
         let second = node.waiting(request("second", 4, 8));
@@ -106,7 +106,7 @@ fn the_first_build_on_an_idle_node_starts_despite_soft_signals_but_not_despite_f
 #[test]
 fn beside_what_others_use_only_the_first_build_starts() {
     let mut node = Node::new();
-    node.facts.used = amounts(10, 30);
+    node.facts.others = amounts(10, 30);
     node.granted(request("first", 20, 40));
     let waiting = node.waiting(request("second", 1, 1));
     assert_eq!(codes(&waiting.reasons), [Code::MemoryHeld]);
@@ -114,21 +114,30 @@ fn beside_what_others_use_only_the_first_build_starts() {
 }
 
 #[test]
-fn what_others_use_is_not_hidden_behind_a_lease_that_nobody_uses_yet() {
+fn what_others_use_is_not_hidden_behind_a_lease_of_which_nothing_is_known() {
     let mut node = Node::new();
+    node.facts.others = amounts(4, 28);
     let first = node.granted(request("first", 4, 20));
-    node.facts.used = amounts(4, 28);
-    let totals = node.ledger.totals(&node.facts);
-    assert_eq!(totals.others.memory_bytes, 20 * GIB, "28 GiB are used, 8 of them by the system");
-    assert_eq!(totals.free.memory_bytes, 14 * GIB + GIB / 2);
-    node.lease_reply(&Command::Bind(first, pod("a")));
-    assert_eq!(node.ledger.totals(&node.facts).others.memory_bytes, 0, "now it may be the lease's own");
+    let others = |node: &Node| node.ledger.totals(&node.facts).others.memory_bytes;
+    assert_eq!(others(&node), 20 * GIB, "28 GiB are used, 8 of them by the system");
+    node.lease_reply(&Command::Bind(first.clone(), pod("a")));
+    assert_eq!(others(&node), 20 * GIB, "nobody has looked yet");
+    assert_eq!(node.ledger.totals(&node.facts).free.memory_bytes, 14 * GIB + GIB / 2);
+    assert_eq!(codes(&node.waiting(request("second", 2, 20)).reasons), [Code::MemoryHeld]);
+    // Looked at, it uses nothing of the 28 GiB.
+    node.uses(&first, amounts(0, 0));
+    assert_eq!(others(&node), 20 * GIB);
+    // Where nothing of it can be measured, its size may be part of what was seen, and more is others'.
+    Arc::make_mut(&mut node.facts.in_use).insert(first, InUse::default());
+    assert_eq!(others(&node), 0);
+    node.facts.others = amounts(4, 30);
+    assert_eq!(others(&node), 2 * GIB);
 }
 
 #[test]
 fn what_others_use_within_the_reserve_costs_nothing() {
     let mut node = Node::new();
-    node.facts.used = amounts(4, 8);
+    node.facts.others = amounts(4, 8);
     assert_eq!(node.ledger.totals(&node.facts).free.memory_bytes, 54 * GIB + GIB / 2);
 }
 
@@ -138,7 +147,6 @@ fn a_lease_that_uses_more_than_its_size_counts_by_its_use() {
     let id = node.running(request("first", 4, 10), "a");
     for (used, held) in [(2, 10), (30, 30)] {
         node.uses(&id, amounts(1, used));
-        node.facts.used = amounts(1, used);
         let totals = node.ledger.totals(&node.facts);
         assert_eq!((totals.leased.memory_bytes, totals.others.memory_bytes), (held * GIB, 0));
     }
@@ -149,7 +157,7 @@ fn a_lease_that_uses_more_than_its_size_counts_by_its_use() {
 fn what_a_pod_asks_of_the_cluster_counts_where_it_is_more_than_the_lease() {
     let mut node = Node::new();
     let id = node.running(request("first", 4, 10), "a");
-    let seen = InUse { requests: amounts(6, 20), used: amounts(1, 1) };
+    let seen = InUse { requests: amounts(6, 20), used: Some(amounts(1, 1)) };
     Arc::make_mut(&mut node.facts.in_use).insert(id, seen);
     let leased = node.ledger.totals(&node.facts).leased;
     assert_eq!((leased.cpu_millis, leased.memory_bytes), (6_000, 20 * GIB));
@@ -159,7 +167,7 @@ fn what_a_pod_asks_of_the_cluster_counts_where_it_is_more_than_the_lease() {
 fn a_disk_without_room_holds_back_the_first_build_on_an_idle_node_too() {
     let mut node = Node::new();
     node.facts.disk_free.disk_bytes = 10 * GIB;
-    node.facts.used = amounts(10, 30);
+    node.facts.others = amounts(10, 30);
     let waiting = node.waiting(request("first", 20, 40));
     assert_eq!(codes(&waiting.reasons), [Code::DiskHeld], "soft figures do not count, the disk does");
     node.facts.disk_free.disk_bytes = 20 * GIB;

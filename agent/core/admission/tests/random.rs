@@ -71,13 +71,15 @@ fn step() -> impl Strategy<Value = Step> {
     })
 }
 
-/// What a lease is taken to use.
-fn known_use(facts: &Facts, lease: &Lease) -> Amounts {
-    match (facts.in_use.get(&lease.id), lease.state) {
-        (Some(seen), _) => seen.used,
-        (None, LeaseState::Reserved) => Amounts::default(),
-        (None, _) => Amounts { disk_bytes: 0, disk_inodes: 0, ..lease.sizing.size.amounts },
-    }
+/// What a lease is known to have written to the pool.
+fn written(facts: &Facts, lease: &Lease) -> Amounts {
+    facts.in_use.get(&lease.id).and_then(|seen| seen.used).unwrap_or_default()
+}
+
+/// What a lease is taken to use of what others seem to use.
+fn unmeasured(facts: &Facts, lease: &Lease) -> Amounts {
+    let in_vain = facts.in_use.get(&lease.id).is_some_and(|seen| seen.used.is_none());
+    if in_vain { lease.sizing.size.amounts } else { Amounts::default() }
 }
 
 /// Whose request that is: a request keeps its tenant. One of the three has caps.
@@ -172,14 +174,15 @@ impl Node {
     fn happen(&mut self, step: &Step) {
         match step {
             Step::Others(cpu, memory, disk) => {
-                self.facts.used = Amounts { cpu_millis: *cpu, memory_bytes: *memory, ..Amounts::default() };
+                self.facts.others = Amounts { cpu_millis: *cpu, memory_bytes: *memory, ..Amounts::default() };
                 self.facts.disk_free.disk_bytes = *disk;
             }
             Step::Use(lease, memory) => {
                 let live: Vec<Arc<Lease>> = self.ledger.live().cloned().collect();
                 let Some(lease) = pick(live, *lease) else { return };
                 let used = Amounts { memory_bytes: *memory, disk_bytes: memory / 2, ..amounts(1, 0) };
-                self.uses(&lease.id.clone(), used);
+                let seen = InUse { used: (memory % 8 > 0).then_some(used), ..InUse::default() };
+                Arc::make_mut(&mut self.facts.in_use).insert(lease.id.clone(), seen);
             }
             Step::Gate(which) => {
                 self.facts.gate = match which {
@@ -333,11 +336,11 @@ impl Node {
                 ledger.live().map(|lease| u128::from(part(lease).get(resource))).sum()
             };
             let held = sum(&|lease| self.facts.held(lease));
-            let known = sum(&|lease| known_use(&self.facts, lease));
-            let used = u128::from(self.facts.used.get(resource)).saturating_sub(known);
+            let unmeasured = sum(&|lease| unmeasured(&self.facts, lease));
+            let used = u128::from(self.facts.others.get(resource)).saturating_sub(unmeasured);
             let (room, taken) = match resource {
                 Resource::DiskBytes | Resource::DiskInodes => {
-                    let unwritten = |lease: &Lease| self.facts.held(lease).less(known_use(&self.facts, lease));
+                    let unwritten = |lease: &Lease| self.facts.held(lease).less(written(&self.facts, lease));
                     (self.facts.disk_free.get(resource), sum(&unwritten))
                 }
                 _ if ledger.live_count() == 0 => {
@@ -391,7 +394,7 @@ impl Node {
 
     /// With nothing in the way, everyone who waits and says so is answered.
     fn comes_to_rest(&mut self) {
-        (self.facts.gate, self.facts.used) = (Gate::default(), Amounts::default());
+        (self.facts.gate, self.facts.others) = (Gate::default(), Amounts::default());
         self.facts.in_use = Arc::default();
         self.facts.disk_free = facts().disk_free;
         self.tell(&Command::SetMode(ModeState::default()));
