@@ -287,6 +287,61 @@ async fn a_place_in_the_queue_is_listed_kept_and_given_up() {
 }
 
 #[tokio::test]
+async fn who_asks_again_does_so_before_a_grant_could_pass_on() {
+    let node = Node::start();
+    for id in ["1", "2", "3"] {
+        let lasting = v1::AdmitRequest { bind_within: seconds(1800), ..node.request(id) };
+        assert!(matches!(node.admit(lasting).await.unwrap(), Decision::Granted(_)));
+    }
+    let queued = v1::AdmitRequest { take_ticket: true, ..node.request("4") };
+    for _ in 0..2 {
+        let hint = node.waiting(queued.clone()).await.retry_after.unwrap();
+        assert!((5..30).contains(&hint.seconds), "a grant lives for 30 s: {hint:?}");
+    }
+    let request = v1::AwaitAdmissionRequest { admit: Some(node.request("5")) };
+    let mut answers = node.client().await.await_admission(request).await.unwrap().into_inner();
+    let Some(Awaited::Waiting(told)) = answers.message().await.unwrap().unwrap().decision else { panic!() };
+    assert!(told.retry_after.unwrap().seconds > 60, "who is told of a grant need not ask: {told:?}");
+}
+
+#[tokio::test]
+async fn a_ticket_that_is_cancelled_is_gone_for_who_awaits_it_too() {
+    let node = Node::start();
+    for id in ["1", "2", "3"] {
+        node.granted(id).await;
+    }
+    let request = v1::AwaitAdmissionRequest { admit: Some(node.request("4")) };
+    let mut answers = node.client().await.await_admission(request.clone()).await.unwrap().into_inner();
+    let Some(Awaited::Waiting(told)) = answers.message().await.unwrap().unwrap().decision else { panic!() };
+    let cancel = v1::CancelTicketRequest { ticket_id: told.ticket.unwrap().id };
+    node.client().await.cancel_ticket(cancel).await.unwrap();
+    let told = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap().unwrap();
+    let Some(Awaited::Rejected(rejection)) = told.decision else { panic!("{told:?}") };
+    assert_eq!(codes(&rejection.reasons), ["TICKET_CANCELLED"]);
+    assert_eq!(tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap(), None);
+    assert_eq!(node.tickets().await, []);
+    // Asked for once more, it has a place again.
+    let mut again = node.client().await.await_admission(request).await.unwrap().into_inner();
+    let told = again.message().await.unwrap().unwrap().decision;
+    assert!(matches!(told, Some(Awaited::Waiting(_))), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_lease_that_has_ended_is_no_grant_for_who_asks_again_on_the_command_line() {
+    let node = Node::start();
+    let url = node.url.clone();
+    let admit = ["lease", "admit", "--repo", &url, "--ref", "branch:main", "--request-id", "one"];
+    let stoker = node.agent.stoker();
+    stoker.run(admit).expect_code(0);
+    let lease = node.live().await.remove(0);
+    node.release(&lease.id).await;
+    let told = stoker.run(admit).expect_code(1);
+    assert!(told.stderr.contains("has ended already"), "{}", told.stderr);
+    let environment = stoker.run(admit.into_iter().chain(["-o", "env"])).expect_code(1);
+    assert_eq!(environment.stdout, "", "nothing to source");
+}
+
+#[tokio::test]
 async fn evaluate_judges_many_builds_and_changes_nothing() {
     let node = Node::start();
     node.granted("1").await;

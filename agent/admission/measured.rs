@@ -1,9 +1,9 @@
-//! What leases are seen to use: for the ledger while they run, and for how a build ended.
+//! What leases were seen to use: for the ledger, while they run and at their end, and for how a build ended.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use stoker_core::admission::{InUse, Usage};
+use stoker_core::admission::{InUse, Seen, Usage};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Amounts;
 use stoker_core::sizing::Outcome;
@@ -42,35 +42,33 @@ impl Measured {
         (Arc::clone(&last.1), last.0.others)
     }
 
-    /// How a build really ended, and what it used: what its caller says, and what was seen where the caller does not know.
-    pub(super) fn end(&self, lease: &LeaseId, told: Told, node_was_short: bool) -> (Outcome, Option<Usage>) {
+    /// How a build really ended: what its caller says, and what was seen where the caller does not know.
+    pub(super) fn outcome(&self, lease: &LeaseId, told: &Told, node_was_short: bool) -> Outcome {
         let look = self.looks.borrow();
-        let Some(seen) = look.leases.get(lease) else { return (told.outcome, told.usage) };
-        let usage = told.usage.or((seen.peak.memory_bytes_peak > 0).then_some(seen.peak));
-        if !matches!(told.outcome, Outcome::Failed | Outcome::Lost) {
-            return (told.outcome, usage);
-        }
+        let seen = look.leases.get(lease).filter(|_| matches!(told.outcome, Outcome::Failed | Outcome::Lost));
+        let Some(seen) = seen else { return told.outcome };
+        let peak = told.usage.map_or(0, |usage| usage.memory_bytes_peak).max(seen.peak.memory_bytes_peak);
         let end = classify(&Evidence {
             counters: seen.oom,
             exit_code: told.exit_code,
-            memory_bytes_peak: usage.map_or(0, |usage| usage.memory_bytes_peak),
+            memory_bytes_peak: peak,
             memory_bytes_limit: seen.memory_bytes_limit,
             node_was_short,
             ..Evidence::default()
         });
-        let outcome = match end {
+        match end {
             MemoryEnd::NotMemory => told.outcome,
             MemoryEnd::OwnLimit => Outcome::OutOfMemoryLimit,
             MemoryEnd::AncestorOrNode => Outcome::OutOfMemoryNode,
-        };
-        (outcome, usage)
+        }
     }
 }
 
 /// What has ended uses nothing; of what was not found nothing is known.
 fn in_use(seen: &LeaseUse) -> InUse {
     let known = seen.source != UseSource::None || seen.ended;
-    InUse { used: known.then_some(seen.now), requests: Amounts::default() }
+    let LeaseUse { peak, began, at, looks, .. } = *seen;
+    InUse { used: known.then_some(seen.now), requests: Amounts::default(), seen: Seen { peak, began, at, looks } }
 }
 
 /// What the caller says of a build's end.

@@ -78,6 +78,8 @@ pub struct Order {
     pub priority: i32,
     /// Take a place in the queue where it must wait.
     pub take_ticket: bool,
+    /// The caller stays and is told of a grant.
+    pub awaited: bool,
     /// How long a grant may stay unbound.
     pub bind_within: Span,
 }
@@ -161,7 +163,7 @@ impl Admission {
             let lease = published.ledger.lease_of(&order.request_id).map(|lease| known_request(lease));
             lease.or_else(|| published.ledger.ticket_of(&order.request_id).map(|held| held.request.clone()))
         });
-        let (take_ticket, digest) = (order.take_ticket, order.digest.clone());
+        let (take_ticket, awaited, digest) = (order.take_ticket, order.awaited, order.digest.clone());
         // What a request was resolved and sized to stands: asked again, it is never resolved again.
         let (request, pin) = match known {
             Some(known) => (Request { digest, ..known }, None),
@@ -174,8 +176,8 @@ impl Admission {
             },
         };
         let ticket = take_ticket.then(new_id::<TicketId>);
-        let command = Command::Admit { request: Box::new(request), lease: new_id(), ticket };
-        match self.writer.ask(command, pin, None).await? {
+        let command = Command::Admit { request: Box::new(request), lease: new_id(), ticket, awaited };
+        match self.writer.ask(command, pin).await? {
             Reply::Answer(answer) => Ok(answer),
             _ => Err(WriterError::Stopping.into()),
         }
@@ -279,7 +281,7 @@ impl Admission {
     /// # Errors
     /// When the writer is away.
     pub async fn still_waiting(&self, request: RequestId) -> Result<Option<Answer>, WriterError> {
-        match self.writer.ask(Command::Await(request), None, None).await? {
+        match self.writer.ask(Command::Await(request), None).await? {
             Reply::Answer(answer) => Ok(Some(answer)),
             _ => Ok(None),
         }
@@ -290,7 +292,7 @@ impl Admission {
     /// # Errors
     /// When there is no such live lease, or another holds it.
     pub async fn bind(&self, lease: LeaseId, holder: Holder) -> Result<Lease, WriterError> {
-        self.lease_reply(Command::Bind(lease, holder), None).await
+        self.lease_reply(Command::Bind(lease, holder)).await
     }
 
     /// Keeps a reservation for `span` from now.
@@ -298,7 +300,7 @@ impl Admission {
     /// # Errors
     /// When there is no such live lease.
     pub async fn renew(&self, lease: LeaseId, span: Span) -> Result<Lease, WriterError> {
-        self.lease_reply(Command::Renew(lease, span), None).await
+        self.lease_reply(Command::Renew(lease, span)).await
     }
 
     /// Ends a lease; again is the same as once. What its caller did not measure is what was seen of it, and a build that
@@ -313,30 +315,22 @@ impl Admission {
         exit_code: Option<i32>,
         usage: Option<Usage>,
     ) -> Result<Lease, WriterError> {
-        let (outcome, usage) = self.measured_end(&id, Told { outcome, exit_code, usage });
-        let sample = self.writer.read(|published| {
-            let lease = published.ledger.lease(&id).filter(|lease| lease.peak.is_none())?;
-            // What nobody saw says nothing of the next build.
-            let usage = usage.filter(|usage| usage.memory_bytes_peak > 0);
-            Some((survey::history_key_of(lease), survey::sample(usage?, lease.sizing.size.amounts, outcome)))
-        });
-        self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }, sample).await
+        let outcome = self.outcome(&id, &Told { outcome, exit_code, usage });
+        self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }).await
     }
 
-    fn measured_end(&self, id: &LeaseId, told: Told) -> (Outcome, Option<Usage>) {
+    fn outcome(&self, id: &LeaseId, told: &Told) -> Outcome {
         let short = (self.facts)().gate.reasons.iter().any(|reason| reason.code == Code::MemoryFloor);
-        self.measured.end(id, told, short)
+        self.measured.outcome(id, told, short)
     }
 
     /// Ends the leases whose holders went without a word: those of which it was seen that memory ended them as that.
     async fn gone(&self, gone: Vec<LeaseId>) {
         let told = Told { outcome: Outcome::Lost, exit_code: None, usage: None };
-        let (killed, lost): (Vec<_>, Vec<_>) = gone
-            .into_iter()
-            .map(|id| (self.measured_end(&id, told), id))
-            .partition(|((outcome, _), _)| *outcome != Outcome::Lost);
-        for ((outcome, usage), id) in killed {
-            if let Err(error) = self.release(id, outcome, None, usage).await {
+        let outcomes = gone.into_iter().map(|id| (self.outcome(&id, &told), id));
+        let (killed, lost): (Vec<_>, Vec<_>) = outcomes.partition(|(outcome, _)| *outcome != Outcome::Lost);
+        for (outcome, id) in killed {
+            if let Err(error) = self.release(id, outcome, None, None).await {
                 tracing::warn!(%error, "the ledger did not take the end of a build; tried again soon");
             }
         }
@@ -351,7 +345,7 @@ impl Admission {
     /// # Errors
     /// When there is no such ticket.
     pub async fn cancel(&self, ticket: TicketId) -> Result<(), WriterError> {
-        self.writer.ask(Command::Cancel(ticket), None, None).await.map(|_| ())
+        self.writer.ask(Command::Cancel(ticket), None).await.map(|_| ())
     }
 
     /// Sets what the operator wants.
@@ -359,7 +353,7 @@ impl Admission {
     /// # Errors
     /// When it cannot be recorded.
     pub async fn set_mode(&self, mode: ModeState) -> Result<(), WriterError> {
-        self.writer.ask(Command::SetMode(mode), None, None).await.map(|_| ())
+        self.writer.ask(Command::SetMode(mode), None).await.map(|_| ())
     }
 
     /// Reads the ledger after the last commit, with the totals of the moment. Keep `read` short: the writer waits.
@@ -421,13 +415,13 @@ impl Admission {
 
     /// Time passed, or holders went.
     async fn tell(&self, command: Command) {
-        if let Err(error) = self.writer.ask(command, None, None).await {
+        if let Err(error) = self.writer.ask(command, None).await {
             tracing::warn!(%error, "the ledger did not take what time did to it; tried again soon");
         }
     }
 
-    async fn lease_reply(&self, command: Command, sample: Option<(String, Sample)>) -> Result<Lease, WriterError> {
-        match self.writer.ask(command, None, sample).await? {
+    async fn lease_reply(&self, command: Command) -> Result<Lease, WriterError> {
+        match self.writer.ask(command, None).await? {
             Reply::Lease(lease) => Ok(*lease),
             _ => Err(WriterError::Stopping),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals, Usage};
+use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals};
 use stoker_core::identity::Scope;
 use stoker_core::quantity::{Amounts, Resource, Span};
 use stoker_core::reason::{Code, Reason};
@@ -56,19 +56,6 @@ fn history_key(repository: &str, target: &str, architecture: &str) -> String {
 /// The key of a lease that runs on this node.
 pub(super) fn history_key_of(lease: &Lease) -> String {
     history_key(&lease.source.repository, &lease.target, here())
-}
-
-/// One run for the history.
-pub(super) const fn sample(usage: Usage, given: Amounts, outcome: Outcome) -> Sample {
-    Sample {
-        memory_bytes_peak: usage.memory_bytes_peak,
-        cpu_millis_peak: usage.cpu_millis_peak,
-        cpu_millis_given: given.cpu_millis,
-        disk_bytes: usage.disk_bytes,
-        elapsed: usage.elapsed,
-        outcome,
-        censored: false,
-    }
 }
 
 /// How warm the source is.

@@ -6,7 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use stoker_core::identity::RequestId;
 use tokio::sync::watch;
 
-type Senders = HashMap<RequestId, watch::Sender<()>>;
+type Senders = HashMap<RequestId, watch::Sender<Word>>;
+
+/// What happened to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// It was granted, or its place ran out.
+    Changed,
+    /// Somebody gave its place up.
+    Cancelled,
+}
 
 /// The requests that somebody awaits.
 #[derive(Debug, Clone, Default)]
@@ -16,7 +25,7 @@ pub(super) struct Waiters(Arc<Mutex<Senders>>);
 #[derive(Debug)]
 pub struct Waiter {
     request: RequestId,
-    woken: Option<watch::Receiver<()>>,
+    woken: Option<watch::Receiver<Word>>,
     all: Waiters,
 }
 
@@ -24,14 +33,18 @@ impl Waiters {
     /// From now on nothing that happens to the request is missed.
     pub(super) fn join(&self, request: RequestId) -> Waiter {
         let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let woken = senders.entry(request.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
+        let woken = senders.entry(request.clone()).or_insert_with(|| watch::Sender::new(Word::Changed)).subscribe();
         Waiter { request, woken: Some(woken), all: self.clone() }
     }
 
     /// Wakes those who await one of these.
-    pub(super) fn wake<'a>(&self, requests: impl Iterator<Item = &'a RequestId>) {
+    pub(super) fn wake<'a>(&self, requests: impl Iterator<Item = (&'a RequestId, Word)>) {
         let senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.filter_map(|request| senders.get(request)).for_each(|sender| sender.send_replace(()));
+        for (request, word) in requests {
+            if let Some(sender) = senders.get(request) {
+                sender.send_replace(word);
+            }
+        }
     }
 }
 
@@ -42,6 +55,12 @@ impl Waiter {
             Some(woken) => drop(woken.changed().await),
             None => std::future::pending().await,
         }
+    }
+
+    /// Whether the last that happened to it is that somebody gave its place up.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.woken.as_ref().is_some_and(|woken| *woken.borrow() == Word::Cancelled)
     }
 }
 
@@ -67,9 +86,12 @@ mod tests {
         let waiters = Waiters::default();
         let id = |text: &str| RequestId::try_from(text.to_owned()).unwrap();
         let (mut first, mut again, mut other) = (waiters.join(id("a")), waiters.join(id("a")), waiters.join(id("b")));
-        waiters.wake([id("a"), id("unknown")].iter());
+        waiters.wake([(&id("a"), Word::Changed), (&id("unknown"), Word::Changed)].into_iter());
         assert!(first.woken().now_or_never().is_some() && again.woken().now_or_never().is_some());
         assert!(other.woken().now_or_never().is_none() && first.woken().now_or_never().is_none());
+        assert!(!first.is_cancelled());
+        waiters.wake([(&id("a"), Word::Cancelled)].into_iter());
+        assert!(first.woken().now_or_never().is_some() && first.is_cancelled() && !other.is_cancelled());
         drop((first, other));
         assert_eq!(waiters.0.lock().unwrap().len(), 1);
         drop(again);

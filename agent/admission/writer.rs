@@ -1,12 +1,12 @@
 //! The ledger's single writer: it decides, journals, then replies. Many requests share one fsync.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Waiting};
-use stoker_core::identity::{LeaseId, RequestId};
+use stoker_core::identity::{LeaseId, RequestId, TicketId};
 use stoker_core::invariants;
 use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::changes::Changes;
 use super::journal::{Entry, Journal, JournalError};
-use super::waiters::Waiters;
+use super::survey::history_key_of;
+use super::waiters::{Waiters, Word};
 use super::{new_id, now};
 use crate::repository::SnapshotPin;
 
@@ -58,11 +59,10 @@ enum Message {
     Stop,
 }
 
-/// A command on its way, with what goes into the journal or is kept beside it.
+/// A command on its way, with what is kept beside the ledger.
 pub(super) struct Ask {
     pub(super) command: Command,
     pub(super) pin: Option<SnapshotPin>,
-    pub(super) sample: Option<(String, Sample)>,
     pub(super) reply: oneshot::Sender<Result<Reply, WriterError>>,
 }
 
@@ -71,8 +71,8 @@ pub(super) struct Ask {
 pub(super) struct Published {
     pub(super) ledger: Ledger,
     pub(super) changes: Changes,
-    pub(super) pins: std::collections::BTreeMap<String, SnapshotPin>,
-    pub(super) history: std::collections::BTreeMap<String, std::collections::VecDeque<Sample>>,
+    pub(super) pins: BTreeMap<String, SnapshotPin>,
+    pub(super) history: BTreeMap<String, std::collections::VecDeque<Sample>>,
     pub(super) journal_error: Option<String>,
     pub(super) journal_failures: u64,
 }
@@ -87,14 +87,9 @@ pub(super) struct WriterHandle {
 }
 
 impl WriterHandle {
-    pub(super) async fn ask(
-        &self,
-        command: Command,
-        pin: Option<SnapshotPin>,
-        sample: Option<(String, Sample)>,
-    ) -> Result<Reply, WriterError> {
+    pub(super) async fn ask(&self, command: Command, pin: Option<SnapshotPin>) -> Result<Reply, WriterError> {
         let (reply, answer) = oneshot::channel();
-        let message = Message::Ask(Box::new(Ask { command, pin, sample, reply }));
+        let message = Message::Ask(Box::new(Ask { command, pin, reply }));
         self.messages.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriterError::Busy,
             mpsc::error::TrySendError::Closed(_) => WriterError::Stopping,
@@ -106,7 +101,7 @@ impl WriterHandle {
     }
 
     /// Adds pins of what is live or waits, where there are none.
-    pub(super) fn keep(&self, pins: std::collections::BTreeMap<String, SnapshotPin>) {
+    pub(super) fn keep(&self, pins: BTreeMap<String, SnapshotPin>) {
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         let Published { ledger, pins: kept, .. } = &mut *published;
         for (request, pin) in pins {
@@ -191,7 +186,7 @@ impl Writer {
         self.recover_room();
         let mut entries = Vec::new();
         let mut decided = Vec::with_capacity(asks.len());
-        for mut ask in asks {
+        for ask in asks {
             // Without room in the journal only what ends or keeps a lease may still be written. Who has a lease gets it.
             if self.starved
                 && let Command::Admit { request, .. } = &ask.command
@@ -201,11 +196,10 @@ impl Writer {
                 continue;
             }
             let (reply, events) = self.working.decide(&ask.command, &facts, now);
-            let changes = !events.is_empty();
-            entries.extend(events.iter().cloned().map(Entry::Ledger));
-            events.into_iter().for_each(|event| self.working.apply(event));
-            entries.extend(ask.sample.take().map(|(key, sample)| Entry::Sample(key, sample)));
-            decided.push((Ok(reply), ask, changes));
+            let begin = entries.len();
+            self.take(events, &mut entries);
+            let must_last = entries.iter().skip(begin).any(|entry| self.must_last(entry));
+            decided.push((Ok(reply), ask, must_last));
         }
         // Nor does anyone come out of the queue: what the ballast left is for ends.
         if !self.starved {
@@ -216,9 +210,10 @@ impl Writer {
         debug_assert!(invariants::lives_are_whole(&self.working));
         if let Err(error) = self.commit(&entries) {
             tracing::error!(%error, reason = Code::JournalUnavailable.word(), "nothing of this batch was recorded");
-            self.rebuild();
-            for (outcome, ask, changes) in &mut decided {
-                if *changes {
+            entries.retain(|entry| !self.must_last(entry));
+            self.rebuild(&entries);
+            for (outcome, ask, must_last) in &mut decided {
+                if *must_last {
                     *outcome = match ask.command {
                         // The first to find the disk full is told what all later ones are.
                         Command::Admit { .. } if self.starved => Ok(starved_reply(&ask.command)),
@@ -226,13 +221,28 @@ impl Writer {
                     };
                 }
             }
-            self.publish(Vec::new(), &mut decided, Some(error.to_string()));
+            self.publish(entries, &mut decided, Some(error.to_string()), true);
         } else {
             let error = self.starved.then(|| STARVED.to_owned());
-            self.publish(entries, &mut decided, error);
+            self.publish(entries, &mut decided, error, false);
         }
         for (outcome, ask, _) in decided {
             let _ = ask.reply.send(outcome); // a caller who went away learns it by asking again
+        }
+    }
+
+    /// Makes it so. What a build used is remembered once, when its lease has both ended and a peak.
+    fn take(&mut self, events: Vec<Event>, entries: &mut Vec<Entry>) {
+        for event in events {
+            if let Event::Lease(lease) = &event
+                && !lease.live()
+                && self.working.lease(&lease.id).is_some_and(|before| before.live() || before.peak.is_none())
+                && let Some(sample) = lease.sample()
+            {
+                entries.push(Entry::Sample(history_key_of(lease), sample));
+            }
+            entries.push(Entry::Ledger(event.clone()));
+            self.working.apply(event);
         }
     }
 
@@ -244,8 +254,7 @@ impl Writer {
             }
             let (_, events) = self.working.decide(&Command::Next { lease: new_id::<LeaseId>() }, facts, now);
             let granted = events.iter().any(|event| matches!(event, Event::Lease(_)));
-            entries.extend(events.iter().cloned().map(Entry::Ledger));
-            events.into_iter().for_each(|event| self.working.apply(event));
+            self.take(events, entries);
             if !granted {
                 return;
             }
@@ -259,8 +268,7 @@ impl Writer {
         }
         let (_, events) = self.working.decide(&Command::Forget(FORGET_AT_ONCE), facts, now);
         tracing::debug!(leases = events.len(), "ended leases are forgotten early: the journal is near its bound");
-        entries.extend(events.iter().cloned().map(Entry::Ledger));
-        events.into_iter().for_each(|event| self.working.apply(event));
+        self.take(events, entries);
     }
 
     fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
@@ -293,14 +301,18 @@ impl Writer {
         }
     }
 
-    /// After a failed commit the journal is what is true.
-    fn rebuild(&mut self) {
-        match self.journal.ledger() {
-            Ok(ledger) => self.working = ledger,
-            Err(error) => {
-                tracing::error!(%error, "the journal cannot be read back; the last published ledger stands");
-                let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-                self.working = published.ledger.clone();
+    /// After a failed commit the journal is what is true, but for how long tickets live: that is not written there.
+    fn rebuild(&mut self, unwritten: &[Entry]) {
+        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+        self.working = self.journal.ledger().unwrap_or_else(|error| {
+            tracing::error!(%error, "the journal cannot be read back; the last published ledger stands");
+            published.ledger.clone()
+        });
+        let known: Vec<_> = self.working.tickets().filter_map(|held| published.ledger.ticket(&held.id)).collect();
+        known.into_iter().cloned().for_each(|ticket| self.working.apply(Event::Ticket(ticket)));
+        for entry in unwritten {
+            if let Entry::Ledger(event) = entry {
+                self.working.apply(event.clone());
             }
         }
     }
@@ -322,12 +334,12 @@ impl Writer {
         entries: Vec<Entry>,
         decided: &mut [(Result<Reply, WriterError>, Ask, bool)],
         error: Option<String>,
+        failed: bool,
     ) {
-        let changed = !entries.is_empty();
         let lasting = entries.iter().any(|entry| self.must_last(entry));
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         let told = published.journal_error != error;
-        published.journal_failures += u64::from(error.is_some() && !changed);
+        published.journal_failures += u64::from(failed);
         published.journal_error = error;
         for (_, ask, _) in decided.iter_mut() {
             if let (Command::Admit { request, .. }, Some(pin)) = (&ask.command, ask.pin.take()) {
@@ -339,10 +351,15 @@ impl Writer {
             _ => None,
         });
         let mut touched: BTreeSet<RequestId> = asked.collect();
-        let mut woken = BTreeSet::new();
+        let cancelled = decided.iter().filter_map(|(_, ask, _)| match &ask.command {
+            Command::Cancel(ticket) => Some(ticket.clone()),
+            _ => None,
+        });
+        let cancelled: BTreeSet<TicketId> = cancelled.collect();
+        let mut woken = BTreeMap::new();
         for entry in entries {
             match entry {
-                Entry::Ledger(event) => published.take(event, &mut touched, &mut woken),
+                Entry::Ledger(event) => published.take(event, &cancelled, &mut touched, &mut woken),
                 Entry::Sample(key, sample) => super::remember(&mut published.history, key, sample),
             }
         }
@@ -352,7 +369,7 @@ impl Writer {
             pins.remove(request.as_str());
         });
         drop(published);
-        self.waiters.wake(woken.iter());
+        self.waiters.wake(woken.iter().map(|(request, word)| (request, *word)));
         if lasting || told {
             self.version.send_modify(|version| *version += 1);
         }
@@ -361,19 +378,26 @@ impl Writer {
 
 impl Published {
     /// Applies an event; notes whose request it touches, and who is to be woken: those whose wait is over.
-    fn take(&mut self, event: Event, touched: &mut BTreeSet<RequestId>, woken: &mut BTreeSet<RequestId>) {
+    fn take(
+        &mut self,
+        event: Event,
+        cancelled: &BTreeSet<TicketId>,
+        touched: &mut BTreeSet<RequestId>,
+        woken: &mut BTreeMap<RequestId, Word>,
+    ) {
         match &event {
             Event::Lease(lease) => {
                 touched.insert(lease.request_id.clone());
                 if self.ledger.lease(&lease.id).is_none() {
-                    woken.insert(lease.request_id.clone());
+                    woken.insert(lease.request_id.clone(), Word::Changed);
                 }
                 self.changes.push(Arc::clone(lease));
             }
             Event::TicketGone(id) => {
                 let request = self.ledger.ticket(id).map(|ticket| ticket.request.id.clone());
+                let word = if cancelled.contains(id) { Word::Cancelled } else { Word::Changed };
                 touched.extend(request.clone());
-                woken.extend(request);
+                woken.extend(request.map(|request| (request, word)));
             }
             Event::Forgotten(_) | Event::Ticket(_) | Event::Mode(_) => {}
         }

@@ -50,7 +50,7 @@ impl AdmissionService for Admission {
     async fn await_admission(&self, request: Request<v1::AwaitAdmissionRequest>) -> Result<Response<Awaiting>, Status> {
         let patience = patience(&request);
         let admit = request.into_inner().admit.ok_or_else(|| bad("admit", "is missing"))?;
-        let order = Order { take_ticket: true, ..order("admit.", admit)? };
+        let order = Order { take_ticket: true, awaited: true, ..order("admit.", admit)? };
         let (answers, stream) = mpsc::channel(4);
         let rooms = self.0.clone();
         self.0.tasks.spawn(async move {
@@ -207,6 +207,7 @@ fn order(field: &str, request: v1::AdmitRequest) -> Result<Order, Status> {
         retry_of,
         priority: request.priority,
         take_ticket: request.take_ticket,
+        awaited: false,
         bind_within: span(&format!("{field}bind_within"), request.bind_within, BIND_WITHIN, BIND_WITHIN_MAX)?,
     })
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use stoker_core::admission::Answer;
+use stoker_core::identity::RequestId;
+use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,10 +50,18 @@ pub(super) async fn wait_for(
         }
         answer = match rooms.admission.still_waiting(request_id.clone()).await? {
             Some(answer) => answer,
-            // Cancelled, or it ran out: take a place anew.
+            None if waiter.is_cancelled() => {
+                Answer::Rejected(vec![cancelled(&request_id)], Some(waiting.sizing.into()))
+            }
+            // It ran out, as where the clock was set: take a place anew.
             None => rooms.admission.admit(order.clone(), patience).await?,
         };
     }
+}
+
+fn cancelled(request: &RequestId) -> Reason {
+    let message = "somebody gave its place in the queue up: ask again to take a new one";
+    Reason::new(Code::TicketCancelled, request.as_str(), message)
 }
 
 /// The live leases where there is no token, then changes, until the client goes or falls behind what is kept.

@@ -111,7 +111,7 @@ impl Stoker {
         let in_use = now.uses.iter().filter_map(|one| {
             let lease = self.builds.get(&one.job)?.lease.clone()?;
             let used = Amounts { cpu_millis: one.cpu_millis, memory_bytes: one.bytes, ..Amounts::default() };
-            Some((lease, InUse { used: Some(used), requests: Amounts::default() }))
+            Some((lease, InUse { used: Some(used), ..InUse::default() }))
         });
         Facts {
             capacity: self.budget.plus(Amounts {
@@ -209,6 +209,7 @@ impl Policy for Stoker {
             request: Box::new(request),
             lease: LeaseId::try_from(lease).unwrap(),
             ticket: Some(TicketId::try_from(ticket).unwrap()),
+            awaited: true,
         };
         match self.tell(&command, now) {
             Reply::Answer(Answer::Granted(_)) => {}

@@ -8,6 +8,7 @@ mod journal;
 mod kill;
 mod leases;
 mod lifecycle;
+mod measured;
 mod pools;
 mod power;
 mod pressure;

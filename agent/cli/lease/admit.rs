@@ -68,16 +68,24 @@ pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
 fn tell(format: Format, answer: &v1::AdmitResponse) -> Ended {
     use v1::admit_response::Decision;
     let code = match &answer.decision {
+        Some(Decision::Granted(lease)) if lease.ended_at.is_some() => NO,
         Some(Decision::Granted(_)) => DONE,
         Some(Decision::Waiting(_)) => WAIT,
         Some(Decision::Rejected(_)) => NO,
         None => return Err(anyhow::anyhow!("the agent's answer has no decision; is it of another version?").into()),
     };
     match (format, &answer.decision) {
-        (Format::Env, Some(Decision::Granted(lease))) => screen::data(&environment(lease, answer.node.as_ref())),
+        (Format::Env, Some(Decision::Granted(lease))) if code == DONE => {
+            screen::data(&environment(lease, answer.node.as_ref()))
+        }
         // What a shell sources has nothing but assignments.
         (Format::Env, _) => screen::say(show::decision(answer, &View::stdout()).trim_end()),
         (format, _) => json::answer(format, answer, |answer| show::decision(answer, &View::stdout()))?,
+    }
+    if let Some(Decision::Granted(lease)) = &answer.decision
+        && code == NO
+    {
+        screen::say(&format!("lease {} has ended already: ask again under a new request id", screen::safe(&lease.id)));
     }
     Ok::<u8, Failure>(code)
 }
@@ -98,7 +106,11 @@ async fn wait(client: &Client, request: &v1::AdmitRequest) -> Result<Option<v1::
     };
     loop {
         let answer = tokio::select! {
-            () = &mut interrupted => return leave(client, ticket).await,
+            () = &mut interrupted => {
+                // Who still awaits a place wants it.
+                drop(answers);
+                return leave(client, ticket).await;
+            }
             answer = answers.message() => answer?,
         };
         let Some(v1::AwaitAdmissionResponse { node, decision: Some(decision) }) = answer else {

@@ -11,6 +11,7 @@ use crate::quantity::{Span, Timestamp};
 use crate::reason::{Code, Reason};
 
 use super::decide::{confirm, refuse};
+use super::fit::HINT_MAX;
 use super::order::Standing;
 use super::time::{BIND_WITHIN_MAX, lasting};
 use super::view::{lasts, standing_of};
@@ -18,15 +19,16 @@ use super::{
     Answer, Event, Facts, Fit, Lease, LeaseState, Ledger, Place, Refused, Reply, Request, Ticket, Waiting, retry,
 };
 
+/// What a request that is new gets, and when one that takes a ticket is to ask again at the latest.
+#[derive(Clone, Copy)]
+pub(super) struct Ids<'a> {
+    pub(super) lease: &'a LeaseId,
+    pub(super) ticket: Option<&'a TicketId>,
+    pub(super) ask_within: Span,
+}
+
 impl Ledger {
-    pub(super) fn admit(
-        &self,
-        request: &Request,
-        id: &LeaseId,
-        ticket: Option<&TicketId>,
-        facts: &Facts,
-        now: Timestamp,
-    ) -> (Reply, Vec<Event>) {
+    pub(super) fn admit(&self, request: &Request, ids: Ids<'_>, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
         if let Some(lease) = self.lease_of(&request.id) {
             return match lease.digest == request.digest {
                 false => refuse(Refused::Conflict(request.id.clone())),
@@ -39,7 +41,7 @@ impl Ledger {
         if let Some(held) = self.ticket_of(&request.id) {
             return match held.request.digest == request.digest {
                 false => refuse(Refused::Conflict(request.id.clone())),
-                true => self.ask_again(held, id, facts, now),
+                true => self.ask_again(held, ids, facts, now),
             };
         }
         match self.as_retry(request, facts) {
@@ -48,10 +50,10 @@ impl Ledger {
                 let answer = Answer::Rejected(reasons, Some(Box::new(request.sizing.clone())));
                 (Reply::Answer(answer), Vec::new())
             }
-            Ok(retry::Tried::Again(request, first)) => self.newcomer(&request, first, id, ticket, facts, now),
+            Ok(retry::Tried::Again(request, first)) => self.newcomer(&request, first, ids, facts, now),
             Ok(retry::Tried::First) => {
                 let first = Place { order: self.next_order(), asked_at: now, ..Place::default() };
-                self.newcomer(request, first, id, ticket, facts, now)
+                self.newcomer(request, first, ids, facts, now)
             }
         }
     }
@@ -61,8 +63,7 @@ impl Ledger {
         &self,
         request: &Request,
         first: Place,
-        id: &LeaseId,
-        ticket: Option<&TicketId>,
+        ids: Ids<'_>,
         facts: &Facts,
         now: Timestamp,
     ) -> (Reply, Vec<Event>) {
@@ -74,7 +75,7 @@ impl Ledger {
             Fit::Now => {
                 let in_turn = view.head().is_none_or(|_| ahead == 0);
                 let place = self.granted_place(&standing, first.asked_at, in_turn, facts, now);
-                let lease = grant(request, id, place, None, now);
+                let lease = grant(request, ids.lease, place, None, now);
                 let event = Event::Lease(Arc::new(lease.clone()));
                 (Reply::Answer(Answer::Granted(Box::new(lease))), vec![event])
             }
@@ -83,8 +84,10 @@ impl Ledger {
                 (Reply::Answer(answer), Vec::new())
             }
             Fit::Later { mut reasons, retry_after } => {
-                let full = ticket.and_then(|_| self.queue_full(&request.scope.tenant, facts));
-                let ticket = ticket.filter(|_| full.is_none()).map(|ticket| Ticket {
+                let full = ids.ticket.and_then(|_| self.queue_full(&request.scope.tenant, facts));
+                let ticket = ids.ticket.filter(|_| full.is_none());
+                let retry_after = if ticket.is_some() { retry_after.min(ids.ask_within) } else { retry_after };
+                let ticket = ticket.map(|ticket| Ticket {
                     id: ticket.clone(),
                     order: first.order,
                     request: request.clone(),
@@ -118,13 +121,13 @@ impl Ledger {
     }
 
     /// One that waits asks for its lease once more.
-    fn ask_again(&self, held: &Ticket, id: &LeaseId, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
+    fn ask_again(&self, held: &Ticket, ids: Ids<'_>, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
         let next = self.view(facts, now).next();
         if let Some((ticket, _, in_turn)) = next.filter(|(ticket, ..)| ticket.id == held.id) {
-            let (lease, events) = self.grant_ticket(&ticket, id, in_turn, None, facts, now);
+            let (lease, events) = self.grant_ticket(&ticket, ids.lease, in_turn, None, facts, now);
             return (Reply::Answer(Answer::Granted(Box::new(lease))), events);
         }
-        self.told(held, facts, now)
+        self.told(held, ids.ask_within, facts, now)
     }
 
     /// A caller who waits is told how things stand, and its place lives on.
@@ -134,12 +137,12 @@ impl Ledger {
             return (Reply::Answer(Answer::Granted(Box::new(lease))), events);
         }
         match self.ticket_of(request) {
-            Some(ticket) => self.told(ticket, facts, now),
+            Some(ticket) => self.told(ticket, HINT_MAX, facts, now),
             None => (Reply::Done, Vec::new()),
         }
     }
 
-    fn told(&self, ticket: &Ticket, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
+    fn told(&self, ticket: &Ticket, ask_within: Span, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
         let view = self.view(facts, now);
         let (contender, ahead) = view.of_ticket(ticket);
         let sizing = ticket.request.sizing.clone();
@@ -147,7 +150,7 @@ impl Ledger {
             // Its own grant is the next one.
             Fit::Now if view.next().is_some_and(|(next, ..)| next.id == ticket.id) => (Vec::new(), Span::seconds(5)),
             Fit::Now => (vec![view.queue_ahead(ahead, None)], Span::seconds(5)),
-            Fit::Later { reasons, retry_after } => (reasons, retry_after),
+            Fit::Later { reasons, retry_after } => (reasons, retry_after.min(ask_within)),
             Fit::Never(reasons) => {
                 let gone = vec![Event::TicketGone(ticket.id.clone())];
                 return (Reply::Answer(Answer::Rejected(reasons, Some(Box::new(sizing)))), gone);
@@ -197,6 +200,7 @@ fn grant(request: &Request, id: &LeaseId, place: Place, confirm_by: Option<Times
         ended_at: None,
         holder: None,
         peak: None,
+        peak_at_least: false,
         outcome: None,
         exit_code: None,
         reasons: Vec::new(),

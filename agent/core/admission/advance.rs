@@ -37,10 +37,8 @@ impl Ledger {
 
     /// What has run out.
     fn over(&self, facts: &Facts, now: Timestamp) -> Vec<Event> {
-        let mut events: Vec<Event> = self
-            .live()
-            .filter_map(|lease| run_out(lease, facts.end_at_budget, now).or_else(|| drawn_in(lease, now)))
-            .collect();
+        let mut events: Vec<Event> =
+            self.live().filter_map(|lease| run_out(lease, facts, now).or_else(|| drawn_in(lease, now))).collect();
         let surplus = self.ended_count().saturating_sub(REMEMBERED_MAX);
         let old = |lease: &Lease| lease.ended_at.is_some_and(|at| now.since(at) >= REMEMBERED);
         let forgotten = self.ended().enumerate().filter(|(place, lease)| *place < surplus || old(lease));

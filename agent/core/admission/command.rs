@@ -62,6 +62,8 @@ pub enum Command {
         lease: LeaseId,
         /// The id of the ticket, where it may take one.
         ticket: Option<TicketId>,
+        /// Its caller is told of a grant, and need not ask again in time.
+        awaited: bool,
     },
     /// A caller who waits is still there.
     Await(RequestId),

@@ -11,7 +11,9 @@ use crate::quantity::{Span, Timestamp};
 use crate::reason::Code;
 use crate::sizing::Outcome;
 
-use super::time::{BIND_WITHIN_MAX, ended, past_budget};
+use super::admit::Ids;
+use super::fit::HINT_MAX;
+use super::time::{ASK_WITHIN, BIND_WITHIN_MAX, ended, past_budget};
 use super::{Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply, Usage, retry};
 
 impl Ledger {
@@ -19,7 +21,10 @@ impl Ledger {
     #[must_use]
     pub fn decide(&self, command: &Command, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
         match command {
-            Command::Admit { request, lease, ticket } => self.admit(request, lease, ticket.as_ref(), facts, now),
+            Command::Admit { request, lease, ticket, awaited } => {
+                let ask_within = if *awaited { HINT_MAX } else { ASK_WITHIN };
+                self.admit(request, Ids { lease, ticket: ticket.as_ref(), ask_within }, facts, now)
+            }
             Command::Await(request) => self.touch(request, facts, now),
             Command::Confirm(id) => self.with(id, confirm),
             Command::Bind(id, holder) => self.with(id, |lease| bind(lease, holder, now)),
@@ -28,7 +33,7 @@ impl Ledger {
                 None => refuse(Refused::NoLease(lease.clone())),
                 Some(held) => release(held, *outcome, *exit_code, *usage, facts, now),
             },
-            Command::Gone(ids, code) => (Reply::Done, self.gone(ids, *code, now)),
+            Command::Gone(ids, code) => (Reply::Done, self.gone(ids, *code, facts, now)),
             Command::Cancel(id) => match self.ticket(id) {
                 None => refuse(Refused::NoTicket(id.clone())),
                 Some(_) => (Reply::Done, vec![Event::TicketGone(id.clone())]),
@@ -57,18 +62,18 @@ impl Ledger {
         }
     }
 
-    fn gone(&self, ids: &[LeaseId], code: Code, now: Timestamp) -> Vec<Event> {
+    fn gone(&self, ids: &[LeaseId], code: Code, facts: &Facts, now: Timestamp) -> Vec<Event> {
         let ids: BTreeSet<&LeaseId> = ids.iter().collect();
         let lost = self.live().filter(|lease| ids.contains(&lease.id));
         lost.map(|lease| {
-            let (outcome, code, words) = match code {
+            let why = match code {
                 Code::NodeRebooted => (Outcome::Lost, code, "the node booted since it was granted"),
                 _ if past_budget(lease, now) => {
                     (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded, "it was ended at its time budget")
                 }
                 _ => (Outcome::Lost, code, "its holder ended without a release"),
             };
-            ended(lease, LeaseState::Orphaned, outcome, code, words, now)
+            ended(lease, LeaseState::Orphaned, why, facts, now)
         })
         .collect()
     }
@@ -109,7 +114,8 @@ fn renew(lease: &Lease, span: Span, now: Timestamp) -> (Lease, Vec<Event>) {
     }
 }
 
-/// Ends a lease. One that has ended by itself keeps its end and takes the figures, so that a release is never lost.
+/// Ends a lease. One that has ended by itself keeps its end and takes the figures that it has not, so that a release is
+/// never lost.
 fn release(
     lease: &Lease,
     outcome: Outcome,
@@ -125,13 +131,15 @@ fn release(
                 ended_at: Some(now),
                 outcome: Some(outcome),
                 exit_code,
-                peak: usage,
                 confirm_by: None,
-                ..lease.clone()
+                ..facts.measured(lease, usage, now)
             };
             Lease { retry: retry::advice(&ended, &facts.capacity.less(facts.reserve)), ..ended }
         }
-        false => Lease { peak: lease.peak.or(usage), exit_code: lease.exit_code.or(exit_code), ..lease.clone() },
+        false => {
+            let (peak, exit_code) = (lease.peak.or(usage), lease.exit_code.or(exit_code));
+            Lease { peak, exit_code, ..lease.clone() }
+        }
     };
     let (lease, events) = changed(lease, after);
     (Reply::Lease(Box::new(lease)), events)

@@ -8,7 +8,7 @@ use crate::pressure::Gate;
 use crate::quantity::{Amounts, Span};
 
 use super::tenant::Tenants;
-use super::{Lease, Ledger};
+use super::{Lease, Ledger, Seen};
 
 /// What is so at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct InUse {
     pub used: Option<Amounts>,
     /// The pod's effective requests; nothing for a process.
     pub requests: Amounts,
+    /// What was seen of it until now.
+    pub seen: Seen,
 }
 
 /// What the ledger adds up to, for people and for the gate.

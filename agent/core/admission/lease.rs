@@ -10,6 +10,8 @@ use crate::quantity::{Size, Span, Timestamp};
 use crate::reason::Reason;
 use crate::sizing::{Outcome, Sizing};
 
+use super::Usage;
+
 /// The right of one build to a size on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -49,6 +51,9 @@ pub struct Lease {
     pub holder: Option<Holder>,
     /// What it used at most.
     pub peak: Option<Usage>,
+    /// It was looked at for a part of its life only, so that its peak may be missed.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub peak_at_least: bool,
     /// How the build ended.
     pub outcome: Option<Outcome>,
     /// The build's own code.
@@ -191,25 +196,6 @@ pub enum Holder {
         /// Field 22 of `/proc/PID/stat`.
         start_ticks: i64,
     },
-}
-
-/// What a build really used.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Bytes, without reclaimable cache.
-    pub memory_bytes_peak: u64,
-    /// Thousandths of a core, over about a second.
-    pub cpu_millis_peak: u64,
-    /// CPU time.
-    pub cpu_time: Span,
-    /// Time from start to end.
-    pub elapsed: Span,
-    /// Bytes on the pool.
-    pub disk_bytes: u64,
-    /// Inodes on the pool.
-    pub disk_inodes: u64,
-    /// Processes at once.
-    pub processes_peak: u32,
 }
 
 /// One build's place in the queue.

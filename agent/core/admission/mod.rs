@@ -10,6 +10,7 @@
 //! - [`order`]: whose turn it is. `reserve`: what is kept for the head of the queue, and who may pass it. [`tenant`]:
 //!   shares and caps.
 //! - `admit`, `advance`, `decide`, `retry`: commands to events.
+//! - `usage`: what a build used, and what its end tells of the next one.
 //! - [`explain`]: who holds what, who is before whom, when it may change.
 
 mod admit;
@@ -26,15 +27,17 @@ mod reserve;
 mod retry;
 pub mod tenant;
 mod time;
+mod usage;
 pub mod view;
 
 pub use command::{Answer, Command, PRIORITY_MAX, Refused, Reply, Request, Waiting};
 pub use explain::Explanation;
 pub use facts::{Facts, InUse, Totals};
-pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Place, Retry, Source, Ticket, Usage};
+pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Place, Retry, Source, Ticket};
 pub use ledger::{Event, Ledger};
 pub use tenant::{Holds, Tenant, Tenants};
 pub use time::BIND_WITHIN_MAX;
+pub use usage::{Seen, Usage};
 pub use view::{Fit, Queued, View, Wanted};
 
 #[cfg(test)]

@@ -162,8 +162,13 @@ impl Node {
     }
 
     fn ask(&mut self, request: Request, ticket: bool) -> Reply {
+        self.ask_as(request, ticket, true)
+    }
+
+    fn ask_as(&mut self, request: Request, ticket: bool, awaited: bool) -> Reply {
         let (lease, place) = (self.fresh("lease"), self.fresh("ticket"));
-        self.tell(&Command::Admit { request: Box::new(request), lease, ticket: ticket.then_some(place) }).0
+        let (request, ticket) = (Box::new(request), ticket.then_some(place));
+        self.tell(&Command::Admit { request, lease, ticket, awaited }).0
     }
 
     fn admit(&mut self, request: Request) -> Answer {

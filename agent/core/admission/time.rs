@@ -11,12 +11,14 @@ use crate::quantity::{Span, Timestamp};
 use crate::reason::{Code, Reason};
 use crate::sizing::Outcome;
 
-use super::{Event, Lease, LeaseState, Ticket};
+use super::{Event, Facts, Lease, LeaseState, Ticket};
 
 /// How long a reservation may stay unbound at most, whatever was asked.
 pub const BIND_WITHIN_MAX: Span = Span::minutes(30);
 /// How long a grant out of waiting stays unconfirmed.
 pub(super) const CONFIRM_WITHIN: Span = Span::seconds(30);
+/// Who asks again in place of awaiting is told to do so before a grant in between has gone to the next one.
+pub(super) const ASK_WITHIN: Span = Span::seconds(25);
 /// How long after its time budget a lease whose holder is still there goes on counting.
 pub(super) const END_GRACE: Span = Span::seconds(30);
 
@@ -26,34 +28,33 @@ pub(super) fn past_budget(lease: &Lease, now: Timestamp) -> bool {
 }
 
 /// The end of a live lease whose time is over.
-pub(super) fn run_out(lease: &Lease, end_at_budget: bool, now: Timestamp) -> Option<Event> {
+pub(super) fn run_out(lease: &Lease, facts: &Facts, now: Timestamp) -> Option<Event> {
     let unconfirmed = lease.confirm_by.is_some_and(|by| by < now);
     match lease.state {
         LeaseState::Reserved if unconfirmed || lease.bind_by < now => {
             let words = if unconfirmed { "nobody confirmed the grant in time" } else { "it was not bound in time" };
-            Some(ended(lease, LeaseState::Expired, Outcome::Lost, Code::LeaseExpired, words, now))
+            Some(ended(lease, LeaseState::Expired, (Outcome::Lost, Code::LeaseExpired, words), facts, now))
         }
-        LeaseState::Bound if end_at_budget && lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
-            let (outcome, code) = (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded);
-            Some(ended(lease, LeaseState::Expired, outcome, code, "its time budget was used up", now))
+        LeaseState::Bound if facts.end_at_budget && lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
+            let why = (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded, "its time budget was used up");
+            Some(ended(lease, LeaseState::Expired, why, facts, now))
         }
         _ => None,
     }
 }
 
-/// A lease that nobody released, ended at `now`.
+/// A lease that nobody released, ended at `now`, with what was seen of it.
 pub(super) fn ended(
     lease: &Lease,
     state: LeaseState,
-    outcome: Outcome,
-    code: Code,
-    words: &str,
+    (outcome, code, words): (Outcome, Code, &str),
+    facts: &Facts,
     now: Timestamp,
 ) -> Event {
     let reasons = vec![Reason::new(code, lease.id.as_str(), words)];
-    let lease =
-        Lease { state, outcome: Some(outcome), reasons, ended_at: Some(now), confirm_by: None, ..lease.clone() };
-    Event::Lease(Arc::new(lease))
+    let measured = facts.measured(lease, None, now);
+    let ended = Lease { state, outcome: Some(outcome), reasons, ended_at: Some(now), confirm_by: None, ..measured };
+    Event::Lease(Arc::new(ended))
 }
 
 /// The same lease with nearer deadlines, where the clock was set back.

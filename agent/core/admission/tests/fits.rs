@@ -157,7 +157,7 @@ fn a_lease_that_uses_more_than_its_size_counts_by_its_use() {
 fn what_a_pod_asks_of_the_cluster_counts_where_it_is_more_than_the_lease() {
     let mut node = Node::new();
     let id = node.running(request("first", 4, 10), "a");
-    let seen = InUse { requests: amounts(6, 20), used: Some(amounts(1, 1)) };
+    let seen = InUse { requests: amounts(6, 20), used: Some(amounts(1, 1)), ..InUse::default() };
     Arc::make_mut(&mut node.facts.in_use).insert(id, seen);
     let leased = node.ledger.totals(&node.facts).leased;
     assert_eq!((leased.cpu_millis, leased.memory_bytes), (6_000, 20 * GIB));

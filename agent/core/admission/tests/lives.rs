@@ -184,3 +184,57 @@ fn the_oldest_ended_leases_go_first_where_there_are_too_many() {
     assert!(node.ledger.lease_of(&request_id("r2")).is_none());
     assert!(node.ledger.lease_of(&request_id("r3")).is_some());
 }
+
+fn seen(node: &mut Node, lease: &LeaseId, memory_gib: u64, minutes: i64) {
+    let peak = Usage { processes_peak: 5, cpu_millis_peak: 1_500, ..usage(memory_gib) };
+    let began = Timestamp(node.now.0 - minutes * MINUTE);
+    let seen = Seen { peak, began, at: node.now, looks: 20 };
+    Arc::make_mut(&mut node.facts.in_use).insert(lease.clone(), InUse { seen, ..InUse::default() });
+}
+
+#[test]
+fn a_caller_knows_better_than_who_looked_on_and_what_it_does_not_know_was_seen() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 4, 8), "a");
+    node.now = node.now.plus(Span::minutes(10));
+    seen(&mut node, &id, 6, 10);
+    let usage = Some(Usage { memory_bytes_peak: 7 * GIB, ..Usage::default() });
+    let end = Command::Release { lease: id, outcome: Outcome::Succeeded, exit_code: Some(0), usage };
+    let peak = node.lease_reply(&end).peak.unwrap();
+    assert_eq!((peak.memory_bytes_peak, peak.cpu_millis_peak, peak.processes_peak), (7 * GIB, 1_500, 5));
+    assert_eq!(peak.elapsed, Span::minutes(10), "from its begin to its end, however late somebody looked first");
+}
+
+#[test]
+fn what_was_seen_of_a_part_of_a_build_says_at_least_so_much() {
+    for (minutes, at_least) in [(10, false), (8, false), (7, true)] {
+        let mut node = Node::new();
+        let id = node.running(request("first", 4, 8), "a");
+        node.now = node.now.plus(Span::minutes(10));
+        seen(&mut node, &id, 6, minutes);
+        let sample = node.release(&id).sample().unwrap();
+        assert_eq!((sample.memory_bytes_peak, sample.cpu_millis_given), (6 * GIB, 4_000));
+        assert_eq!(sample.at_least(), at_least, "{minutes} of 10 minutes");
+    }
+    let mut node = Node::new();
+    let id = node.running(request("first", 4, 8), "a");
+    assert_eq!(node.release(&id).sample(), None, "nobody saw anything");
+}
+
+#[test]
+fn a_build_that_nobody_released_tells_what_was_seen_of_it_too() {
+    let mut node = Node::new();
+    let lost = node.running(request("first", 4, 8), "a");
+    let overdue = node.running(request("second", 4, 8), "b");
+    node.now = node.now.plus(Span::minutes(29));
+    (seen(&mut node, &lost, 6, 29), seen(&mut node, &overdue, 7, 29));
+    node.tell(&Command::Gone(Vec::from([lost.clone()]), Code::HolderGone));
+    node.pass(Span::minutes(2));
+    for (id, gib, outcome) in [(lost, 6, Outcome::Lost), (overdue, 7, Outcome::TimeBudgetExceeded)] {
+        let sample = node.lease(&id).sample().unwrap();
+        assert_eq!((sample.memory_bytes_peak, sample.outcome), (gib * GIB, outcome));
+        assert!(sample.at_least());
+        // A release that comes late takes nothing back.
+        assert_eq!(node.release(&id).sample(), Some(sample));
+    }
+}

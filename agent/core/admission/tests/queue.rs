@@ -145,3 +145,20 @@ fn a_build_that_fits_no_more_is_rejected_when_it_asks_and_blocks_nobody() {
     assert!(matches!(node.admit(request("second", 2, 40)), Answer::Rejected(..)));
     assert_eq!(node.ledger.queued(), 0);
 }
+
+#[test]
+fn who_asks_again_is_told_to_do_so_before_a_grant_could_pass_on() {
+    let mut node = Node::new();
+    node.running(lasting(600, request("first", 20, 40)), "a");
+    let without = node.ask(request("second", 2, 40), false);
+    let Reply::Answer(Answer::Waiting(without)) = without else { panic!("{without:?}") };
+    assert!(without.retry_after > Span::seconds(60), "without a ticket nothing can be lost: {without:?}");
+    for _ in 0..2 {
+        let polled = node.ask_as(request("second", 2, 40), true, false);
+        let Reply::Answer(Answer::Waiting(polled)) = polled else { panic!("{polled:?}") };
+        assert!(polled.retry_after < time::CONFIRM_WITHIN, "{polled:?}");
+    }
+    let awaited = node.tell(&Command::Await(request_id("second"))).0;
+    let Reply::Answer(Answer::Waiting(awaited)) = awaited else { panic!("{awaited:?}") };
+    assert!(awaited.retry_after > Span::seconds(60), "{awaited:?}");
+}

@@ -114,7 +114,7 @@ impl Node {
                 request.expected = (*size % 3 == 0).then_some(Span::minutes(12));
                 request.digest = if *other { String::from("other") } else { String::from("same") };
                 let (lease, place) = (self.fresh("lease"), self.fresh("ticket"));
-                Command::Admit { request: Box::new(request), lease, ticket: ticket.then_some(place) }
+                Command::Admit { request: Box::new(request), lease, ticket: ticket.then_some(place), awaited: *other }
             }
             Step::Await(name) => Command::Await(request_id(&format!("r{name}"))),
             Step::Confirm(lease) => Command::Confirm(self.any_lease(*lease)?),
@@ -131,7 +131,7 @@ impl Node {
                 let mut request = of(tenant_of(*name), request(&format!("retry{name}"), 1, 1));
                 request.retry_of = Some(self.any_lease(*first)?);
                 request.digest = format!("{:?}", request.retry_of);
-                Command::Admit { request: Box::new(request), lease, ticket: Some(place) }
+                Command::Admit { request: Box::new(request), lease, ticket: Some(place), awaited: true }
             }
             Step::OutOfMemory(lease, own) => Command::Release {
                 lease: self.any_lease(*lease)?,

@@ -25,6 +25,7 @@ fn at_its_own_limit_it_gets_one_step_up_and_then_no_more() {
         request: Box::new(retry("third", &first)),
         lease: LeaseId::try_from(String::from("x")).unwrap(),
         ticket: None,
+        awaited: false,
     });
     assert_eq!(other, Refused::Retried(first, request_id("again")));
     let ended = out_of_memory(&mut node, &second, Outcome::OutOfMemoryLimit);
@@ -72,6 +73,7 @@ fn only_what_ran_out_of_memory_and_has_ended_is_tried_again() {
         request: Box::new(request),
         lease: LeaseId::try_from(String::from("x")).unwrap(),
         ticket: None,
+        awaited: false,
     };
     assert_eq!(node.refused(&admit(retry("again", &first))), Refused::NotOver(first.clone()));
     node.release(&first);
