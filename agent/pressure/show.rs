@@ -1,6 +1,6 @@
 //! What is worth waking somebody for.
 
-use stoker_core::pressure::{DiskReading, Gate, Readings, StallReading};
+use stoker_core::pressure::{ControlPlane, DiskReading, Gate, GroupReading, Probe, Readings, StallReading};
 
 /// Whether two gates are the same but for the figures in their reasons.
 pub(super) fn same_gate(a: &Gate, b: &Gate) -> bool {
@@ -32,7 +32,7 @@ pub(super) fn differs(a: &Readings, b: &Readings) -> bool {
         || disk_differs(&a.root, &b.root)
         || a.pools.len() != b.pools.len()
         || a.pools.iter().zip(&b.pools).any(|(a, b)| disk_differs(&a.disk, &b.disk))
-        || a.control_plane != b.control_plane
+        || control_plane_differs(&a.control_plane, &b.control_plane)
         || a.filesystems.len() != b.filesystems.len()
         || a.filesystems.iter().zip(&b.filesystems).any(|(a, b)| a.path != b.path || disk_differs(&a.disk, &b.disk))
 }
@@ -55,6 +55,18 @@ fn stall_differs(a: StallReading, b: StallReading) -> bool {
         }
         (a, b) => a != b,
     }
+}
+
+/// A probe that takes 10 ms longer, and stalls as people would see them.
+fn control_plane_differs(a: &ControlPlane, b: &ControlPlane) -> bool {
+    let probe = match (&a.probe, &b.probe) {
+        (Probe::Answered(a), Probe::Answered(b)) => a.0.abs_diff(b.0) > 10,
+        (a, b) => a != b,
+    };
+    let group = |(a, b): (&GroupReading, &GroupReading)| {
+        a.path != b.path || stall_differs(a.memory, b.memory) || stall_differs(a.cpu, b.cpu)
+    };
+    probe || a.groups.len() != b.groups.len() || a.groups.iter().zip(&b.groups).any(group)
 }
 
 fn disk_differs(a: &DiskReading, b: &DiskReading) -> bool {

@@ -97,7 +97,7 @@ fn group(previous: &GateMemory, reading: &GroupReading, stalled: u32, all: &mut 
     }
     let memory = reading.memory.known().map_or(0, |stall| stall.full_avg10);
     let cpu = reading.cpu.known().map_or(0, |stall: Stall| stall.some_avg10);
-    let slow = worst(of(memory, stalled / 2), of(cpu, CPU_SLOW));
+    let slow = of(memory, stalled / 2).min(of(cpu, CPU_SLOW));
     let message = format!(
         "{path}: it waits for memory {} of the time and for CPU {}; {} and {} are too much",
         percent(memory),
@@ -117,13 +117,5 @@ const fn of(value: u32, limit: u32) -> Level {
         value if value >= limit => Level::Bad,
         value if value > limit.saturating_sub(limit / 10) => Level::Between,
         _ => Level::Good,
-    }
-}
-
-const fn worst(a: Level, b: Level) -> Level {
-    match (a, b) {
-        (Level::Bad, _) | (_, Level::Bad) => Level::Bad,
-        (Level::Between, _) | (_, Level::Between) => Level::Between,
-        (Level::Good, Level::Good) => Level::Good,
     }
 }

@@ -3,7 +3,8 @@
 //! Every signal (memory below its floor, a pool's inodes, a failed sensor, ...) is on or off by itself, and the gate is
 //! as bad as the worst that is on. A signal goes on at once. It goes off when its figure was above the recovery
 //! threshold, floor plus 10% of the floor, at every look during a whole hold: a figure that wavers around its floor
-//! must not open and shut the gate with every look.
+//! must not open and shut the gate with every look. One that stays between the two for ten holds does not waver: it goes
+//! off as well.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -20,6 +21,10 @@ use crate::reason::{Code, Reason};
 /// A hold counts only while somebody looks: after a longer time without a look, it begins anew. Neither a clock that
 /// jumps nor a machine that slept can open the gate early.
 pub const OBSERVATION_GAP_MAX: Span = Span::seconds(10);
+
+/// A figure that was no longer bad at every look of so many holds has recovered, even where it is not above the
+/// recovery threshold.
+const HOLDS_BETWEEN: i64 = 10;
 
 /// What may start.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,17 +99,29 @@ pub struct Limits {
 pub struct GateMemory {
     /// What everyone sees.
     pub gate: Gate,
-    /// The signals that are on, by code and subject; with the time since when each has recovered.
-    on: BTreeMap<(Code, String), Option<Timestamp>>,
+    /// The signals that are on, by code and subject.
+    on: BTreeMap<(Code, String), On>,
     /// The last look.
     at: Option<Timestamp>,
 }
 
-/// How one signal is now.
+/// A signal that is on.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct On {
+    /// It is not bad since then.
+    better: Option<Timestamp>,
+    /// It is above its recovery threshold since then.
+    recovered: Option<Timestamp>,
+}
+
+/// How one signal is now, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
     /// Goes on, or stays on.
     Bad,
-    /// Between the threshold and its recovery: stays as it was.
+    /// Nobody knows: stays as it was, for as long as nobody does.
+    Unknown,
+    /// Between the threshold and its recovery: stays as it was, for ten holds.
     Between,
     /// Goes off after a hold.
     Good,
@@ -128,20 +145,24 @@ pub fn decide(previous: &GateMemory, readings: &Readings, limits: &Limits, now: 
         let key = (signal.reason.code, signal.reason.subject.clone());
         let before = previous.on.get(&key).copied();
         let after = match (signal.level, before) {
-            (Level::Bad, _) | (Level::Between, Some(_)) => Some(None),
-            (Level::Between | Level::Good, None) => None,
+            (Level::Bad, _) | (Level::Unknown, Some(_)) => Some(On::default()),
+            (Level::Unknown | Level::Between | Level::Good, None) => None,
             (Level::Good, Some(_)) if !signal.held => None,
-            (Level::Good, Some(recovered)) => {
-                let recovered = recovered.filter(|_| watched).unwrap_or(now);
-                (now.since(recovered) < limits.hold).then_some(Some(recovered))
+            (level, Some(before)) => {
+                let since = |at: Option<Timestamp>| at.filter(|_| watched).unwrap_or(now);
+                let (better, recovered) = (since(before.better), since(before.recovered));
+                let recovered = (level == Level::Good).then_some(recovered);
+                let between = Span(limits.hold.0.saturating_mul(HOLDS_BETWEEN));
+                let over = now.since(better) >= between || recovered.is_some_and(|at| now.since(at) >= limits.hold);
+                (!over).then_some(On { better: Some(better), recovered })
             }
         };
-        if let Some(recovered) = after {
-            reasons.push(match recovered {
+        if let Some(after) = after {
+            reasons.push(match after.recovered {
                 Some(at) => recovering(signal.reason, at.plus(limits.hold)),
                 None => signal.reason,
             });
-            on.insert(key, recovered);
+            on.insert(key, after);
         }
     }
     let said = said(&reasons);
@@ -217,7 +238,7 @@ fn stall(readings: &Readings, limits: &Limits, all: &mut Vec<Signal>) {
     let (limit, now) = (limits.memory_stall_full, readings.memory_stall.known().map(Stall::full_worst));
     let level = match now {
         // Without the figure a stall that was seen is kept while the sensor is broken, and over when it never tells.
-        None if failed => Level::Between,
+        None if failed => Level::Unknown,
         None => Level::Good,
         Some(now) if now >= limit => Level::Bad,
         Some(now) if now > limit.saturating_sub(limit / 10) => Level::Between,
@@ -266,7 +287,7 @@ pub(super) fn keep(previous: &GateMemory, codes: &[Code], subject: &str, all: &m
     for &code in codes {
         if previous.on.contains_key(&(code, subject.to_string())) {
             let message = format!("{subject}: the last figure was below the floor, and no newer one can be read");
-            all.push(Signal { level: Level::Between, reason: Reason::new(code, subject, message), held: true });
+            all.push(Signal { level: Level::Unknown, reason: Reason::new(code, subject, message), held: true });
         }
     }
 }

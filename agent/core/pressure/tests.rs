@@ -81,9 +81,13 @@ fn memory_below_the_floor_shuts_at_once_and_says_the_figures() {
 #[test]
 fn the_gate_opens_after_a_whole_hold_above_the_recovery_threshold() {
     let shut = first(&with_memory(GIB));
-    // Above the floor but not 10% above it: never.
-    let between = look(shut.clone(), &with_memory(4 * GIB + GIB / 5), 1, 300);
+    // Above the floor but not 10% above it: not before ten holds, in which it never was below.
+    let barely = with_memory(4 * GIB + GIB / 5);
+    let between = look(shut.clone(), &barely, 1, 300);
     assert_eq!(between.gate.state, GateState::Shut);
+    let relapsed = look(between.clone(), &with_memory(GIB), 301, 1);
+    assert_eq!(look(relapsed, &barely, 302, 300).gate.state, GateState::Shut);
+    assert_eq!(look(between, &barely, 301, 1).gate.state, GateState::Narrow);
     let early = look(shut.clone(), &with_memory(50 * GIB), 1, 30);
     assert_eq!(early.gate.state, GateState::Shut);
     assert_eq!(early.gate.reasons[0].expected_until, Some(Timestamp(31_000)));
