@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use procfs::ProcError;
-use procfs::process::{Process, Stat, all_processes};
+use procfs::process::{Process, all_processes};
+
+use crate::node::processes::{Seen, TreeTicks};
 
 /// More processes than these are not followed.
 const PROCESSES_MAX: usize = 4096;
@@ -43,45 +45,12 @@ pub(crate) struct TreeSampler {
     root: i32,
     /// Start time of the root; none where it was gone before the first look.
     root_start: Option<u64>,
-    members: BTreeMap<i32, Member>,
+    members: BTreeMap<i32, Seen>,
     /// Process groups and sessions that a member leads or led, as long as one of them is there.
     groups: BTreeSet<i32>,
     cpu: CpuTime,
     memory_bytes_peak: u64,
     processes_peak: u32,
-}
-
-/// A process of the tree, as it was last seen.
-#[derive(Debug, Clone, Copy)]
-struct Member {
-    parent: i32,
-    group: i32,
-    session: i32,
-    /// Ticks after boot: with the pid it names a process for good.
-    start: u64,
-    zombie: bool,
-    /// Ticks of its own.
-    own: u64,
-    /// Ticks of the children that it waited for, and of those that they waited for.
-    waited: u64,
-}
-
-impl Member {
-    fn of(stat: &Stat) -> Self {
-        Self {
-            parent: stat.ppid,
-            group: stat.pgrp,
-            session: stat.session,
-            start: stat.starttime,
-            zombie: matches!(stat.state, 'Z' | 'X' | 'x'),
-            own: stat.utime.saturating_add(stat.stime),
-            waited: u64::try_from(stat.cutime.saturating_add(stat.cstime)).unwrap_or(0),
-        }
-    }
-
-    fn ticks(&self) -> u64 {
-        self.own.saturating_add(self.waited)
-    }
 }
 
 impl TreeSampler {
@@ -131,9 +100,9 @@ impl TreeSampler {
     /// Those that descend from the root, without it, and are alive now: what is left over when it ended. Take a sample
     /// before.
     pub(crate) fn descendants(&self) -> Vec<Pid> {
-        let lives = |pid: i32, member: &Member| {
+        let lives = |pid: i32, member: &Seen| {
             let stat = Process::new(pid).and_then(|process| process.stat());
-            stat.is_ok_and(|stat| stat.starttime == member.start && !Member::of(&stat).zombie)
+            stat.is_ok_and(|stat| stat.starttime == member.start && !Seen::of(&stat).zombie)
         };
         let others = self.members.iter().filter(|(pid, member)| **pid != self.root && lives(**pid, member));
         others.map(|(pid, _)| Pid::from_raw(*pid)).collect()
@@ -155,13 +124,13 @@ impl TreeSampler {
     }
 
     /// All processes of the machine, and those of ours that are there but could not be read.
-    fn all(&self) -> Option<(BTreeMap<i32, Member>, BTreeSet<i32>)> {
+    fn all(&self) -> Option<(BTreeMap<i32, Seen>, BTreeSet<i32>)> {
         let mut all = BTreeMap::new();
         let mut unreadable = BTreeSet::new();
         for process in all_processes().ok()? {
             match process.and_then(|process| process.stat()) {
                 Ok(stat) => {
-                    all.insert(stat.pid, Member::of(&stat));
+                    all.insert(stat.pid, Seen::of(&stat));
                 }
                 Err(ProcError::NotFound(_)) => {}
                 // Reading the directory itself failed, or there are no more descriptors: nothing can be told.
@@ -177,7 +146,7 @@ impl TreeSampler {
 
     /// The members among all processes: the root, former members, whoever is in their groups, and all that descends
     /// from these.
-    fn find(&mut self, all: &BTreeMap<i32, Member>) -> BTreeMap<i32, Member> {
+    fn find(&mut self, all: &BTreeMap<i32, Seen>) -> BTreeMap<i32, Seen> {
         let Some(root_start) = self.root_start else { return BTreeMap::new() };
         let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
         let mut grouped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
@@ -212,13 +181,10 @@ impl TreeSampler {
     }
 }
 
-/// CPU time of a tree over its life: nothing twice, and nothing forgotten when a process ends.
+/// CPU time of a tree over its life, and over about a second.
 #[derive(Debug)]
 struct CpuTime {
-    /// Ticks of processes that ended without a member waiting for them.
-    lost: u64,
-    /// Never falls.
-    total: u64,
+    ticks: TreeTicks,
     /// Total by time, the last of which is the latest and the first about [`WINDOW`] older.
     window: VecDeque<(Instant, u64)>,
     /// When it began, and the total then.
@@ -233,8 +199,7 @@ impl Default for CpuTime {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            lost: 0,
-            total: 0,
+            ticks: TreeTicks::default(),
             window: VecDeque::new(),
             first: None,
             millis_peak: None,
@@ -245,14 +210,11 @@ impl Default for CpuTime {
 }
 
 impl CpuTime {
-    fn add(&mut self, before: &BTreeMap<i32, Member>, after: &BTreeMap<i32, Member>) {
-        self.lost = self.lost.saturating_add(unaccounted(before, after));
-        let living = after.values().fold(0u64, |sum, member| sum.saturating_add(member.ticks()));
-        self.total = self.total.max(living.saturating_add(self.lost));
-
+    fn add(&mut self, before: &BTreeMap<i32, Seen>, after: &BTreeMap<i32, Seen>) {
+        let total = self.ticks.add(before, after);
         let now = Instant::now();
-        self.first.get_or_insert((now, self.total));
-        self.window.push_back((now, self.total));
+        self.first.get_or_insert((now, total));
+        self.window.push_back((now, total));
         while self.window.get(1).is_some_and(|(then, _)| now.duration_since(*then) >= WINDOW) {
             self.window.pop_front();
         }
@@ -267,7 +229,7 @@ impl CpuTime {
     /// Mean use since a point, in thousandths of a core.
     fn rate(&self, then: Instant, total: u64, now: Instant) -> u64 {
         let elapsed_ms = now.duration_since(then).as_millis().max(1);
-        let ticks = u128::from(self.total.saturating_sub(total));
+        let ticks = u128::from(self.ticks.total().saturating_sub(total));
         let millis = ticks.saturating_mul(1_000_000) / u128::from(self.ticks_per_second) / elapsed_ms;
         u64::try_from(millis).unwrap_or(u64::MAX).min(self.millis_max)
     }
@@ -279,41 +241,9 @@ impl CpuTime {
     }
 
     fn time(&self) -> Duration {
-        let millis = u128::from(self.total).saturating_mul(1000) / u128::from(self.ticks_per_second);
+        let millis = u128::from(self.ticks.total()).saturating_mul(1000) / u128::from(self.ticks_per_second);
         Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
     }
-}
-
-/// Ticks of processes that ended, as far as no living member has them among those it waited for.
-fn unaccounted(before: &BTreeMap<i32, Member>, after: &BTreeMap<i32, Member>) -> u64 {
-    let living = |pid: i32| {
-        let (was, is) = (before.get(&pid)?, after.get(&pid)?);
-        (was.start == is.start).then(|| is.waited.saturating_sub(was.waited))
-    };
-    let mut lost = 0u64;
-    let mut owed: BTreeMap<i32, u64> = BTreeMap::new();
-    for (pid, ended) in before.iter().filter(|(pid, _)| living(**pid).is_none()) {
-        // Times go up with each wait: past parents that ended too, to the first that lives.
-        let mut heir = ended.parent;
-        let mut generations = 0;
-        while living(heir).is_none() && heir != *pid && generations < PROCESSES_MAX {
-            match before.get(&heir) {
-                Some(parent) => heir = parent.parent,
-                None => break,
-            }
-            generations += 1;
-        }
-        match living(heir) {
-            Some(_) => {
-                let sum = owed.entry(heir).or_default();
-                *sum = sum.saturating_add(ended.ticks());
-            }
-            None => lost = lost.saturating_add(ended.ticks()),
-        }
-    }
-    // Who ignores its children, or lost them to another parent, has less than it is owed.
-    owed.into_iter()
-        .fold(lost, |sum, (heir, ticks)| sum.saturating_add(ticks.saturating_sub(living(heir).unwrap_or(0))))
 }
 
 /// Memory of a process, its share only of what it shares: from `smaps_rollup` (Linux 5.4; proc(5)), or what

@@ -20,6 +20,7 @@ mod view;
 
 pub mod facts;
 pub mod process;
+pub(crate) mod processes;
 
 pub use filesystem::Filesystem;
 pub(crate) use pool::now;

@@ -192,9 +192,10 @@ impl Turn {
     }
 
     async fn comes(&self, held: &mut watch::Receiver<HeldLeases>) {
-        let until = async |at: Option<Instant>| match at {
-            Some(at) => tokio::time::sleep_until(at.into()).await,
-            None => {}
+        let until = async |at: Option<Instant>| {
+            if let Some(at) = at {
+                tokio::time::sleep_until(at.into()).await;
+            }
         };
         tokio::select! {
             () = until(self.latest) => {}

@@ -11,6 +11,7 @@ use procfs::process::Stat;
 
 use super::cgroup::Figures;
 use crate::node::process::{ProcessId, variable};
+use crate::node::processes::{Seen, TreeTicks};
 
 /// The variable that every build has.
 const VARIABLE: &str = "STOKER_LEASE";
@@ -22,24 +23,16 @@ const MEMBERS_MAX: usize = 4096;
 pub(super) struct Scan {
     all: BTreeMap<i32, Seen>,
     children: BTreeMap<i32, Vec<i32>>,
-    /// Those without a parent that name a lease.
+    /// Those that name a lease.
     claims: BTreeMap<String, Vec<i32>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    parent: i32,
-    start: u64,
-    ended: bool,
-    /// Its own ticks, and those of the children that it waited for.
-    ticks: u64,
-}
-
-/// Reads scans, and remembers of whom it has asked for the variable: a process is asked once.
+/// Reads scans, and remembers of whom it has asked for the variable: a process is asked once for each parent that it
+/// has. Who loses its parent gets the first process for one, or one that takes orphans in (`PR_SET_CHILD_SUBREAPER`).
 #[derive(Debug)]
 pub(super) struct Scanner {
     host_root: PathBuf,
-    asked: BTreeMap<(i32, u64), Option<String>>,
+    asked: BTreeMap<(i32, u64, i32), Option<String>>,
 }
 
 impl Scanner {
@@ -55,15 +48,7 @@ impl Scanner {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let read = fs::File::open(proc.join(pid.to_string()).join("stat"));
             let Ok(stat) = read.map_err(Into::into).and_then(Stat::from_read) else { continue };
-            let seen = Seen {
-                parent: stat.ppid,
-                start: stat.starttime,
-                ended: matches!(stat.state, 'X' | 'x') || stat.state == 'Z' && stat.num_threads <= 1,
-                ticks: stat
-                    .utime
-                    .saturating_add(stat.stime)
-                    .saturating_add(u64::try_from(stat.cutime.saturating_add(stat.cstime)).unwrap_or(0)),
-            };
+            let seen = Seen::of(&stat);
             scan.children.entry(stat.ppid).or_default().push(pid);
             scan.all.insert(pid, seen);
         }
@@ -71,12 +56,10 @@ impl Scanner {
         Some(scan)
     }
 
-    /// Whose parents are gone has the first process for a parent.
     fn claims(&mut self, scan: &mut Scan) {
-        let orphans = scan.all.iter().filter(|(_, seen)| seen.parent == 1 && !seen.ended);
         let mut asked = BTreeMap::new();
-        for (pid, seen) in orphans {
-            let key = (*pid, seen.start);
+        for (pid, seen) in scan.all.iter().filter(|(_, seen)| !seen.zombie) {
+            let key = (*pid, seen.start, seen.parent);
             let found = self.asked.remove(&key).unwrap_or_else(|| {
                 variable(&self.host_root, *pid, VARIABLE).and_then(|value| String::from_utf8(value).ok())
             });
@@ -93,22 +76,16 @@ impl Scanner {
 #[derive(Debug)]
 pub(super) struct Tree {
     holder: ProcessId,
-    members: BTreeMap<i32, Member>,
-    /// CPU time never falls: what is missing was waited for by nobody.
-    ticks: u64,
-    /// Of those that are gone.
+    members: BTreeMap<i32, Seen>,
+    ticks: TreeTicks,
+    /// Of each member, and of those that are gone.
+    io: BTreeMap<i32, (u64, u64)>,
     io_gone: (u64, u64),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Member {
-    start: u64,
-    io: (u64, u64),
-}
-
 impl Tree {
-    pub(super) const fn new(holder: ProcessId) -> Self {
-        Self { holder, members: BTreeMap::new(), ticks: 0, io_gone: (0, 0) }
+    pub(super) fn new(holder: ProcessId) -> Self {
+        Self { holder, members: BTreeMap::new(), ticks: TreeTicks::default(), io: BTreeMap::new(), io_gone: (0, 0) }
     }
 
     /// The number of the process that holds the lease.
@@ -135,37 +112,39 @@ impl Tree {
     /// What it uses; nothing where no process of it is left.
     pub(super) fn read(&mut self, scan: &Scan, lease: &str, host_root: &Path) -> Option<Figures> {
         let found = self.follow(scan, lease);
-        let before = std::mem::take(&mut self.members);
-        let (mut private, mut shared, mut ticks, mut processes) = (0_u64, 0, 0_u64, 0);
-        for pid in found {
-            let Some(seen) = scan.all.get(&pid) else { continue };
-            ticks = ticks.saturating_add(seen.ticks);
-            let io = io_of(host_root, pid).or_else(|| before.get(&pid).map(|member| member.io)).unwrap_or_default();
-            self.members.insert(pid, Member { start: seen.start, io });
-            if !seen.ended {
+        let members: BTreeMap<i32, Seen> =
+            found.into_iter().filter_map(|pid| Some((pid, *scan.all.get(&pid)?))).collect();
+        let ticks = self.ticks.add(&self.members, &members);
+        let (mut private, mut shared, mut processes) = (0_u64, 0, 0);
+        let mut io = BTreeMap::new();
+        for (pid, seen) in &members {
+            let before = self.io.remove(pid).unwrap_or_default();
+            io.insert(*pid, io_of(host_root, *pid).unwrap_or(before));
+            if !seen.zombie {
                 processes += 1;
-                let memory = memory_of(host_root, pid);
+                let memory = memory_of(host_root, *pid);
                 private = private.saturating_add(memory.private);
                 // They may all map the same shared memory, so that the largest part of it counts, once.
                 shared = memory.shared.max(shared);
             }
         }
-        for (_, gone) in before.iter().filter(|(pid, _)| !self.members.contains_key(*pid)) {
-            self.io_gone = (self.io_gone.0.saturating_add(gone.io.0), self.io_gone.1.saturating_add(gone.io.1));
-        }
-        self.ticks = self.ticks.max(ticks);
+        let sum = |all: &BTreeMap<i32, (u64, u64)>, begin: (u64, u64)| {
+            all.values().fold(begin, |sum, of| (sum.0.saturating_add(of.0), sum.1.saturating_add(of.1)))
+        };
+        self.io_gone = sum(&self.io, self.io_gone);
+        let (io_read_bytes, io_written_bytes) = sum(&io, self.io_gone);
+        (self.members, self.io) = (members, io);
         if processes == 0 {
             return None;
         }
-        let sum = |of: fn(&Member) -> u64, gone: u64| self.members.values().map(of).fold(gone, u64::saturating_add);
-        let micros = u128::from(self.ticks).saturating_mul(1_000_000) / u128::from(procfs::ticks_per_second().max(1));
+        let micros = u128::from(ticks).saturating_mul(1_000_000) / u128::from(procfs::ticks_per_second().max(1));
         let memory_bytes = private.saturating_add(shared);
         Some(Figures {
             memory_bytes,
             unavailable_bytes: memory_bytes,
             cpu_micros: u64::try_from(micros).unwrap_or(u64::MAX),
-            io_read_bytes: sum(|member| member.io.0, self.io_gone.0),
-            io_written_bytes: sum(|member| member.io.1, self.io_gone.1),
+            io_read_bytes,
+            io_written_bytes,
             processes,
             ..Figures::default()
         })
