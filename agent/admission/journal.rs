@@ -4,7 +4,9 @@
 //! transaction a batch. Its size is bounded by `max_page_count`; a ballast file beside it is given up when the disk is
 //! full, so that the end of a lease can always be recorded.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
+use std::hash::Hash;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +14,27 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use stoker_core::admission::{Event, Lease, LeaseState, Ledger, ModeState, Ticket};
+use stoker_core::identity::{LeaseId, TicketId};
 use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
 
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
+/// Leases and tickets are rows by number, so that a new one is written at the end of its table and nowhere else; which
+/// number each has is known as long as the journal is open.
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE lease (number INTEGER PRIMARY KEY, id TEXT NOT NULL, request_id TEXT NOT NULL, state TEXT NOT NULL,
+        repository TEXT NOT NULL, commit_id TEXT NOT NULL, created_ms INTEGER NOT NULL, ended_ms INTEGER,
+        record TEXT NOT NULL) STRICT;
+    CREATE TABLE ticket (number INTEGER PRIMARY KEY, id TEXT NOT NULL, place INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS history (number INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL) STRICT;
+    CREATE INDEX IF NOT EXISTS history_key ON history (key, number);";
+/// Schema 1 had rows by id.
+const FROM_1_AWAY: &str = "ALTER TABLE lease RENAME TO lease_1; ALTER TABLE ticket RENAME TO ticket_1;";
+const FROM_1: &str = "
+    INSERT INTO lease (id, request_id, state, repository, commit_id, created_ms, ended_ms, record)
+        SELECT id, request_id, state, repository, commit_id, created_ms, ended_ms, record FROM lease_1 ORDER BY id;
+    INSERT INTO ticket (id, place, record) SELECT id, place, record FROM ticket_1 ORDER BY place;
+    DROP TABLE lease_1; DROP TABLE ticket_1;";
 /// 48 MiB of pages of 4 KiB: with the write-ahead log (at most 8 MiB here) the journal stays under 64 MiB.
 const PAGES_MAX: u32 = 12 * 1024;
 const LOG_BYTES_MAX: u32 = 8 << 20;
@@ -94,6 +114,24 @@ pub(super) struct Journal {
     path: PathBuf,
     ballast: PathBuf,
     connection: Connection,
+    numbers: Numbers,
+}
+
+/// The rows of leases and tickets.
+#[derive(Debug, Default)]
+struct Numbers {
+    leases: HashMap<LeaseId, i64>,
+    tickets: HashMap<TicketId, i64>,
+    last: i64,
+}
+
+impl Numbers {
+    fn of<Id: Eq + Hash + Clone>(known: &mut HashMap<Id, i64>, last: &mut i64, id: &Id) -> i64 {
+        *known.entry(id.clone()).or_insert_with(|| {
+            *last += 1;
+            *last
+        })
+    }
 }
 
 impl Journal {
@@ -116,22 +154,12 @@ impl Journal {
             return Err(JournalError::Newer { path, found });
         }
         if found < SCHEMA {
-            let schema = "
-                BEGIN;
-                CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-                CREATE TABLE IF NOT EXISTS lease (id TEXT PRIMARY KEY, request_id TEXT NOT NULL UNIQUE,
-                    state TEXT NOT NULL, repository TEXT NOT NULL, commit_id TEXT NOT NULL,
-                    created_ms INTEGER NOT NULL, ended_ms INTEGER, record TEXT NOT NULL) STRICT;
-                CREATE TABLE IF NOT EXISTS ticket (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
-                    record TEXT NOT NULL) STRICT;
-                CREATE TABLE IF NOT EXISTS history (number INTEGER PRIMARY KEY, key TEXT NOT NULL,
-                    record TEXT NOT NULL) STRICT;
-                CREATE INDEX IF NOT EXISTS history_key ON history (key, number);
-                PRAGMA user_version = 1;
-                COMMIT;";
-            connection.execute_batch(schema).map_err(sqlite)?;
+            let upgrade =
+                ["BEGIN;", if found == 1 { FROM_1_AWAY } else { "" }, TABLES, if found == 1 { FROM_1 } else { "" }];
+            let upgrade = format!("{} PRAGMA user_version = {SCHEMA}; COMMIT;", upgrade.concat());
+            connection.execute_batch(&upgrade).map_err(sqlite)?;
         }
-        let journal = Self { ballast: state.join("ballast"), path, connection };
+        let journal = Self { ballast: state.join("ballast"), path, connection, numbers: Numbers::default() };
         // A disk without room for it now is no reason not to start: releases must work, and it is made later.
         let _ = journal.make_ballast();
         Ok(journal)
@@ -146,26 +174,42 @@ impl Journal {
     /// # Errors
     /// When they could not be written; then the journal is as before.
     pub(super) fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        let Self { connection, numbers, .. } = self;
         let result = (|| {
-            let transaction = self.connection.transaction()?;
-            entries.iter().try_for_each(|entry| write(&transaction, entry))?;
+            let transaction = connection.transaction()?;
+            entries.iter().try_for_each(|entry| write(&transaction, numbers, entry))?;
             transaction.commit()
         })();
         result.map_err(|source| self.sqlite(source))
+    }
+
+    /// Brings what the write-ahead log has into the file, as far as nobody is in the way: when nothing else is to do, so
+    /// that no commit has to.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing is lost by that.
+    pub(super) fn checkpoint(&self) -> Result<(), JournalError> {
+        let done = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        done.map_err(|source| self.sqlite(source))
     }
 
     /// The ledger as the journal has it.
     ///
     /// # Errors
     /// When it cannot be read or a record is damaged.
-    pub(super) fn ledger(&self) -> Result<Ledger, JournalError> {
-        let mut ledger = Ledger::default();
-        for lease in self.records::<Lease>("lease", "SELECT id, record FROM lease ORDER BY id")? {
+    pub(super) fn ledger(&mut self) -> Result<Ledger, JournalError> {
+        let (mut ledger, mut numbers) = (Ledger::default(), Numbers::default());
+        for (number, lease) in self.records::<Lease>("lease", "SELECT number, id, record FROM lease")? {
+            numbers.leases.insert(lease.id.clone(), number);
+            numbers.last = numbers.last.max(number);
             ledger.apply(Event::Lease(Arc::new(lease)));
         }
-        for ticket in self.records::<Ticket>("ticket", "SELECT id, record FROM ticket ORDER BY place")? {
+        for (number, ticket) in self.records::<Ticket>("ticket", "SELECT number, id, record FROM ticket")? {
+            numbers.tickets.insert(ticket.id.clone(), number);
+            numbers.last = numbers.last.max(number);
             ledger.apply(Event::Ticket(Arc::new(ticket)));
         }
+        self.numbers = numbers;
         if let Some(mode) = self.meta("mode")? {
             ledger.apply(Event::Mode(self.parse::<ModeState>("meta", "mode", &mode)?));
         }
@@ -252,14 +296,18 @@ impl Journal {
         made.map_err(io)
     }
 
-    fn records<T: serde::de::DeserializeOwned>(&self, table: &'static str, sql: &str) -> Result<Vec<T>, JournalError> {
+    fn records<T: serde::de::DeserializeOwned>(
+        &self,
+        table: &'static str,
+        sql: &str,
+    ) -> Result<Vec<(i64, T)>, JournalError> {
         let rows = (|| {
             let mut select = self.connection.prepare(sql)?;
-            let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-            rows.collect::<Result<Vec<_>, _>>()
+            let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?));
+            select.query_map([], row)?.collect::<Result<Vec<_>, _>>()
         })();
         let rows = rows.map_err(|source| self.sqlite(source))?;
-        rows.into_iter().map(|(id, text)| self.parse(table, &id, &text)).collect()
+        rows.into_iter().map(|(number, id, text)| Ok((number, self.parse(table, &id, &text)?))).collect()
     }
 
     fn parse<T: serde::de::DeserializeOwned>(
@@ -287,14 +335,16 @@ const fn state_word(state: LeaseState) -> &'static str {
     }
 }
 
-fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
+fn write(transaction: &Transaction<'_>, numbers: &mut Numbers, entry: &Entry) -> rusqlite::Result<()> {
+    let Numbers { leases, tickets, last } = numbers;
     match entry {
         Entry::Ledger(Event::Lease(lease)) => transaction
             .prepare_cached(
-                "INSERT INTO lease VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT (id) DO UPDATE SET state = ?3, ended_ms = ?7, record = ?8",
+                "INSERT INTO lease VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (number) DO UPDATE SET state = ?4, ended_ms = ?8, record = ?9",
             )?
             .execute(params![
+                Numbers::of(leases, last, &lease.id),
                 lease.id.as_str(),
                 lease.request_id.as_str(),
                 state_word(lease.state),
@@ -305,17 +355,20 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
                 json(lease.as_ref())?,
             ]),
         Entry::Ledger(Event::Forgotten(id)) => {
-            transaction.prepare_cached("DELETE FROM lease WHERE id = ?1")?.execute([id.as_str()])
+            transaction.prepare_cached("DELETE FROM lease WHERE number = ?1")?.execute([leases.remove(id)])
         }
         Entry::Ledger(Event::Ticket(ticket)) => transaction
-            .prepare_cached("INSERT INTO ticket VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET record = ?3")?
+            .prepare_cached(
+                "INSERT INTO ticket VALUES (?1, ?2, ?3, ?4) ON CONFLICT (number) DO UPDATE SET record = ?4",
+            )?
             .execute(params![
+                Numbers::of(tickets, last, &ticket.id),
                 ticket.id.as_str(),
                 i64::try_from(ticket.order).unwrap_or(i64::MAX),
                 json(ticket.as_ref())?
             ]),
         Entry::Ledger(Event::TicketGone(id)) => {
-            transaction.prepare_cached("DELETE FROM ticket WHERE id = ?1")?.execute([id.as_str()])
+            transaction.prepare_cached("DELETE FROM ticket WHERE number = ?1")?.execute([tickets.remove(id)])
         }
         Entry::Ledger(Event::Mode(mode)) => transaction
             .prepare_cached("INSERT INTO meta VALUES ('mode', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1")?
@@ -335,6 +388,16 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> rusqlite::Result<()> {
 
 fn json<T: serde::Serialize>(record: &T) -> rusqlite::Result<String> {
     serde_json::to_string(record).map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))
+}
+
+#[cfg(test)]
+impl Journal {
+    /// As on a disk without a free block.
+    pub(super) fn refuse_more(&self) {
+        let pages: u32 = self.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap_or(1);
+        self.connection.execute_batch(&format!("PRAGMA max_page_count = {pages}")).unwrap_or_default();
+        let _ = std::fs::remove_file(&self.ballast);
+    }
 }
 
 #[cfg(test)]

@@ -47,3 +47,34 @@ fn a_journal_near_its_bound_says_so_and_gives_room_when_leases_are_forgotten() {
     assert!(!journal.is_long().unwrap());
     assert_eq!(journal.ledger().unwrap().ended_count(), written - 2000);
 }
+
+#[test]
+fn a_journal_whose_rows_are_by_id_is_taken_over() {
+    let state = tempfile::tempdir().unwrap();
+    let record = |number: usize| serde_json::to_string(&lease(number)).unwrap();
+    let old = Connection::open(state.path().join("journal.sqlite")).unwrap();
+    old.execute_batch(
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE TABLE lease (id TEXT PRIMARY KEY, request_id TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
+             repository TEXT NOT NULL, commit_id TEXT NOT NULL, created_ms INTEGER NOT NULL, ended_ms INTEGER,
+             record TEXT NOT NULL) STRICT;
+         CREATE TABLE ticket (id TEXT PRIMARY KEY, place INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
+         CREATE TABLE history (number INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL) STRICT;
+         INSERT INTO meta VALUES ('boot_id', 'b'); PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    for number in [2, 1] {
+        let insert = "INSERT INTO lease VALUES (?1, ?2, 'released', '', '', 0, 0, ?3)";
+        old.execute(insert, params![lease(number).id.as_str(), format!("r{number}"), record(number)]).unwrap();
+    }
+    drop(old);
+    let mut journal = Journal::open(state.path()).unwrap();
+    assert_eq!(journal.meta("boot_id").unwrap().as_deref(), Some("b"));
+    assert_eq!(journal.ledger().unwrap().ended_count(), 2);
+    let changed = Lease { exit_code: Some(7), ..lease(1) };
+    let entries = [Event::Lease(Arc::new(changed)), Event::Lease(Arc::new(lease(3))), Event::Forgotten(lease(2).id)];
+    journal.commit(&entries.map(Entry::Ledger)).unwrap();
+    let ledger = Journal::open(state.path()).unwrap().ledger().unwrap();
+    let codes: Vec<_> = ledger.ended().map(|lease| (lease.id.clone(), lease.exit_code)).collect();
+    assert_eq!(codes, [(lease(1).id, Some(7)), (lease(3).id, lease(3).exit_code)]);
+}

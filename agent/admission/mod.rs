@@ -127,7 +127,7 @@ impl Admission {
         }
         let mut history = BTreeMap::new();
         journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
-        let pins = survey.pins(&ledger);
+        let pins = survey.pins(survey::held(&ledger));
         let changes = Changes::new(new_id::<LeaseId>().to_string());
         let published = Published { ledger, changes, pins, history, journal_error: None, journal_failures: 0 };
         let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
@@ -224,17 +224,18 @@ impl Admission {
     /// Many builds against one view, without any network.
     #[must_use]
     pub fn evaluate(&self, builds: &[Build]) -> Vec<Evaluated> {
-        let (facts, now) = ((self.facts)(), now());
+        let facts = (self.facts)();
+        let room = self.room_of(&facts);
+        // What reads files stands before the lock.
+        let survey = |build: &Build| self.survey.cached(build, &room, self.samples(&build.history_key()));
+        let seen: Vec<Evaluated> = builds.iter().map(survey).collect();
         self.writer.read(|published| {
-            let view = published.ledger.view(&facts, now);
-            let room = self.room_of(&facts);
-            let judge = |build: &Build| {
-                let samples = published.history.get(&build.history_key()).map(|s| s.iter().copied().collect());
-                let seen = self.survey.cached(build, &room, samples.unwrap_or_default());
+            let view = published.ledger.view(&facts, now());
+            let judge = |(build, seen): (&Build, Evaluated)| {
                 let fit = view.would_be(&wanted(build, &seen.sizing));
                 seen.judged(fit, view.totals())
             };
-            builds.iter().map(judge).collect()
+            builds.iter().zip(seen).map(judge).collect()
         })
     }
 
@@ -356,10 +357,15 @@ impl Admission {
         self.writer.ask(Command::SetMode(mode), None).await.map(|_| ())
     }
 
-    /// Reads the ledger after the last commit, with the totals of the moment. Keep `read` short: the writer waits.
-    pub fn read<R>(&self, read: impl FnOnce(&Ledger, &Totals) -> R) -> R {
+    /// Reads the ledger after the last commit. Keep `read` short: the writer waits.
+    pub fn read<R>(&self, read: impl FnOnce(&Ledger) -> R) -> R {
+        self.writer.read(|published| read(&published.ledger))
+    }
+
+    /// The same with the totals of the moment.
+    pub fn totals<R>(&self, read: impl FnOnce(&Ledger, &Totals) -> R) -> R {
         let facts = (self.facts)();
-        self.writer.read(|published| read(&published.ledger, &published.ledger.totals(&facts)))
+        self.read(|ledger| read(ledger, &ledger.totals(&facts)))
     }
 
     /// Why the journal cannot be written, where it cannot.
@@ -388,11 +394,16 @@ impl Admission {
     pub fn take_pins(&self) {
         let missing = self.writer.read(|published| {
             let held = published.ledger.live_count().saturating_add(published.ledger.queued());
-            (held > published.pins.len()).then(|| published.ledger.clone())
+            let without = |request: &RequestId| !published.pins.contains_key(request.as_str());
+            let all = survey::held(&published.ledger).filter(|(request, _)| without(request));
+            match held > published.pins.len() {
+                true => all.map(|(request, source)| (request.clone(), source.clone())).collect(),
+                false => Vec::new(),
+            }
         });
-        let Some(ledger) = missing else { return };
-        let found = self.survey.pins(&ledger);
-        self.writer.keep(found);
+        if !missing.is_empty() {
+            self.writer.keep(self.survey.pins(missing.iter().map(|(request, source)| (request, source))));
+        }
     }
 
     /// What keeps a commit that was resolved before, by its snapshot's name.
@@ -410,7 +421,7 @@ impl Admission {
     /// Whether a live lease is bound to a process that is gone: its end is near, but takes what it left behind first.
     #[must_use]
     pub fn has_orphans(&self, host_root: &Path) -> bool {
-        self.read(|ledger, _| ledger.live().any(|lease| upkeep::holder_gone(host_root, lease)))
+        self.read(|ledger| ledger.live().any(|lease| upkeep::holder_gone(host_root, lease)))
     }
 
     /// Time passed, or holders went.

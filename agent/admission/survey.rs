@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals};
-use stoker_core::identity::Scope;
+use stoker_core::identity::{RequestId, Scope};
 use stoker_core::quantity::{Amounts, Resource, Span};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::sizing::{Declared, Defaults, Outcome, Sample, Sizing, size, summary};
@@ -188,9 +188,9 @@ impl Survey {
         let (state, resolved) = match self.repositories.resolve_cached(&build.source) {
             Cached::None => (SourceState::None, None),
             Cached::Mirror => (SourceState::Mirror, None),
-            Cached::Commit(resolved) => (SourceState::Mirror, Some(resolved)),
+            Cached::Commit(pin, commit) => (SourceState::Mirror, Some((pin, commit))),
         };
-        let facts = resolved.and_then(|resolved| self.facts.known_or_ask(&resolved.pin, resolved.commit));
+        let facts = resolved.and_then(|(pin, commit)| self.facts.known_or_ask(&pin, commit));
         let known = facts.is_some();
         let sizing = self.sizing(build, &facts.unwrap_or_default(), &history, room);
         let (mut sizing, reasons) = match sizing {
@@ -216,14 +216,19 @@ impl Survey {
         self.repositories.pin_named(&source.clone_url.parse().ok()?, &source.snapshot)
     }
 
-    /// Takes the pins of what the journal says is live or waits, so that their snapshots stay.
-    pub(super) fn pins(&self, ledger: &Ledger) -> BTreeMap<String, SnapshotPin> {
-        let leases = ledger.live().map(|lease| (&lease.request_id, &lease.source));
-        let tickets = ledger.tickets().map(|ticket| (&ticket.request.id, &ticket.request.source));
-        let held =
-            leases.chain(tickets).filter_map(|(request, source)| Some((request.to_string(), self.pin_named(source)?)));
-        held.collect()
+    /// The pins of those that hold their commits, so that their snapshots stay.
+    pub(super) fn pins<'a>(
+        &self,
+        held: impl Iterator<Item = (&'a RequestId, &'a Source)>,
+    ) -> BTreeMap<String, SnapshotPin> {
+        held.filter_map(|(request, source)| Some((request.to_string(), self.pin_named(source)?))).collect()
     }
+}
+
+/// The requests that are live or wait, and what they build.
+pub(super) fn held(ledger: &Ledger) -> impl Iterator<Item = (&RequestId, &Source)> {
+    let leases = ledger.live().map(|lease| (&lease.request_id, &lease.source));
+    leases.chain(ledger.tickets().map(|ticket| (&ticket.request.id, &ticket.request.source)))
 }
 
 /// What a lease or a caller is told of a resolved source.

@@ -40,7 +40,7 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, config: Config
             _ = tick.tick() => {}
         }
         admission.take_pins();
-        let (bound, idle) = admission.read(|ledger, _| {
+        let (bound, idle) = admission.read(|ledger| {
             let bound: Vec<Arc<Lease>> = ledger.live().filter(|lease| lease.holder.is_some()).cloned().collect();
             (bound, ledger.live_count() + ledger.queued() + ledger.ended_count() == 0)
         });
@@ -61,7 +61,7 @@ pub(super) async fn run(admission: Admission, host_root: PathBuf, config: Config
             admission.gone(gone).await;
         }
         if !idle {
-            admission.tell(Command::Advance { leases: Vec::new() }).await;
+            admission.tell(Command::Advance).await;
         }
     }
 }

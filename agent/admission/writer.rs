@@ -24,6 +24,8 @@ use crate::repository::SnapshotPin;
 const QUEUE_MAX: usize = 4096;
 /// Commands that share one commit.
 const BATCH_MAX: usize = 512;
+/// Entries after which the journal's length is asked for, and after which it is tidied when nothing else is to do.
+const LOOK_AFTER: usize = 256;
 /// Ended leases that are forgotten with one batch, where the journal is near its bound.
 const FORGET_AT_ONCE: usize = 512;
 /// Grants out of the queue with one batch; the next batch goes on.
@@ -133,6 +135,9 @@ struct Writer {
     waiters: Waiters,
     state: std::path::PathBuf,
     starved: bool,
+    /// Entries since the journal's length was asked for, and since it was tidied.
+    unasked: usize,
+    untidied: usize,
 }
 
 /// Starts the writer's thread. It ends when the last handle is gone.
@@ -159,6 +164,8 @@ pub(super) fn start(
         waiters: waiters.clone(),
         state: state.to_owned(),
         starved,
+        unasked: LOOK_AFTER,
+        untidied: 0,
     };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(queue))?;
     Ok((WriterHandle { messages, published, version: seen, waiters }, thread))
@@ -263,7 +270,12 @@ impl Writer {
 
     /// Keeps the journal within its bound: a node that ends more leases a day than it can hold forgets the oldest early.
     fn shorten(&mut self, facts: &Facts, now: Timestamp, entries: &mut Vec<Entry>) {
-        if self.working.ended_count() == 0 || !self.journal.is_long().unwrap_or(false) {
+        self.unasked += entries.len();
+        if self.unasked < LOOK_AFTER || self.working.ended_count() == 0 {
+            return;
+        }
+        if !self.journal.is_long().unwrap_or(false) {
+            self.unasked = 0;
             return;
         }
         let (_, events) = self.working.decide(&Command::Forget(FORGET_AT_ONCE), facts, now);
@@ -274,8 +286,10 @@ impl Writer {
     fn commit(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let durable: Vec<Entry> = entries.iter().filter(|entry| self.must_last(entry)).cloned().collect();
         if durable.is_empty() {
+            self.tidy();
             return Ok(());
         }
+        self.untidied += durable.len();
         match self.journal.commit(&durable) {
             Err(error) if error.is_full() => {
                 self.starved = true;
@@ -287,6 +301,16 @@ impl Writer {
                 if ends { self.journal.commit(&durable) } else { Err(error) }
             }
             done => done,
+        }
+    }
+
+    /// Nothing is to be written: time for what a commit would otherwise have to do on its way.
+    fn tidy(&mut self) {
+        if self.untidied >= LOOK_AFTER && !self.starved {
+            self.untidied = 0;
+            if let Err(error) = self.journal.checkpoint() {
+                tracing::debug!(%error, "the journal's log stays as it is");
+            }
         }
     }
 
@@ -430,3 +454,7 @@ fn starved_reply(command: &Command) -> Reply {
         sizing: request.sizing.clone(),
     })))
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +49,7 @@ macro_rules! id {
         $(#[doc = $doc])+
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The id as text.
@@ -67,14 +68,14 @@ macro_rules! id {
                     _ if text.is_empty() => Err(NameError::Empty),
                     _ if text.len() > 128 => Err(NameError::TooLong { bytes: text.len(), max: 128 }),
                     Some(c) => Err(NameError::Character(c)),
-                    None => Ok(Self(text)),
+                    None => Ok(Self(text.into())),
                 }
             }
         }
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                Self::from(&*id.0)
             }
         }
 

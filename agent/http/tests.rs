@@ -211,6 +211,7 @@ fn lease(name: &str) -> Lease {
         ended_at: None,
         holder: None,
         peak: None,
+        peak_at_least: false,
         outcome: None,
         exit_code: None,
         reasons: Vec::new(),

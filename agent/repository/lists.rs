@@ -297,7 +297,7 @@ async fn resolved(
     let request = Request { allow_other_fork: true, ..Request::new(url.clone(), reference.clone()) };
     let cached = blocking(url.key(), move || room.resolve_cached(&request)).await;
     match cached {
-        Ok(Cached::Commit(resolved)) => Some(Ok((resolved.pin, resolved.commit))),
+        Ok(Cached::Commit(pin, commit)) => Some(Ok((pin, commit))),
         Ok(Cached::None) => None,
         Ok(Cached::Mirror) => {
             let message = format!("{reference} is not in {url}; name a ref that its mirror has");

@@ -93,6 +93,7 @@ struct Inner {
     /// What the refs of a snapshot name.
     tips: Mutex<VecDeque<(PathBuf, Arc<HashSet<CommitId>>)>>,
     memo: Mutex<HashMap<(PathBuf, CommitId), Probed>>,
+    subjects: Mutex<HashMap<(PathBuf, CommitId), String>>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -107,15 +108,7 @@ impl Reader {
     /// # Errors
     /// When the objects cannot be read.
     pub fn exists(&self, pin: &SnapshotPin, commit: CommitId) -> Result<bool, ReadError> {
-        self.with(pin, |repository| match repository.find_commit(oid(commit)) {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::InvalidSpec) => Ok(false),
-            // An object of that name that is no commit.
-            Err(error) if error.class() == git2::ErrorClass::Invalid || error.class() == git2::ErrorClass::Object => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        })
+        self.with(pin, |repository| Ok(commit_of(repository, commit)?.is_some()))
     }
 
     /// Whether the snapshot has the commit, and a branch, tag or pull request of it reaches it. The first answer for a
@@ -124,10 +117,10 @@ impl Reader {
     /// # Errors
     /// When objects or refs cannot be read.
     pub fn probe(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Probed, ReadError> {
-        let key = (pin.path().to_owned(), commit);
-        if let Some(known) = lock(&self.inner.memo).get(&key) {
-            return Ok(*known);
+        if let Some(known) = self.known_probe(pin, commit) {
+            return Ok(known);
         }
+        let key = (pin.path().to_owned(), commit);
         let probed = self.probe_objects(pin, commit)?;
         let mut memo = lock(&self.inner.memo);
         if memo.len() >= MEMO_MAX {
@@ -135,6 +128,21 @@ impl Reader {
         }
         memo.insert(key, probed);
         Ok(probed)
+    }
+
+    /// What [`Self::probe`] answered before.
+    pub(super) fn known_probe(&self, pin: &SnapshotPin, commit: CommitId) -> Option<Probed> {
+        lock(&self.inner.memo).get(&(pin.path().to_owned(), commit)).copied()
+    }
+
+    /// Whether [`Self::refs`] reads nothing.
+    pub(super) fn has_refs(&self, pin: &SnapshotPin) -> bool {
+        lock(&self.inner.tables).iter().any(|(of, _)| of == pin.path())
+    }
+
+    /// Whether [`Self::subject`] reads nothing.
+    pub(super) fn has_subject(&self, pin: &SnapshotPin, commit: CommitId) -> bool {
+        lock(&self.inner.subjects).contains_key(&(pin.path().to_owned(), commit))
     }
 
     fn probe_objects(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Probed, ReadError> {
@@ -194,19 +202,24 @@ impl Reader {
         })
     }
 
-    /// The first line of the commit's message, shortened.
+    /// The first line of the commit's message, shortened; none where the snapshot has no such commit.
     ///
     /// # Errors
-    /// When there is no such commit.
-    pub fn subject(&self, pin: &SnapshotPin, commit: CommitId) -> Result<String, ReadError> {
-        self.with(pin, |repository| {
-            let commit = repository.find_commit(oid(commit))?;
-            let bytes = commit.message_bytes();
-            let start = bytes.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(bytes.len());
-            let line = bytes.get(start..).unwrap_or_default().split(|b| *b == b'\n').next().unwrap_or_default();
-            let line = line.get(..SUBJECT_BYTES_MAX).unwrap_or(line);
-            Ok(String::from_utf8_lossy(line).trim_end().chars().filter(|c| !c.is_control()).collect())
-        })
+    /// When the objects cannot be read.
+    pub fn subject(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Option<String>, ReadError> {
+        let key = (pin.path().to_owned(), commit);
+        if let Some(known) = lock(&self.inner.subjects).get(&key) {
+            return Ok(Some(known.clone()));
+        }
+        let read = self.with(pin, |repository| Ok(commit_of(repository, commit)?.map(|commit| first_line(&commit))))?;
+        if let Some(subject) = &read {
+            let mut subjects = lock(&self.inner.subjects);
+            if subjects.len() >= MEMO_MAX {
+                subjects.clear();
+            }
+            subjects.insert(key, subject.clone());
+        }
+        Ok(read)
     }
 
     /// A regular file of the commit; none where there is none at `path`.
@@ -318,6 +331,7 @@ impl Reader {
     pub(super) fn forget(&self, path: &Path) {
         lock(&self.inner.handles).retain(|(of, _)| of != path);
         lock(&self.inner.tables).retain(|(of, _)| of != path);
+        lock(&self.inner.subjects).retain(|(of, _), _| of != path);
         lock(&self.inner.tips).retain(|(of, _)| of != path);
         lock(&self.inner.memo).retain(|(of, _), _| of != path);
     }
@@ -326,6 +340,7 @@ impl Reader {
     pub(super) fn forget_all(&self) {
         lock(&self.inner.handles).clear();
         lock(&self.inner.tables).clear();
+        lock(&self.inner.subjects).clear();
         // Paths may come back with other content, on another disk.
         lock(&self.inner.tips).clear();
         lock(&self.inner.memo).clear();
@@ -399,6 +414,24 @@ fn oid(commit: CommitId) -> Oid {
 /// A path that the tree does not have, or that goes through a file, or that is none.
 fn is_no_path(error: &git2::Error) -> bool {
     matches!(error.code(), ErrorCode::NotFound | ErrorCode::InvalidSpec)
+}
+
+/// None where an object of that name is not there, or is no commit.
+fn commit_of(repository: &Repository, commit: CommitId) -> Result<Option<git2::Commit<'_>>, git2::Error> {
+    match repository.find_commit(oid(commit)) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::InvalidSpec) => Ok(None),
+        Err(error) if matches!(error.class(), git2::ErrorClass::Invalid | git2::ErrorClass::Object) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn first_line(commit: &git2::Commit<'_>) -> String {
+    let bytes = commit.message_bytes();
+    let start = bytes.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(bytes.len());
+    let line = bytes.get(start..).unwrap_or_default().split(|b| *b == b'\n').next().unwrap_or_default();
+    let line = line.get(..SUBJECT_BYTES_MAX).unwrap_or(line);
+    String::from_utf8_lossy(line).trim_end().chars().filter(|c| !c.is_control()).collect()
 }
 
 fn is_file(mode: i32) -> bool {

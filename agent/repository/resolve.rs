@@ -54,21 +54,13 @@ impl Repositories {
     pub fn resolve_cached(&self, request: &Request) -> Cached {
         let Some(entry) = self.shared.get(&request.url) else { return Cached::None };
         let Some(pin) = entry.current() else { return Cached::None };
-        let meta = entry.state().meta.clone();
         let reader = &self.shared.reader;
         let found = match request.reference {
-            SourceRef::Commit(commit) => {
-                let here = reader.exists(&pin, commit).unwrap_or(false);
-                here.then(|| Found { commit, confirmed_at: meta.confirmed_at.unwrap_or_default() })
-            }
-            _ => look_up(reader, &pin, &meta, &request.reference).ok().flatten().map(|(found, _)| found),
+            SourceRef::Commit(commit) => reader.subject(&pin, commit).ok().flatten().map(|_| commit),
+            _ => named(reader, &pin, &request.reference).ok().flatten().map(|(commit, _)| commit),
         };
-        let expected = |found: &Found| request.expected_commit.is_none_or(|expected| expected == found.commit);
-        let Some(found) = found.filter(expected) else { return Cached::Mirror };
-        match describe(reader, pin, &meta, request, found.commit, Origin::Cache, found.confirmed_at) {
-            Ok(resolved) => Cached::Commit(resolved),
-            Err(_) => Cached::Mirror,
-        }
+        let expected = |found: &CommitId| request.expected_commit.is_none_or(|expected| expected == *found);
+        found.filter(expected).map_or(Cached::Mirror, |commit| Cached::Commit(pin, commit))
     }
 }
 
@@ -166,6 +158,9 @@ async fn probe(
     deadline: Instant,
 ) -> Result<Probed, Reason> {
     let Some(pin) = pin.cloned() else { return Ok(Probed::Missing) };
+    if let Some(known) = shared.reader.known_probe(&pin, commit) {
+        return Ok(known);
+    }
     let (reader, key) = (shared.reader.clone(), pin.url().key().to_owned());
     // A walk through a long history goes on without its caller, and is remembered.
     let probing = blocking(&key, move || reader.probe(&pin, commit));
@@ -189,12 +184,28 @@ async fn find(
         return Ok(None);
     }
     let key = request.url.key();
-    let (reader, meta, reference) = (shared.reader.clone(), meta.clone(), request.reference.clone());
-    let found = blocking(key, move || look_up(&reader, &pin, &meta, &reference)).await?;
+    let found = match shared.reader.has_refs(&pin) {
+        true => look_up(&shared.reader, &pin, meta, &request.reference),
+        false => {
+            let (reader, meta, reference) = (shared.reader.clone(), meta.clone(), request.reference.clone());
+            blocking(key, move || look_up(&reader, &pin, &meta, &reference)).await?
+        }
+    };
     Ok(found.map_err(|error| unreadable(key, &error))?.map(|(found, _)| found))
 }
 
 /// What the snapshot has under a ref, and the ref's full name there.
+fn named(reader: &Reader, pin: &SnapshotPin, reference: &SourceRef) -> Result<Option<(CommitId, String)>, ReadError> {
+    let names = match (reference, pin.head()) {
+        (SourceRef::Head, Some(Head::Detached(commit))) => return Ok(Some((commit, "HEAD".to_owned()))),
+        (SourceRef::Head, Some(Head::Branch(name))) => vec![format!("refs/heads/{name}")],
+        _ => reference.full_names(),
+    };
+    let refs = reader.refs(pin)?;
+    Ok(names.into_iter().find_map(|name| Some((refs.get(name.as_bytes())?.target(), name))))
+}
+
+/// The same with its age.
 fn look_up(
     reader: &Reader,
     pin: &SnapshotPin,
@@ -202,16 +213,7 @@ fn look_up(
     reference: &SourceRef,
 ) -> Result<Option<(Found, String)>, ReadError> {
     let mirror = meta.confirmed_at.or(meta.partial_at).unwrap_or_default();
-    let names = match (reference, pin.head()) {
-        (SourceRef::Head, Some(Head::Detached(commit))) => {
-            return Ok(Some((Found { commit, confirmed_at: mirror }, "HEAD".to_owned())));
-        }
-        (SourceRef::Head, Some(Head::Branch(name))) => vec![format!("refs/heads/{name}")],
-        _ => reference.full_names(),
-    };
-    let refs = reader.refs(pin)?;
-    let named = names.into_iter().find_map(|name| Some((refs.get(name.as_bytes())?.target(), name)));
-    Ok(named.map(|(commit, name)| {
+    Ok(named(reader, pin, reference)?.map(|(commit, name)| {
         // A pull request is as old as the last question for it, not as the last refresh.
         let confirmed_at = match reference {
             SourceRef::PullRequest(_) => meta.pin(&name).map_or(Timestamp(0), |pin| pin.confirmed_at),
@@ -230,6 +232,9 @@ async fn answer(
     origin: Origin,
     as_of: Timestamp,
 ) -> Result<Resolved, Reason> {
+    if shared.reader.has_subject(&pin, commit) && shared.reader.has_refs(&pin) {
+        return describe(&shared.reader, pin, &meta, request, commit, origin, as_of);
+    }
     let (reader, request) = (shared.reader.clone(), request.clone());
     let key = request.url.key().to_owned();
     blocking(&key, move || describe(&reader, pin, &meta, &request, commit, origin, as_of)).await?
@@ -245,11 +250,10 @@ fn describe(
     as_of: Timestamp,
 ) -> Result<Resolved, Reason> {
     let key = request.url.key();
-    if !reader.exists(&pin, commit).map_err(|error| unreadable(key, &error))? {
+    let Some(subject) = reader.subject(&pin, commit).map_err(|error| unreadable(key, &error))? else {
         let message = format!("{} of {} names no commit", request.reference, request.url);
         return Err(Reason::new(Code::RefNotFound, request.reference.to_string(), message));
-    }
-    let subject = reader.subject(&pin, commit).map_err(|error| unreadable(key, &error))?;
+    };
     let named = look_up(reader, &pin, meta, &request.reference).map_err(|error| unreadable(key, &error))?;
     let clone_ref = match named {
         Some((_, name)) if name != "HEAD" => name,

@@ -135,7 +135,7 @@ pub enum Cached {
     /// The mirror, but not this ref or commit.
     Mirror,
     /// The commit; its age is not looked at.
-    Commit(Resolved),
+    Commit(SnapshotPin, CommitId),
 }
 
 /// A fetch that runs or will; see [`Repositories::refresh`]. Dropping it does not end the fetch.

@@ -113,7 +113,7 @@ impl AdmissionService for Admission {
 
     async fn get_lease(&self, request: Request<v1::GetLeaseRequest>) -> Result<Response<v1::GetLeaseResponse>, Status> {
         let lease_id: LeaseId = id("lease_id", request.into_inner().lease_id)?;
-        let found = self.0.admission.read(|ledger, _| ledger.lease(&lease_id).cloned());
+        let found = self.0.admission.read(|ledger| ledger.lease(&lease_id).cloned());
         let found = found.ok_or_else(|| {
             Status::from(admission::WriterError::Refused(stoker_core::admission::Refused::NoLease(lease_id)))
         })?;

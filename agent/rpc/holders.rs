@@ -22,7 +22,7 @@ impl Rooms {
         let of = |kind: &str, id: &str, source: &Source| {
             (source.repository == key).then(|| holder(kind, id, &source.snapshot))
         };
-        let mut all: Vec<_> = self.admission.read(|ledger, _| {
+        let mut all: Vec<_> = self.admission.read(|ledger| {
             let leases = ledger.live().filter_map(|lease| of("lease", lease.id.as_str(), &lease.source));
             let tickets = ledger.tickets();
             let tickets = tickets.filter_map(|ticket| of("ticket", ticket.id.as_str(), &ticket.request.source));

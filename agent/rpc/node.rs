@@ -118,7 +118,7 @@ impl Rooms {
         let now = crate::admission::now();
         let view = self.pressure.view();
         let readings = &view.readings;
-        let (ledger, mode_state, leases, tickets) = self.admission.read(|ledger, sums| {
+        let (ledger, mode_state, leases, tickets) = self.admission.totals(|ledger, sums| {
             (totals(sums), ledger.mode_at(now), count(ledger.live_count()), count(ledger.queued()))
         });
         let repositories = self.repositories.list();

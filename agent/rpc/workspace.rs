@@ -116,7 +116,7 @@ impl Workspace {
     }
 
     fn leased(&self, lease_id: LeaseId) -> Result<Order, Status> {
-        let lease = self.0.admission.read(|ledger, _| ledger.lease(&lease_id).cloned());
+        let lease = self.0.admission.read(|ledger| ledger.lease(&lease_id).cloned());
         let Some(lease) = lease else {
             return Err(WriterError::Refused(Refused::NoLease(lease_id)).into());
         };

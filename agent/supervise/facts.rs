@@ -1,6 +1,7 @@
 //! The facts by which the ledger decides, put together from what the rooms publish.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use stoker_core::admission::Facts as LedgerFacts;
@@ -28,6 +29,7 @@ pub(super) fn facts_source(
     measured: Measured,
 ) -> FactsSource {
     let (views, pressure) = (pools.subscribe(), pressure.subscribe());
+    let turn = AtomicU32::new(0);
     let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
     Arc::new(move || {
         let config = Arc::clone(&config.borrow());
@@ -75,7 +77,8 @@ pub(super) fn facts_source(
             pass_for: span_of(config.admission.pass_for),
             age_after: span_of(config.admission.age_after),
             end_at_budget: config.admission.time_budget == TimeBudget::End,
-            jitter: u16::try_from(uuid::Uuid::now_v7().as_u128() % 1000).unwrap_or(0),
+            // Steps of the golden ratio: each far from the ones before.
+            jitter: u16::try_from((turn.fetch_add(0x9e37_79b9, Relaxed) >> 16) * 1000 >> 16).unwrap_or(0),
         }
     })
 }

@@ -35,7 +35,7 @@ impl Views {
         let mut changes = admission.watch();
         loop {
             let (unwritten, held, mut needed) =
-                admission.read(|ledger, totals| (totals.unwritten, held(ledger), commits(ledger)));
+                admission.totals(|ledger, totals| (totals.unwritten, held(ledger), commits(ledger)));
             tell(&self.reserved, unwritten);
             tell(&self.held, Arc::new(held));
             if workspaces.are_taken_up() {

@@ -486,7 +486,7 @@ impl Workspaces {
         let held: Vec<(String, Option<LeaseId>, Option<Timestamp>)> =
             self.entries().iter().map(|(id, e)| (id.clone(), e.lease.clone(), e.expires_at)).collect();
         let now = now();
-        let ended = |lease: &LeaseId| admission.read(|ledger, _| !ledger.lease(lease).is_some_and(|l| l.live()));
+        let ended = |lease: &LeaseId| admission.read(|ledger| !ledger.lease(lease).is_some_and(|l| l.live()));
         let over = held.into_iter().filter(|(_, lease, expires_at)| {
             lease.as_ref().is_some_and(ended) || expires_at.is_some_and(|at| at <= now)
         });
@@ -519,7 +519,7 @@ impl Workspaces {
         let mut known = BTreeMap::new();
         for workspace in record::read_all(root) {
             let lease = workspace.lease.as_ref();
-            let lease = lease.and_then(|id| admission.read(|ledger, _| ledger.lease(id).cloned()));
+            let lease = lease.and_then(|id| admission.read(|ledger| ledger.lease(id).cloned()));
             let live = match &workspace.lease {
                 Some(_) => lease.as_ref().is_some_and(|lease| lease.live()),
                 None => workspace.expires_at.is_some_and(|at| at > now()),

@@ -136,8 +136,8 @@ impl Stoker {
             tickets_max: 10_000,
             tenants: Arc::new(Tenants::default()),
             pass_for: Span::minutes(10),
-            age_after: Span::minutes(30),
-            end_at_budget: false,
+            age_after: Span::hours(1),
+            end_at_budget: true,
             jitter: 0,
         }
     }
@@ -176,6 +176,7 @@ impl Stoker {
         let declared = Declared {
             cpu_millis: job.declared.map(|(cpu, _)| cpu.min(self.budget.cpu_millis)),
             memory_bytes: job.declared.map(|(_, bytes)| bytes.min(self.budget.memory_bytes)),
+            time_budget: Some(time_budget(job)),
             ..Declared::default()
         };
         let samples: Vec<Sample> = self.history.get(&job.kind).into_iter().flatten().copied().collect();
@@ -194,7 +195,7 @@ impl Stoker {
             attempt: 1,
             bind_within: Span::minutes(5),
             priority: 0,
-            expected: seen.and_then(|seen| seen.time_p95),
+            expected: median(&samples),
             retry_of,
             no_retry: false,
         }
@@ -228,8 +229,13 @@ impl Policy for Stoker {
             self.await_all(at(now));
         }
         if self.moved || now.second.is_multiple_of(LOOK_EVERY) {
-            let leases = (0..64).map(|_| LeaseId::try_from(self.id("lease")).unwrap()).collect();
-            self.tell(&Command::Advance { leases }, now);
+            self.tell(&Command::Advance, now);
+            let mut granted = usize::MAX;
+            while self.ledger.queued() > 0 && granted != self.granted.len() {
+                granted = self.granted.len();
+                let lease = LeaseId::try_from(self.id("lease")).unwrap();
+                self.tell(&Command::Next { lease }, now);
+            }
         }
         self.moved = false;
         let mut starts = Vec::new();
@@ -252,7 +258,9 @@ impl Policy for Stoker {
             End::Node => Outcome::OutOfMemoryNode,
         };
         let id = self.builds[&number].lease.clone().expect("what ends has a lease");
-        let given = self.ledger.lease(&id).expect("and the ledger knows it").sizing.size.amounts;
+        let lease = self.ledger.lease(&id).expect("and the ledger knows it");
+        assert!(lease.live(), "its author declared enough time: {lease:?}");
+        let given = lease.sizing.size.amounts;
         let elapsed = Span::seconds(i64::from(seconds));
         let usage = Usage {
             memory_bytes_peak: peak_bytes,
@@ -261,7 +269,7 @@ impl Policy for Stoker {
             ..Usage::default()
         };
         let command = Command::Release { lease: id.clone(), outcome, exit_code: None, usage: Some(usage) };
-        let Reply::Lease(lease) = self.tell(&command, now) else { panic!("a release that gives no lease") };
+        let Reply::Lease(_) = self.tell(&command, now) else { panic!("a release that gives no lease") };
         let samples = self.history.entry(job.kind).or_default();
         samples.push_back(Sample {
             memory_bytes_peak: peak_bytes,
@@ -277,9 +285,23 @@ impl Policy for Stoker {
         }
         let known = self.builds.get_mut(&number).expect("it ran");
         known.retry_of = Some(id);
-        let _ = lease;
         end != End::Done && known.attempt < 2
     }
+}
+
+/// What its author declares: three times as long as such builds take, in steps of ten minutes.
+fn time_budget(job: &Job) -> Span {
+    let cores_millis = job.declared.map_or(job.cpu_millis, |(cpu, _)| cpu).min(2000);
+    let seconds = job.work_millis / cores_millis as f64;
+    Span::minutes((seconds * 3.0 / 600.0).ceil() as i64 * 10).min(Span::hours(24))
+}
+
+/// How long such builds take, as the agent tells: the median of those that succeeded, from three on.
+fn median(samples: &[Sample]) -> Option<Span> {
+    let succeeded = samples.iter().filter(|run| run.outcome == Outcome::Succeeded);
+    let mut times: Vec<Span> = succeeded.map(|run| run.elapsed).collect();
+    times.sort_unstable();
+    (times.len() >= 3).then(|| times[times.len() / 2])
 }
 
 const fn at(now: &Now<'_>) -> Timestamp {

@@ -20,6 +20,11 @@ impl Samples {
         self.0.extend(more.0);
     }
 
+    /// Each without `part` of it.
+    pub(crate) fn less(&self, part: f64) -> Self {
+        Self(self.0.iter().map(|value| (value - part).max(0.0)).collect())
+    }
+
     /// The value below which this share of them lies: the nearest rank.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         assert!(!self.0.is_empty(), "nothing was measured");

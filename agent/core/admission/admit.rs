@@ -16,7 +16,7 @@ use super::order::Standing;
 use super::time::{BIND_WITHIN_MAX, lasting};
 use super::view::{lasts, standing_of};
 use super::{
-    Answer, Event, Facts, Fit, Lease, LeaseState, Ledger, Place, Refused, Reply, Request, Ticket, Waiting, retry,
+    Answer, Event, Facts, Fit, Lease, LeaseState, Ledger, Place, Refused, Reply, Request, Ticket, View, Waiting, retry,
 };
 
 /// What a request that is new gets, and when one that takes a ticket is to ask again at the latest.
@@ -122,12 +122,12 @@ impl Ledger {
 
     /// One that waits asks for its lease once more.
     fn ask_again(&self, held: &Ticket, ids: Ids<'_>, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
-        let next = self.view(facts, now).next();
-        if let Some((ticket, _, in_turn)) = next.filter(|(ticket, ..)| ticket.id == held.id) {
-            let (lease, events) = self.grant_ticket(&ticket, ids.lease, in_turn, None, facts, now);
+        let view = self.view(facts, now);
+        if let Some((ticket, _, in_turn)) = view.next().filter(|(ticket, ..)| ticket.id == held.id) {
+            let (lease, events) = self.grant_ticket(ticket, ids.lease, *in_turn, None, facts, now);
             return (Reply::Answer(Answer::Granted(Box::new(lease))), events);
         }
-        self.told(held, ids.ask_within, facts, now)
+        Self::told(&view, held, ids.ask_within)
     }
 
     /// A caller who waits is told how things stand, and its place lives on.
@@ -137,13 +137,12 @@ impl Ledger {
             return (Reply::Answer(Answer::Granted(Box::new(lease))), events);
         }
         match self.ticket_of(request) {
-            Some(ticket) => self.told(ticket, HINT_MAX, facts, now),
+            Some(ticket) => Self::told(&self.view(facts, now), ticket, HINT_MAX),
             None => (Reply::Done, Vec::new()),
         }
     }
 
-    fn told(&self, ticket: &Ticket, ask_within: Span, facts: &Facts, now: Timestamp) -> (Reply, Vec<Event>) {
-        let view = self.view(facts, now);
+    fn told(view: &View<'_>, ticket: &Ticket, ask_within: Span) -> (Reply, Vec<Event>) {
         let (contender, ahead) = view.of_ticket(ticket);
         let sizing = ticket.request.sizing.clone();
         let (reasons, retry_after) = match view.judge(&contender, ahead) {
@@ -156,7 +155,7 @@ impl Ledger {
                 return (Reply::Answer(Answer::Rejected(reasons, Some(Box::new(sizing)))), gone);
             }
         };
-        let ticket = Ticket { expires_at: lasting(retry_after, now), ..ticket.clone() };
+        let ticket = Ticket { expires_at: lasting(retry_after, view.now), ..ticket.clone() };
         let event = Event::Ticket(Arc::new(ticket.clone()));
         let position = ahead.saturating_add(1);
         let waiting = Waiting { ticket: Some(ticket), position, retry_after, reasons, sizing };

@@ -8,7 +8,7 @@ use crate::quantity::{Span, Timestamp};
 
 use super::fit::HINT_MAX;
 use super::time::{CONFIRM_WITHIN, drawn_in, lasting, run_out, sooner};
-use super::{Event, Facts, Lease, Ledger, Ticket};
+use super::{Event, Facts, Ledger, Ticket};
 
 /// How long an ended lease and its request id are remembered.
 pub(super) const REMEMBERED: Span = Span::hours(24);
@@ -16,33 +16,14 @@ pub(super) const REMEMBERED: Span = Span::hours(24);
 pub(super) const REMEMBERED_MAX: usize = 10_000;
 
 impl Ledger {
-    pub(super) fn advance(&self, ids: &[LeaseId], facts: &Facts, now: Timestamp) -> Vec<Event> {
-        let mut events = self.over(facts, now);
-        if ids.is_empty() || self.queued() == 0 {
-            return events;
-        }
-        let mut after = self.clone();
-        events.iter().cloned().for_each(|event| after.apply(event));
-        for id in ids {
-            let granted = after.next(id, facts, now);
-            granted.iter().cloned().for_each(|event| after.apply(event));
-            let goes_on = granted.len() > 1;
-            events.extend(granted);
-            if !goes_on {
-                break;
-            }
-        }
-        events
-    }
-
     /// What has run out.
-    fn over(&self, facts: &Facts, now: Timestamp) -> Vec<Event> {
+    pub(super) fn over(&self, facts: &Facts, now: Timestamp) -> Vec<Event> {
         let mut events: Vec<Event> =
             self.live().filter_map(|lease| run_out(lease, facts, now).or_else(|| drawn_in(lease, now))).collect();
         let surplus = self.ended_count().saturating_sub(REMEMBERED_MAX);
-        let old = |lease: &Lease| lease.ended_at.is_some_and(|at| now.since(at) >= REMEMBERED);
-        let forgotten = self.ended().enumerate().filter(|(place, lease)| *place < surplus || old(lease));
-        events.extend(forgotten.map(|(_, lease)| Event::Forgotten(lease.id.clone())));
+        let by_end = self.by_end().enumerate();
+        let forgotten = by_end.take_while(|(place, (at, _))| *place < surplus || now.since(*at) >= REMEMBERED);
+        events.extend(forgotten.map(|(_, (_, id))| Event::Forgotten(id.clone())));
         events.extend(self.tickets().filter_map(|ticket| match ticket.expires_at < now {
             true => Some(Event::TicketGone(ticket.id.clone())),
             false => sooner(ticket, lasting(HINT_MAX, now), now),
@@ -55,7 +36,7 @@ impl Ledger {
     pub(super) fn next(&self, id: &LeaseId, facts: &Facts, now: Timestamp) -> Vec<Event> {
         let view = self.view(facts, now);
         if let Some((ticket, _, in_turn)) = view.next() {
-            return self.grant_ticket(&ticket, id, in_turn, Some(now.plus(CONFIRM_WITHIN)), facts, now).1;
+            return self.grant_ticket(ticket, id, *in_turn, Some(now.plus(CONFIRM_WITHIN)), facts, now).1;
         }
         let head = view.head().filter(|head| head.ticket.head_since.is_none());
         let marked = head.map(|head| Ticket { head_since: Some(now), ..Ticket::clone(&head.ticket) });

@@ -67,8 +67,6 @@ pub enum Command {
     },
     /// A caller who waits is still there.
     Await(RequestId),
-    /// A caller got the grant that it waited for.
-    Confirm(LeaseId),
     /// The build begins.
     Bind(LeaseId, Holder),
     /// The reservation is still wanted.
@@ -92,11 +90,8 @@ pub enum Command {
     Forget(usize),
     /// The operator's wish.
     SetMode(ModeState),
-    /// Time passed, or facts changed: what ran out ends, and whoever is next and fits is granted.
-    Advance {
-        /// Ids for grants, one a ticket that may be granted now.
-        leases: Vec<LeaseId>,
-    },
+    /// Time passed: what ran out ends. Nobody is granted anything by it.
+    Advance,
     /// Whoever is next and fits is granted: one at most. Nothing ends by it.
     Next {
         /// The id of the lease, where one is granted.

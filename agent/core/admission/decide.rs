@@ -26,7 +26,6 @@ impl Ledger {
                 self.admit(request, Ids { lease, ticket: ticket.as_ref(), ask_within }, facts, now)
             }
             Command::Await(request) => self.touch(request, facts, now),
-            Command::Confirm(id) => self.with(id, confirm),
             Command::Bind(id, holder) => self.with(id, |lease| bind(lease, holder, now)),
             Command::Renew(id, span) => self.with(id, |lease| renew(lease, *span, now)),
             Command::Release { lease, outcome, exit_code, usage } => match self.lease(lease) {
@@ -39,11 +38,11 @@ impl Ledger {
                 Some(_) => (Reply::Done, vec![Event::TicketGone(id.clone())]),
             },
             Command::Forget(count) => {
-                let oldest = self.ended().take(*count);
-                (Reply::Done, oldest.map(|lease| Event::Forgotten(lease.id.clone())).collect())
+                let oldest = self.by_end().take(*count);
+                (Reply::Done, oldest.map(|(_, id)| Event::Forgotten(id.clone())).collect())
             }
             Command::SetMode(mode) => (Reply::Done, vec![Event::Mode(mode.clone())]),
-            Command::Advance { leases } => (Reply::Done, self.advance(leases, facts, now)),
+            Command::Advance => (Reply::Done, self.over(facts, now)),
             Command::Next { lease } => (Reply::Done, self.next(lease, facts, now)),
         }
     }

@@ -91,7 +91,7 @@ impl View<'_> {
             head_at: head.and_then(|head| head.reservation).map(|kept| kept.at),
             room_at: self.reservation(wanted, None).map(|kept| kept.at),
             tenant: *self.facts.tenants.of(tenant),
-            holds: self.ledger.held_by(tenant, self.facts),
+            holds: self.held_by(tenant),
         }
     }
 

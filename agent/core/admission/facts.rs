@@ -116,9 +116,13 @@ impl Ledger {
     /// What is held, what is left.
     #[must_use]
     pub fn totals(&self, facts: &Facts) -> Totals {
-        let sums = self
-            .live()
-            .fold(Sums::default(), |sums, lease| sums.add(lease.sizing.size.amounts, facts.in_use.get(&lease.id)));
+        // Both are in the order of their ids: one walk, and no search for each lease.
+        let mut looked_at = facts.in_use.iter().peekable();
+        let sums = self.live().fold(Sums::default(), |sums, lease| {
+            while looked_at.next_if(|(id, _)| **id < lease.id).is_some() {}
+            let seen = looked_at.next_if(|(id, _)| **id == lease.id).map(|(_, seen)| seen);
+            sums.add(lease.sizing.size.amounts, seen)
+        });
         let budget = facts.capacity.less(facts.reserve);
         // On the pool all that lies there and that no lease is known to have written is others'.
         let lies = on_disk(budget.less(facts.disk_free).less(sums.written));

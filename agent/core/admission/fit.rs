@@ -126,12 +126,12 @@ impl View<'_> {
     pub(super) fn quota(&self, tenant: &str, wanted: Amounts) -> impl Iterator<Item = Cap> {
         let limits = self.facts.tenants.of(tenant);
         let none = super::Holds::default();
-        let held = if limits.is_limited() { self.ledger.held_by(tenant, self.facts) } else { none };
+        let held = if limits.is_limited() { self.held_by(tenant) } else { none };
         limits.crossed(held, wanted)
     }
 
     pub(super) fn quota_reasons(&self, tenant: &str, wanted: Amounts) -> Vec<Reason> {
-        let held = || self.ledger.held_by(tenant, self.facts);
+        let held = || self.held_by(tenant);
         let say = |cap: Cap| match cap {
             Cap::Leases(max) => {
                 let message = format!("tenant {tenant:?} has {} leases, it may have {max}", held().leases);

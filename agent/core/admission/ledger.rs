@@ -31,7 +31,11 @@ pub enum Event {
 pub struct Ledger {
     live: BTreeMap<LeaseId, Arc<Lease>>,
     ended: BTreeMap<LeaseId, Arc<Lease>>,
+    /// Ended ones, those first that ended first.
+    ends: BTreeSet<(Timestamp, LeaseId)>,
     requests: BTreeMap<RequestId, LeaseId>,
+    /// Who tries a lease again: its ticket, or its lease.
+    retries: BTreeMap<LeaseId, RequestId>,
     tickets: BTreeMap<u64, Arc<Ticket>>,
     places: BTreeMap<RequestId, u64>,
     ticket_orders: BTreeMap<TicketId, u64>,
@@ -96,6 +100,12 @@ impl Ledger {
         self.requests.insert(lease.request_id.clone(), lease.id.clone());
         self.lease_orders.insert((lease.place.order, lease.id.clone()));
         self.clocks.insert((lease.place.clock, lease.id.clone()));
+        if let Some(first) = &lease.retry_of {
+            self.retries.insert(first.clone(), lease.request_id.clone());
+        }
+        if let Some(at) = lease.ended_at {
+            self.ends.insert((at, lease.id.clone()));
+        }
         let line = self.lines.entry(lease.scope.tenant.clone()).or_default();
         line.turns.insert((lease.place.turn, lease.id.clone()));
         let (to, from) = match lease.live() {
@@ -115,6 +125,10 @@ impl Ledger {
     fn forget(&mut self, id: &LeaseId) {
         let Some(lease) = self.ended.remove(id) else { return };
         self.requests.remove(&lease.request_id);
+        self.ends.remove(&(lease.ended_at.unwrap_or_default(), id.clone()));
+        if let Some(first) = &lease.retry_of {
+            self.retries.remove(first);
+        }
         self.lease_orders.remove(&(lease.place.order, id.clone()));
         self.clocks.remove(&(lease.place.clock, id.clone()));
         if let Some(line) = self.lines.get_mut(&lease.scope.tenant) {
@@ -130,6 +144,9 @@ impl Ledger {
         self.places.insert(ticket.request.id.clone(), ticket.order);
         self.ticket_orders.insert(ticket.id.clone(), ticket.order);
         self.heads.extend(ticket.head_since.map(|at| (at, ticket.order)));
+        if let Some(first) = &ticket.request.retry_of {
+            self.retries.insert(first.clone(), ticket.request.id.clone());
+        }
         let line = self.lines.entry(ticket.request.scope.tenant.clone()).or_default();
         line.by_age.insert(ticket.order, Arc::clone(&ticket));
         line.by_rank.insert((order::rank(&ticket.request), ticket.order), Arc::clone(&ticket));
@@ -140,6 +157,10 @@ impl Ledger {
         let Some(order) = self.ticket_orders.remove(id) else { return };
         let Some(ticket) = self.tickets.remove(&order) else { return };
         self.places.remove(&ticket.request.id);
+        let granted = self.requests.contains_key(&ticket.request.id);
+        if let Some(first) = ticket.request.retry_of.as_ref().filter(|_| !granted) {
+            self.retries.remove(first);
+        }
         if let Some(at) = ticket.head_since {
             self.heads.remove(&(at, order));
         }
@@ -173,6 +194,16 @@ impl Ledger {
     /// Those that ended and are remembered, oldest first.
     pub fn ended(&self) -> impl Iterator<Item = &Arc<Lease>> {
         self.ended.values()
+    }
+
+    /// The ended ones that are remembered, those first that ended first.
+    pub(super) fn by_end(&self) -> impl Iterator<Item = &(Timestamp, LeaseId)> {
+        self.ends.iter()
+    }
+
+    /// Who tries this lease again.
+    pub(super) fn retried_by(&self, first: &LeaseId) -> Option<&RequestId> {
+        self.retries.get(first)
     }
 
     /// How many hold something.
@@ -216,13 +247,13 @@ impl Ledger {
         self.line(tenant).map(|line| line.holds(facts)).unwrap_or_default()
     }
 
-    /// The tenants that are known, by name, with what their live leases hold and how many builds of theirs wait.
-    pub fn tenants<'a>(&'a self, facts: &'a Facts) -> impl Iterator<Item = (&'a str, Holds, usize)> {
-        self.lines().map(|(name, line)| (name, line.holds(facts), line.queued()))
-    }
-
     pub(super) fn line(&self, tenant: &str) -> Option<&Line> {
         self.lines.get(tenant)
+    }
+
+    /// The same with the name as the ledger has it.
+    pub(super) fn named_line(&self, tenant: &str) -> Option<(&str, &Line)> {
+        self.lines.get_key_value(tenant).map(|(name, line)| (name.as_str(), line))
     }
 
     pub(super) fn lines(&self) -> impl Iterator<Item = (&str, &Line)> {

@@ -5,13 +5,13 @@
 //! the head never starts later than was to be expected without it (EASY backfill; Lifka, JSSPP 1995). After the head was
 //! passed for as long as that may last, nothing passes it.
 
-use alloc::vec::Vec;
+use alloc::borrow::Cow;
 
 use crate::quantity::{Amounts, Resource, Timestamp};
 
+use super::Ticket;
 use super::order::was_passed;
 use super::view::{Contender, Head, View};
-use super::{Lease, Ticket};
 
 /// When a size will fit, and what is left over then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,25 +42,26 @@ impl View<'_> {
     /// they can.
     pub(super) fn reservation(&self, wanted: Amounts, passed: Option<(Timestamp, u64)>) -> Option<Reservation> {
         let totals = &self.totals;
-        let end = |lease: &Lease| match passed {
-            Some(since) if (lease.created_at, lease.place.order) > since => lease.latest_end(),
-            _ => lease.likely_end(self.now),
+        let ends = match passed {
+            None => Cow::Borrowed(self.ends()),
+            Some(since) => Cow::Owned(self.by_end(|lease| match (lease.created_at, lease.place.order) > since {
+                true => lease.latest_end(),
+                false => lease.likely_end(self.now),
+            })),
         };
-        let mut ends: Vec<_> = self.ledger.live().map(|lease| (end(lease), lease)).collect();
-        ends.sort_by_key(|(at, lease)| (*at, lease.place.order));
         let mut taken = totals.others.plus(totals.leased).plus(wanted);
         let mut live = ends.len();
         let mut at = self.now;
-        let mut ends = ends.into_iter();
+        let mut ends = ends.iter();
         loop {
             let fits = Resource::LEDGER.into_iter().all(|r| taken.get(r) <= totals.budget.get(r));
             if fits && live < self.facts.leases_max {
                 let leases = self.facts.leases_max.saturating_sub(live).saturating_sub(1);
                 return Some(Reservation { at, spare: totals.budget.less(taken), leases });
             }
-            let (end, lease) = ends.next()?;
-            at = end;
-            taken = taken.less(self.facts.held(lease));
+            let ending = ends.next()?;
+            at = ending.at;
+            taken = taken.less(ending.held);
             live = live.saturating_sub(1);
         }
     }
@@ -89,7 +90,7 @@ impl View<'_> {
         if request.scope.tenant != tenant {
             return false;
         }
-        let with_one = self.ledger.held_by(tenant, self.facts).and(one.amounts);
+        let with_one = self.held_by(tenant).and(one.amounts);
         self.facts.tenants.of(tenant).crossed(with_one, request.sizing.size.amounts).next().is_some()
     }
 }

@@ -64,8 +64,8 @@ impl Ledger {
         if first.live() {
             return Err(Refused::NotOver(id.clone()));
         }
-        if let Some(other) = self.retried_by(first) {
-            return Err(Refused::Retried(id.clone(), other));
+        if let Some(other) = self.retried_by(id) {
+            return Err(Refused::Retried(id.clone(), other.clone()));
         }
         let advice = advice(first, &facts.capacity.less(facts.reserve));
         let Retry { size, reasons } = advice.ok_or_else(|| Refused::NotOutOfMemory(id.clone()))?;
@@ -91,12 +91,5 @@ impl Ledger {
             ..request.clone()
         };
         Ok(Tried::Again(Box::new(again), first.place))
-    }
-
-    fn retried_by(&self, first: &Lease) -> Option<crate::identity::RequestId> {
-        let of = |retry: Option<&crate::identity::LeaseId>| retry == Some(&first.id);
-        let lease = self.live().chain(self.ended()).find(|lease| of(lease.retry_of.as_ref()));
-        let ticket = || self.tickets().find(|ticket| of(ticket.request.retry_of.as_ref()));
-        lease.map(|lease| lease.request_id.clone()).or_else(|| ticket().map(|ticket| ticket.request.id.clone()))
     }
 }

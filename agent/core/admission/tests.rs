@@ -125,12 +125,22 @@ struct Node {
     /// Of the request at hand.
     priority: i32,
     twin: twins::Journal,
+    /// Commands so far.
+    told: u64,
 }
 
 impl Node {
     fn new() -> Self {
         let now = Timestamp(1_000_000 * MINUTE);
-        Self { ledger: Ledger::default(), facts: facts(), now, serial: 0, priority: 0, twin: twins::Journal::default() }
+        Self {
+            ledger: Ledger::default(),
+            facts: facts(),
+            now,
+            serial: 0,
+            priority: 0,
+            twin: twins::Journal::default(),
+            told: 0,
+        }
     }
 
     fn fresh<T: TryFrom<String>>(&mut self, kind: &str) -> T
@@ -143,6 +153,7 @@ impl Node {
 
     /// Decides, applies, and asks all that must hold.
     fn tell(&mut self, command: &Command) -> (Reply, Vec<Event>) {
+        self.told += 1;
         let (reply, events) = self.ledger.decide(command, &self.facts, self.now);
         for event in &events {
             self.ledger.apply(event.clone());
@@ -219,11 +230,20 @@ impl Node {
         self.lease_reply(&Command::Release { lease: lease.clone(), outcome, exit_code: Some(0), usage: None })
     }
 
-    /// Lets so much time pass, then looks once; as many grants as there are tickets may come of it.
+    /// Lets so much time pass, then looks once; all are granted what there is room for.
     fn pass(&mut self, span: Span) -> Vec<Event> {
         self.now = self.now.plus(span);
-        let leases = (0..self.ledger.queued()).map(|_| self.fresh("lease")).collect();
-        self.tell(&Command::Advance { leases }).1
+        let mut events = self.tell(&Command::Advance).1;
+        while self.ledger.queued() > 0 {
+            let lease = self.fresh("lease");
+            let next = self.tell(&Command::Next { lease }).1;
+            let granted = next.iter().any(|event| matches!(event, Event::Lease(_)));
+            events.extend(next);
+            if !granted {
+                break;
+            }
+        }
+        events
     }
 
     fn lease(&self, id: &LeaseId) -> Lease {

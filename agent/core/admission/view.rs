@@ -1,20 +1,19 @@
 //! The ledger at one moment: what it adds up to, whose turn it is, and what each build is told.
 //!
-//! Leases are added up once a view, however many builds are judged against it.
+//! Leases are added up and sorted once a view, however many builds are judged against it.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::OnceCell;
+use core::cell::{OnceCell, RefCell};
 
-use crate::identity::RequestId;
 use crate::quantity::{Amounts, Size, Span, Timestamp};
 use crate::reason::{Code, Reason};
 
 use super::fit;
 use super::order::{Key, Standing, cost, rank, was_passed};
 use super::reserve::{Passes, Reservation};
-use super::{Facts, Ledger, Request, Ticket, Totals};
+use super::{Facts, Holds, Lease, Ledger, Request, Ticket, Totals};
 
 /// How many that wait behind the head are looked at for one that may pass it.
 const LOOKED_AT: usize = 1000;
@@ -66,6 +65,21 @@ pub struct View<'a> {
     pub(super) now: Timestamp,
     pub(super) totals: Totals,
     head: OnceCell<Option<Head>>,
+    next: OnceCell<Option<Next>>,
+    hint: OnceCell<Span>,
+    ends: OnceCell<Vec<Ending>>,
+    holds: RefCell<BTreeMap<&'a str, Holds>>,
+}
+
+/// Who may start now, and whether it is the head.
+type Next = (Arc<Ticket>, Key, bool);
+
+/// A live lease that is likely to end then, and what it holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ending {
+    pub(super) at: Timestamp,
+    pub(super) order: u64,
+    pub(super) held: Amounts,
 }
 
 /// Who is next, and what is kept for it.
@@ -90,7 +104,17 @@ impl Ledger {
     /// The ledger at this moment.
     #[must_use]
     pub fn view<'a>(&'a self, facts: &'a Facts, now: Timestamp) -> View<'a> {
-        View { ledger: self, facts, now, totals: self.totals(facts), head: OnceCell::new() }
+        View {
+            ledger: self,
+            facts,
+            now,
+            totals: self.totals(facts),
+            head: OnceCell::new(),
+            next: OnceCell::new(),
+            hint: OnceCell::new(),
+            ends: OnceCell::new(),
+            holds: RefCell::default(),
+        }
     }
 }
 
@@ -104,13 +128,6 @@ impl<'a> View<'a> {
     /// The queue in the order of its turns, head first.
     pub fn queue(&self) -> impl Iterator<Item = &'a Arc<Ticket>> {
         self.ledger.in_turn(self.facts, self.now).map(|(_, ticket)| ticket)
-    }
-
-    /// A request's ticket, and how many are before it.
-    #[must_use]
-    pub fn place_of(&self, request: &RequestId) -> Option<(usize, &'a Arc<Ticket>)> {
-        let ticket = self.ledger.ticket_of(request)?;
-        Some((self.ledger.stands(&Standing::of(ticket), self.facts, self.now).1, ticket))
     }
 
     /// What a build would be told that asked now, and when such a size would fit by what is known of the leases.
@@ -150,7 +167,7 @@ impl<'a> View<'a> {
         let (key, ahead) = self.stands(standing);
         let contender = Contender { standing: *standing, key, amounts, lasts };
         let fit = self.judge(&contender, ahead);
-        if fit != Fit::Now || self.next().is_none_or(|(_, before, _)| key < before) {
+        if fit != Fit::Now || self.next().is_none_or(|(_, before, _)| key < *before) {
             return (ahead, fit);
         }
         (ahead, Fit::Later { reasons: Vec::from([self.queue_ahead(ahead, None)]), retry_after: self.hint() })
@@ -203,8 +220,35 @@ impl<'a> View<'a> {
                 .any(|ticket| !self.never_fits(tenant, of(ticket)) && self.quota(tenant, of(ticket)).next().is_some())
     }
 
-    /// Who may start now, where anybody may; whether it is the head.
-    pub(super) fn next(&self) -> Option<(Arc<Ticket>, Key, bool)> {
+    /// What a tenant's live leases hold.
+    pub(super) fn held_by(&self, tenant: &str) -> Holds {
+        if let Some(holds) = self.holds.borrow().get(tenant) {
+            return *holds;
+        }
+        let Some((name, line)) = self.ledger.named_line(tenant) else { return Holds::default() };
+        *self.holds.borrow_mut().entry(name).or_insert_with(|| line.holds(self.facts))
+    }
+
+    /// The live leases by their likely ends.
+    pub(super) fn ends(&self) -> &[Ending] {
+        self.ends.get_or_init(|| self.by_end(|lease| lease.likely_end(self.now)))
+    }
+
+    /// The live leases by the ends that `end` tells.
+    pub(super) fn by_end(&self, end: impl Fn(&Lease) -> Timestamp) -> Vec<Ending> {
+        let ending =
+            |lease: &Arc<Lease>| Ending { at: end(lease), order: lease.place.order, held: self.facts.held(lease) };
+        let mut ends: Vec<_> = self.ledger.live().map(ending).collect();
+        ends.sort_by_key(|ending| (ending.at, ending.order));
+        ends
+    }
+
+    /// Who may start now, where anybody may.
+    pub(super) fn next(&self) -> Option<&Next> {
+        self.next.get_or_init(|| self.find_next()).as_ref()
+    }
+
+    fn find_next(&self) -> Option<Next> {
         if self.ledger.queued() == 0 || self.nobody_starts() {
             return None;
         }
@@ -270,7 +314,9 @@ impl<'a> View<'a> {
 
     /// When to ask again: at the first predicted release, within 5 to 120 s, and not all at once.
     pub(super) fn hint(&self) -> Span {
-        fit::hint(self.ledger.live().map(|lease| lease.next_end(self.now)).min(), self.facts.jitter, self.now)
+        *self.hint.get_or_init(|| {
+            fit::hint(self.ledger.live().map(|lease| lease.next_end(self.now)).min(), self.facts.jitter, self.now)
+        })
     }
 }
 

@@ -217,7 +217,7 @@ async fn declared_mirrors_fill_by_themselves_and_stay_fresh() {
     let upstream = upstreams.remove(0);
     let (new, url) = (upstream.commit("new"), upstream.url());
     let cached = || match world.repositories.resolve_cached(&upstream.request("head")) {
-        crate::repository::Cached::Commit(resolved) => Some(resolved.commit),
+        crate::repository::Cached::Commit(_, commit) => Some(commit),
         _ => None,
     };
     until("the refresh", || cached() == Some(new)).await;

@@ -22,7 +22,7 @@ fn drain(node: &mut Node, mut running: LeaseId) -> Vec<String> {
         node.release(&running);
         node.pass(Span::seconds(1));
         let Some(next) = node.ledger.live().next().cloned() else { return order };
-        node.tell(&Command::Confirm(next.id.clone()));
+        node.tell(&Command::Await(next.request_id.clone()));
         order.push(String::from(next.request_id.as_str()));
         running = next.id.clone();
         let waiting: Vec<_> = node.ledger.tickets().map(|ticket| ticket.request.id.clone()).collect();
