@@ -334,9 +334,17 @@ struct Holder(Child);
 impl Holder {
     /// Starts it, and shows it to the agent among the processes of its node.
     fn start(agent: &Agent, script: &str) -> Self {
+        Self::below(agent.root(), script)
+    }
+
+    /// The same for the agent of this folder.
+    fn below(root: &Path, script: &str) -> Self {
         let child = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let pid = child.id().to_string();
-        symlink(Path::new("/proc").join(&pid), agent.root().join("host/proc").join(&pid)).unwrap();
+        let shown = root.join("host/proc").join(&pid);
+        // Of an earlier process of this number.
+        let _ = std::fs::remove_file(&shown);
+        symlink(Path::new("/proc").join(&pid), shown).unwrap();
         Self(child)
     }
 
