@@ -238,7 +238,7 @@ async fn many_wait(many: &Many) {
     for number in 0..clients {
         streams.push(open(number).await);
     }
-    let others = futures_util::stream::iter((clients..tickets).map(|number| open(number))).buffer_unordered(64);
+    let others = futures_util::stream::iter((clients..tickets).map(open)).buffer_unordered(64);
     assert_eq!(others.map(drop).count().await, tickets - clients);
     let waiting = node.agent.node().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
     assert_eq!(usize::try_from(waiting.status.unwrap().counts.unwrap().tickets), Ok(tickets));
