@@ -16,7 +16,7 @@ use super::sites::Site;
 use super::{Campaign, OverWhenPanicking};
 
 /// How long one command of a build may take.
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(180);
 /// How long a workspace is kept at most, so that a kill can come meanwhile.
 const KEPT_MILLIS_MAX: u64 = 4000;
 /// How long a workspace lives that its build lost hold of.

@@ -26,9 +26,9 @@ use super::{free_port, wait};
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_stoker");
 /// How long one command may take, unless a test says otherwise: a debug build on two busy cores.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 /// How long an agent may take to answer.
-const READY_WITHIN: Duration = Duration::from_secs(20);
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long an agent may take to end when told.
 const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long what a command left behind may hold its output open.
