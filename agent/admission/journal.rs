@@ -178,7 +178,16 @@ impl Journal {
         let result = (|| {
             let transaction = connection.transaction()?;
             entries.iter().try_for_each(|entry| write(&transaction, numbers, entry))?;
-            transaction.commit()
+            transaction.commit()?;
+            // Not before: what could not be written is forgotten once more.
+            for entry in entries {
+                match entry {
+                    Entry::Ledger(Event::Forgotten(id)) => drop(numbers.leases.remove(id)),
+                    Entry::Ledger(Event::TicketGone(id)) => drop(numbers.tickets.remove(id)),
+                    _ => {}
+                }
+            }
+            Ok(())
         })();
         result.map_err(|source| self.sqlite(source))
     }
@@ -355,7 +364,7 @@ fn write(transaction: &Transaction<'_>, numbers: &mut Numbers, entry: &Entry) ->
                 json(lease.as_ref())?,
             ]),
         Entry::Ledger(Event::Forgotten(id)) => {
-            transaction.prepare_cached("DELETE FROM lease WHERE number = ?1")?.execute([leases.remove(id)])
+            transaction.prepare_cached("DELETE FROM lease WHERE number = ?1")?.execute([leases.get(id)])
         }
         Entry::Ledger(Event::Ticket(ticket)) => transaction
             .prepare_cached(
@@ -368,7 +377,7 @@ fn write(transaction: &Transaction<'_>, numbers: &mut Numbers, entry: &Entry) ->
                 json(ticket.as_ref())?
             ]),
         Entry::Ledger(Event::TicketGone(id)) => {
-            transaction.prepare_cached("DELETE FROM ticket WHERE number = ?1")?.execute([tickets.remove(id)])
+            transaction.prepare_cached("DELETE FROM ticket WHERE number = ?1")?.execute([tickets.get(id)])
         }
         Entry::Ledger(Event::Mode(mode)) => transaction
             .prepare_cached("INSERT INTO meta VALUES ('mode', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1")?
