@@ -12,6 +12,10 @@ fmt:
 clippy:
     .ci/run clippy
 
+# The evaluator of build specs in Nickel, and its tests.
+nickel:
+    .ci/run nickel
+
 # All tests. Those that mount filesystems need root.
 test:
     .ci/run test
