@@ -36,7 +36,7 @@ use crate::repository::orphans::end_orphans;
 use crate::repository::serve::{Base, Serve};
 use crate::repository::{Containment, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
-use crate::sizing::FactsCache;
+use crate::sizing::{FactsCache, Nickel};
 use crate::workspace::Workspaces;
 use facts::facts_source;
 use views::Views;
@@ -353,10 +353,11 @@ async fn build(
     let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), closing));
     let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), closing);
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved(), closing).await?;
-    let facts_cache = FactsCache::new(repositories.reader(), closing.child_token());
+    let facts_cache =
+        FactsCache::new(repositories.reader(), Nickel::new(configured.subscribe()), closing.child_token());
     let measured = Measured::new(lease_meter.subscribe());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone());
-    let survey = Survey::new(repositories.clone(), facts_cache);
+    let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe());
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
     let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts, measured))
         .await

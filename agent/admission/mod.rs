@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use changes::TokenError;
 pub use journal::JournalError;
 pub use measured::Measured;
+use survey::SurveyError;
 pub use survey::{Build, Evaluated, SourceState, Survey};
 pub use waiters::Waiter;
 pub use writer::{FactsSource, WriterError};
@@ -168,10 +169,9 @@ impl Admission {
         let (request, pin) = match known {
             Some(known) => (Request { digest, ..known }, None),
             None => match self.surveyed(order, patience).await {
-                Err(AdmissionError::Source(reason)) if reason.code == Code::SpecInvalid => {
-                    return Ok(Answer::Rejected(vec![reason], None));
-                }
-                Err(error) => return Err(error),
+                Err(SurveyError::Size(reasons)) => return Ok(Answer::Rejected(reasons, None)),
+                Err(SurveyError::Source(reason)) => return Err(AdmissionError::Source(reason)),
+                Err(SurveyError::Retry(error)) => return Err(error.into()),
                 Ok((request, pin)) => (request, Some(pin)),
             },
         };
@@ -184,7 +184,7 @@ impl Admission {
     }
 
     /// The request, resolved and sized; a retry as its first attempt was.
-    async fn surveyed(&self, order: Order, patience: Duration) -> Result<(Request, SnapshotPin), AdmissionError> {
+    async fn surveyed(&self, order: Order, patience: Duration) -> Result<(Request, SnapshotPin), SurveyError> {
         let Order { request_id, digest, build, retry_of, priority, bind_within, .. } = order;
         if let Some(first) = retry_of {
             let lease = self.writer.read(|published| published.ledger.lease(&first).cloned());
@@ -193,16 +193,14 @@ impl Admission {
             if build.is_some_and(|build| build.source.url.key() != repository) {
                 return Err(WriterError::Refused(Refused::OtherRepository(first, repository.clone())).into());
             }
-            let again = self.survey.again(lease.source.clone(), patience).await;
-            let (source, pin) = again.map_err(AdmissionError::Source)?;
+            let (source, pin) = self.survey.again(lease.source.clone(), patience).await?;
             let known = known_request(&lease);
             let retry_of = Some(first);
             return Ok((Request { id: request_id, digest, source, priority, bind_within, retry_of, ..known }, pin));
         }
         let missing = || Reason::new(Code::SpecInvalid, "build", "a request that is no retry names its build");
-        let build = build.ok_or_else(|| AdmissionError::Source(missing()))?;
-        let found = self.survey.whole(&build, &self.room(), |key| self.samples(key), patience).await;
-        let found = found.map_err(AdmissionError::Source)?;
+        let build = build.ok_or_else(missing)?;
+        let found = self.survey.whole(&build, &self.room(), |key| self.samples(key), patience).await?;
         let request = Request {
             id: request_id,
             digest,
@@ -447,7 +445,7 @@ impl Admission {
         self.room_of(&(self.facts)())
     }
 
-    /// What defaults and margins are clamped to.
+    /// The budget that defaults and margins are clamped to.
     fn room_of(&self, facts: &Facts) -> Amounts {
         let room = facts.capacity.less(facts.reserve);
         // A pool that is away says nothing of what it has: nothing is lowered to that.

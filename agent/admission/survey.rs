@@ -8,9 +8,11 @@ use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals};
 use stoker_core::identity::{RequestId, Scope};
 use stoker_core::quantity::{Amounts, Resource, Span};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::{Declared, Defaults, Outcome, Sample, Sizing, size, summary};
+use stoker_core::sizing::{Declared, Outcome, Policy, Sample, Sizing, beyond_cap, size, summary};
 use stoker_core::source::{Origin, Request, SourceRef};
 
+use super::writer::WriterError;
+use crate::pressure::Configured;
 use crate::repository::{Cached, Repositories, Resolved, SnapshotPin};
 use crate::sizing::{Facts, FactsCache};
 
@@ -95,7 +97,7 @@ impl Evaluated {
         let headroom = |r| (totals.free.get(r).saturating_mul(40)).checked_div(totals.budget.get(r)).unwrap_or(0);
         let score = warmth + headroom(Resource::Cpu).min(headroom(Resource::Memory)).min(40);
         let (never, reasons, predicted_wait) = match fit {
-            _ if !self.reasons.is_empty() => (true, self.reasons.clone(), None), // the build spec is not valid
+            _ if !self.reasons.is_empty() => (true, self.reasons.clone(), None), // its size is refused
             Fit::Now => (false, Vec::new(), None),
             Fit::Later { reasons, retry_after } => (false, reasons, Some(retry_after)),
             Fit::Never(reasons) => (true, reasons, None),
@@ -115,6 +117,28 @@ pub(super) struct Surveyed {
     pub(super) no_retry: bool,
 }
 
+/// Why a build was not surveyed to its end.
+pub(super) enum SurveyError {
+    /// Its source cannot be resolved or read.
+    Source(Reason),
+    /// Its size is refused: the build spec is not valid, or too much is declared.
+    Size(Vec<Reason>),
+    /// It is no retry of what it says.
+    Retry(WriterError),
+}
+
+impl From<WriterError> for SurveyError {
+    fn from(error: WriterError) -> Self {
+        Self::Retry(error)
+    }
+}
+
+impl From<Reason> for SurveyError {
+    fn from(reason: Reason) -> Self {
+        Self::Source(reason)
+    }
+}
+
 /// Runs that must have succeeded before their usual time is told.
 const RUNS_MIN: usize = 3;
 
@@ -131,14 +155,18 @@ fn expected(history: &[Sample]) -> Option<Span> {
 pub struct Survey {
     repositories: Repositories,
     facts: FactsCache,
-    table: Arc<Defaults>,
+    config: Configured,
 }
 
 impl Survey {
-    /// Over the node's repositories, with the standard table of defaults.
+    /// Over the node's repositories, with sizes as the configuration wants them.
     #[must_use]
-    pub fn new(repositories: Repositories, facts: FactsCache) -> Self {
-        Self { repositories, facts, table: Arc::new(Defaults::STANDARD) }
+    pub fn new(repositories: Repositories, facts: FactsCache, config: Configured) -> Self {
+        Self { repositories, facts, config }
+    }
+
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.config.borrow().sizing.policy)
     }
 
     /// With the network, where the source asks for it.
@@ -148,12 +176,15 @@ impl Survey {
         room: &Amounts,
         history: impl FnOnce(&str) -> Vec<Sample>,
         patience: Duration,
-    ) -> Result<Surveyed, Reason> {
+    ) -> Result<Surveyed, SurveyError> {
         let resolved = self.repositories.resolve(&build.source, patience).await?;
         let facts = self.facts.of(&resolved.pin, resolved.commit).await?;
         let history = history(&build.history_key());
-        let sizing = self.sizing(build, &facts, &history, room)?;
-        let spec = facts.spec()?;
+        let (sizing, refused) = self.sized(build, &facts, &history, room);
+        if !refused.is_empty() {
+            return Err(SurveyError::Size(refused));
+        }
+        let spec = facts.spec().unwrap_or_default();
         let spec_keys = spec.map(|spec| spec.cache_keys.clone()).unwrap_or_default();
         let no_retry = spec.is_some_and(|spec| spec.oom_retry == Some(false));
         let mut cache_keys = build.cache_keys.clone();
@@ -192,23 +223,20 @@ impl Survey {
         };
         let facts = resolved.and_then(|(pin, commit)| self.facts.known_or_ask(&pin, commit));
         let known = facts.is_some();
-        let sizing = self.sizing(build, &facts.unwrap_or_default(), &history, room);
-        let (mut sizing, reasons) = match sizing {
-            Ok(sizing) => (sizing, Vec::new()),
-            Err(reason) => (self.sizing_without_spec(build, &history, room), vec![reason]),
-        };
+        let (mut sizing, reasons) = self.sized(build, &facts.unwrap_or_default(), &history, room);
         sizing.provisional = !known;
         Evaluated { sizing, source: state, never: false, reasons, score: 0, predicted_wait: None }
     }
 
-    fn sizing(&self, build: &Build, facts: &Facts, history: &[Sample], room: &Amounts) -> Result<Sizing, Reason> {
+    /// How big it is, and why that is refused, where it is.
+    fn sized(&self, build: &Build, facts: &Facts, history: &[Sample], room: &Amounts) -> (Sizing, Vec<Reason>) {
         let known = (!history.is_empty()).then(|| summary(history));
-        Ok(size(&build.declared, facts.spec()?, known.as_ref(), facts.language, &self.table, room))
-    }
-
-    fn sizing_without_spec(&self, build: &Build, history: &[Sample], room: &Amounts) -> Sizing {
-        let known = (!history.is_empty()).then(|| summary(history));
-        size(&build.declared, None, known.as_ref(), Default::default(), &self.table, room)
+        let (declared, policy) = (&build.declared, self.policy());
+        let (spec, refused) = match facts.spec() {
+            Ok(spec) => (spec, beyond_cap(declared, spec, &policy.cap)),
+            Err(reason) => (None, vec![reason]),
+        };
+        (size(declared, spec, known.as_ref(), facts.language, &policy, room), refused)
     }
 
     /// The snapshot that a source was resolved in.

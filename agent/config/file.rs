@@ -16,6 +16,7 @@ pub use git::{BasicSection, CredentialSection, ForgeSection, ForgeWord, GitSecti
 
 use super::sensing::{ControlPlaneSection, FilesystemSection};
 use super::serve::ServeSection;
+use super::sizing::SizingSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 use super::upkeep::{PathsSection, UpkeepSection};
 
@@ -47,6 +48,9 @@ pub struct File {
     /// Bounds of leases and tickets.
     #[serde(default)]
     pub admission: AdmissionSection,
+    /// How big builds are.
+    #[serde(default)]
+    pub sizing: SizingSection,
     /// Where the agent answers.
     #[serde(default)]
     pub listen: ListenSection,

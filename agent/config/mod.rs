@@ -18,6 +18,7 @@ pub mod run;
 pub mod sensing;
 pub mod serve;
 mod shape;
+pub mod sizing;
 pub mod units;
 mod upkeep;
 mod validate;
@@ -42,6 +43,7 @@ pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
 pub use sensing::{ControlPlane, WatchedFilesystem};
 pub use serve::Serve;
+pub use sizing::{NICKEL_PROGRAM, NickelLimits, Sizing};
 pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
 
 /// The trust class of what names none.
@@ -147,6 +149,8 @@ pub struct Config {
     pub pressure: Pressure,
     /// Bounds of leases and tickets.
     pub admission: Admission,
+    /// How big builds are.
+    pub sizing: Sizing,
     /// Where the agent answers.
     pub listen: Listen,
 }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Admission, Config, Listen, Mirror, Node, Pool, Pressure, Workspaces};
+use stoker_core::sizing::{Defaults, Policy};
+
+use super::{Admission, Config, Listen, Mirror, Node, Pool, Pressure, Sizing, Workspaces};
 
 /// The fields that differ, as they are written in the file; pools and mirrors by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -47,12 +49,14 @@ pub fn take_over(old: &Config, new: &Config) -> (Config, Changes) {
 /// What differs between the configuration that runs and a new one.
 fn diff(old: &Config, new: &Config) -> Changes {
     // Named in full, so that a new field cannot be forgotten here.
-    let Config { state, node, pools, repositories, workspaces, pressure, admission, listen } = old;
+    let Config { state, node, pools, repositories, workspaces, pressure, admission, sizing, listen } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
     let Workspaces { pool: of_workspaces } = workspaces;
     let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
     let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
     let Listen { socket, grpc, http, private_git } = listen;
+    let Sizing { policy, nickel } = sizing;
+    let Policy { defaults, ladder, cap, over_declared } = policy.as_ref();
     let mut changes = Changes::default();
     changes.restart(*state != new.state, "state");
     changes.restart(*name != new.node.name, "node.name");
@@ -77,6 +81,15 @@ fn diff(old: &Config, new: &Config) -> Changes {
     changes.live(*age_after != new.admission.age_after, "admission.ageAfter");
     changes.live(tenants.named != new.admission.tenants.named, "admission.tenants");
     changes.live(tenants.other != new.admission.tenants.other, "admission.otherTenants");
+    let sizes = &new.sizing.policy;
+    let disk = |of: &Defaults| (of.disk_bytes, of.disk_inodes);
+    let languages = |of: &Defaults| Defaults { disk_bytes: 0, disk_inodes: 0, ..of.clone() };
+    changes.live(languages(defaults) != languages(&sizes.defaults), "sizing.languages");
+    changes.live(disk(defaults) != disk(&sizes.defaults), "sizing.disk");
+    changes.live(*ladder != sizes.ladder, "sizing.ladder");
+    changes.live(*cap != sizes.cap, "sizing.cap");
+    changes.live(*over_declared != sizes.over_declared, "sizing.overDeclared");
+    changes.live(*nickel != new.sizing.nickel, "sizing.nickel");
     changes.restart(*socket != new.listen.socket, "listen.socket");
     changes.restart(*grpc != new.listen.grpc, "listen.grpc");
     changes.restart(*private_git != new.listen.private_git, "listen.privateGit");
@@ -252,6 +265,13 @@ workspaces: {pool: data}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s, diskForecast: 5s, controlPlane: {cgroups: [/etcd]}}
 admission:
   {leasesMax: 1, ticketsMax: 1, timeBudget: report, passFor: 0s, ageAfter: 1m, tenants: [{name: red}], otherTenants: {weight: 2}}
+sizing:
+  languages: {go: {cpu: 3, memory: 5GiB, time: 20m}}
+  disk: {bytes: 1GiB}
+  ladder: [{cpu: 1, memory: 1GiB}]
+  cap: {cpu: 8}
+  overDeclared: {times: 3}
+  nickel: {memory: 1GiB}
 listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '127.0.0.1:2'}}
 ";
         let new = config(&format!("apiVersion: stoker.build/v1\nkind: AgentConfig{live}"));
@@ -315,6 +335,12 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     repositories.seeds
     repositories.submodules
     repositories.upkeep
+    sizing.cap
+    sizing.disk
+    sizing.ladder
+    sizing.languages
+    sizing.nickel
+    sizing.overDeclared
     ");
 
         let (merged, told) = take_over(&old, &new);

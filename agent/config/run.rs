@@ -122,6 +122,7 @@ impl Config {
                 age_after: time(&admission.age_after),
                 tenants: std::sync::Arc::default(),
             },
+            sizing: super::Sizing::default(),
             listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None, private_git: true },
         }
     }

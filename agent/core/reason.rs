@@ -159,6 +159,14 @@ codes! {
     ArchiveInvalid = "ARCHIVE_INVALID",
     /// The build spec at the commit is not valid.
     SpecInvalid = "SPEC_INVALID",
+    /// The build spec needs a program that is not here, or that did not come to its end.
+    SpecUnevaluated = "SPEC_UNEVALUATED",
+    /// A size is declared above the operator's cap.
+    SizeCap = "SIZE_CAP",
+    /// A size is declared far above what such builds use.
+    OverDeclared = "OVER_DECLARED",
+    /// A lease's holder has no limit of CPU within its size.
+    CpuUnlimited = "CPU_UNLIMITED",
     /// The reservation was not bound in time.
     LeaseExpired = "LEASE_EXPIRED",
     /// The build ran longer than its time budget.

@@ -91,6 +91,7 @@ fn config(host_root: &Path) -> Config {
             age_after: Duration::ZERO,
             tenants: Arc::default(),
         },
+        sizing: config::Sizing::default(),
         listen: Listen { socket: None, grpc: None, http: None, private_git: false },
     }
 }

@@ -80,12 +80,19 @@ pub(super) fn sizing(sizing: &Sizing) -> v1::Sizing {
         line: i32::try_from(basis.line).unwrap_or(i32::MAX),
         language: basis.language.map(|language| language.word().to_owned()).unwrap_or_default(),
         clamped: basis.clamped,
+        capped: basis.capped,
+        compared: basis.compared.map(|seen| v1::Compared {
+            p95: wire(seen.p95),
+            leads_to: wire(seen.leads_to),
+            runs: i32::try_from(seen.runs).unwrap_or(i32::MAX),
+        }),
     });
     v1::Sizing {
         size: Some(size(&sizing.size)),
         basis: basis.collect(),
         clamped: sizing.clamped,
         provisional: sizing.provisional,
+        advice: reasons(&sizing.over_declared()),
     }
 }
 

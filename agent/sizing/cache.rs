@@ -7,7 +7,7 @@ use stoker_core::identity::CommitId;
 use stoker_core::reason::{Code, Reason};
 use tokio_util::sync::CancellationToken;
 
-use super::Facts;
+use super::{Facts, Nickel};
 use crate::repository::{ReadError, Reader, SnapshotPin};
 
 /// Commits that are remembered; the oldest go first.
@@ -27,6 +27,7 @@ struct Known {
 #[derive(Debug, Clone)]
 pub struct FactsCache {
     reader: Reader,
+    nickel: Nickel,
     known: Arc<Mutex<Known>>,
     background: Arc<tokio::sync::Semaphore>,
     cancel: CancellationToken,
@@ -35,8 +36,9 @@ pub struct FactsCache {
 impl FactsCache {
     /// Empty; nothing is begun after `cancel`.
     #[must_use]
-    pub fn new(reader: Reader, cancel: CancellationToken) -> Self {
-        Self { reader, known: Arc::default(), background: Arc::new(tokio::sync::Semaphore::new(READINGS_MAX)), cancel }
+    pub fn new(reader: Reader, nickel: Nickel, cancel: CancellationToken) -> Self {
+        let background = Arc::new(tokio::sync::Semaphore::new(READINGS_MAX));
+        Self { reader, nickel, known: Arc::default(), background, cancel }
     }
 
     /// Reads them where they are not known.
@@ -81,13 +83,18 @@ impl FactsCache {
             bytes: found.total.bytes,
         };
         let bound = u64::try_from(super::spec::BYTES_MAX).unwrap_or(u64::MAX);
-        let facts = Facts::of(&tree, |path| match self.reader.blob(pin, commit, path, bound) {
+        let read = |path: &str| match self.reader.blob(pin, commit, path, bound) {
             Ok(content) => content,
             // The parser names the bound: it gets as much as breaks it.
             Err(ReadError::TooLarge { .. }) => Some(vec![b' '; super::spec::BYTES_MAX + 1]),
             Err(_) => None,
-        });
-        let facts = Arc::new(facts);
+        };
+        // On a thread of its own kind: nothing else waits for this one.
+        let evaluate = |source: &[u8]| tokio::runtime::Handle::current().block_on(self.nickel.evaluate(source));
+        let facts = Arc::new(Facts::of(&tree, read, evaluate));
+        if facts.is_passing() {
+            return Ok(facts);
+        }
         let mut known = self.known();
         if known.facts.insert(commit, Arc::clone(&facts)).is_none() {
             known.order.push_back(commit);

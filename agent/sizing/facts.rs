@@ -34,14 +34,24 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// From a listing; `read` gives the content of a regular file at the root, none where there is no such file.
-    pub fn of(tree: &Tree, read: impl FnMut(&str) -> Option<Vec<u8>>) -> Self {
+    /// From a listing; `read` gives the content of a regular file at the root, none where there is no such file, and
+    /// `nickel` evaluates one.
+    pub fn of(
+        tree: &Tree,
+        read: impl FnMut(&str) -> Option<Vec<u8>>,
+        nickel: impl FnOnce(&[u8]) -> Result<SpecFile, SpecError>,
+    ) -> Self {
         Self {
-            spec: spec::find(&tree.root_files, read),
+            spec: spec::find(&tree.root_files, read, nickel),
             language: language(tree),
             files: tree.files,
             bytes: tree.bytes,
         }
+    }
+
+    /// Whether another look may say something else of the same commit.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(&self.spec, Some(Err(error)) if error.passing)
     }
 
     /// The build spec, where there is one.
@@ -160,12 +170,14 @@ mod tests {
 
     #[test]
     fn facts_name_the_spec_and_count_the_files() {
-        let facts = Facts::of(&tree(&[".build-spec.json", "Cargo.toml"], &[]), |name| {
+        let read = |name: &str| {
             assert_eq!(name, ".build-spec.json");
             Some(b"{\"schema_version\": 1, \"cpu\": 3}".to_vec())
-        });
+        };
+        let none = |_: &[u8]| unreachable!("nothing to evaluate");
+        let facts = Facts::of(&tree(&[".build-spec.json", "Cargo.toml"], &[]), read, none);
         assert_eq!(facts.spec.unwrap().unwrap().spec.cpu.unwrap().value, 3000);
         assert_eq!((facts.language, facts.files, facts.bytes), (Language::Rust, 7, 70));
-        assert_eq!(Facts::of(&tree(&[], &[]), |_| None).spec, None);
+        assert_eq!(Facts::of(&tree(&[], &[]), |_| None, none).spec, None);
     }
 }

@@ -6,13 +6,10 @@
 
 mod cache;
 pub mod facts;
+mod nickel;
 pub mod spec;
-
-use stoker_core::sizing::Defaults;
 
 pub use cache::FactsCache;
 pub use facts::{Facts, Tree};
+pub use nickel::Nickel;
 pub use spec::{SpecError, SpecFile};
-
-/// The defaults of languages on this node.
-pub const SIZING_TABLE: Defaults = Defaults::STANDARD;

@@ -1,4 +1,4 @@
-//! `.build-spec.{json,yaml,toml}`: what a repository declares of its own build.
+//! `.build-spec.{json,yaml,toml,ncl}`: what a repository declares of its own build.
 //!
 //! The file comes from people whom the node need not trust, and what is in it decides how much of the node they get. So
 //! it is small, flat and strict: unknown and repeated fields, text for numbers, YAML tags and anchors are refused, with
@@ -50,13 +50,21 @@ pub struct SpecError {
     pub field: Option<String>,
     /// What is wrong, and what is allowed.
     pub problem: String,
+    /// The file may be right: it was not looked at to its end, and is looked at again.
+    pub passing: bool,
 }
 
 impl SpecError {
+    /// About no field.
+    fn whole(file: &str, line: Option<u32>, problem: String) -> Self {
+        Self { file: file.to_owned(), line, field: None, problem, passing: false }
+    }
+
     /// The reason that callers get.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        Reason::new(Code::SpecInvalid, self.file.clone(), self.to_string())
+        let code = if self.passing { Code::SpecUnevaluated } else { Code::SpecInvalid };
+        Reason::new(code, self.file.clone(), self.to_string())
     }
 }
 
@@ -78,21 +86,21 @@ impl fmt::Display for Named<'_> {
 
 /// The build spec among the files at a commit's root, if there is one.
 ///
-/// `read` gives a regular file's content; it need not give more than a byte past [`BYTES_MAX`].
+/// `read` gives a regular file's content; it need not give more than a byte past [`BYTES_MAX`]. `nickel` evaluates one.
 pub fn find(
     root_files: &[String],
     mut read: impl FnMut(&str) -> Option<Vec<u8>>,
+    nickel: impl FnOnce(&[u8]) -> Result<SpecFile, SpecError>,
 ) -> Option<Result<SpecFile, SpecError>> {
     let known = |name: &&str| NAMES.contains(name) || *name == NAME_NICKEL || *name == ".build-spec.yml";
     let mut names: Vec<&str> = root_files.iter().map(String::as_str).filter(known).collect();
     names.sort_unstable();
-    let refuse =
-        |file: &str, problem: String| Some(Err(SpecError { file: file.to_owned(), line: None, field: None, problem }));
+    let refuse = |file: &str, problem: String| Some(Err(SpecError::whole(file, None, problem)));
     match *names.as_slice() {
         [] => None,
         [".build-spec.yml"] => refuse(".build-spec.yml", "is not read; name it .build-spec.yaml".to_owned()),
-        [NAME_NICKEL] => refuse(NAME_NICKEL, "needs stoker-nickel, which is not installed".to_owned()),
         [file] => match read(file) {
+            Some(content) if file == NAME_NICKEL => Some(nickel(&content)),
             Some(content) => Some(parse(file, &content)),
             None => refuse(file, "is not a regular file, or cannot be read".to_owned()),
         },
@@ -107,7 +115,7 @@ pub fn find(
 /// # Errors
 /// With field and line where they are known: anything that is not exactly what the field allows.
 pub fn parse(file: &str, content: &[u8]) -> Result<SpecFile, SpecError> {
-    let refuse = |line, problem: String| SpecError { file: file.to_owned(), line, field: None, problem };
+    let refuse = |line, problem: String| SpecError::whole(file, line, problem);
     if content.len() > BYTES_MAX {
         return Err(refuse(None, format!("has more than {BYTES_MAX} bytes")));
     }
@@ -115,7 +123,19 @@ pub fn parse(file: &str, content: &[u8]) -> Result<SpecFile, SpecError> {
         .map_err(|error| refuse(line_at(content, error.valid_up_to()), "is not UTF-8".to_owned()))?;
     let format = Format::of(file).ok_or_else(|| refuse(None, format!("is none of {}", NAMES.join(", "))))?;
     let document = format.read(text).map_err(|(line, problem)| refuse(line, problem))?;
-    Reader { file, text, format, document }.spec()
+    Reader { file, places: Places::Of(text, format), document }.spec()
+}
+
+/// A build spec that was evaluated: its fields, and the lines where they stand.
+///
+/// # Errors
+/// As [`parse`].
+pub(super) fn of_fields(
+    file: &str,
+    fields: impl Iterator<Item = (String, Option<u32>, Value)>,
+) -> Result<SpecFile, SpecError> {
+    let (places, fields) = fields.map(|(name, line, value)| ((name.clone(), line), (name, value))).unzip();
+    Reader { file, places: Places::Told(places), document: Document(fields) }.spec()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +226,7 @@ fn line_at(content: &[u8], position: usize) -> Option<u32> {
 struct Document(Vec<(String, Value)>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Value {
+pub(super) enum Value {
     /// As the shortest decimal that reads as the same number, so exact up to 15 digits. `inf` and `NaN` come through.
     Number(String),
     Text(String),
@@ -308,9 +328,16 @@ impl<'de> Deserialize<'de> for Value {
 /// Takes the fields of one document to a [`Spec`].
 struct Reader<'a> {
     file: &'a str,
-    text: &'a str,
-    format: Format,
+    places: Places<'a>,
     document: Document,
+}
+
+/// How the line of a field is known.
+enum Places<'a> {
+    /// Looked for in the text.
+    Of(&'a str, Format),
+    /// Told by who evaluated it.
+    Told(Vec<(String, Option<u32>)>),
 }
 
 impl Reader<'_> {
@@ -403,30 +430,36 @@ impl Reader<'_> {
 
     fn refuse(&self, field: &str, occurrence: usize, problem: String) -> SpecError {
         let line = self.line_of(field, occurrence).or_else(|| self.line_of(field, 0));
-        SpecError { file: self.file.to_owned(), line, field: Some(field.to_owned()), problem }
+        SpecError { field: Some(field.to_owned()), ..SpecError::whole(self.file, line, problem) }
     }
 
-    /// The line of the key `field`: the word alone, perhaps quoted, after the line's begin, `{` or `,`, and before `:`
-    /// or `=`. The document was parsed and is flat, so that is enough; a key in a strange spelling has no line.
     fn line_of(&self, field: &str, occurrence: usize) -> Option<u32> {
-        let begins = |before: &str| {
-            let before = before.strip_suffix(['"', '\'']).unwrap_or(before).trim_end();
-            before.is_empty() || before.ends_with(['{', ','])
-        };
-        let ends = |after: &str| {
-            let after = after.strip_prefix(['"', '\'']).unwrap_or(after).trim_start();
-            after.starts_with([':', '='])
-        };
-        let is_key = |line: &str, at: usize| {
-            line.get(..at).is_some_and(begins) && line.get(at + field.len()..).is_some_and(ends)
-        };
-        let keys = self.text.lines().zip(1..).flat_map(|(line, number)| {
-            let code = if self.format == Format::Json { line } else { code_of(line) };
-            let found = code.match_indices(field).filter(move |(at, _)| is_key(code, *at)).count();
-            std::iter::repeat_n(number, found)
-        });
-        keys.into_iter().nth(occurrence)
+        match &self.places {
+            Places::Of(text, format) => line_of_key(text, *format, field, occurrence),
+            Places::Told(lines) => lines.iter().filter(|(name, _)| name == field).nth(occurrence)?.1,
+        }
     }
+}
+
+/// The line of the key `field`: the word alone, perhaps quoted, after the line's begin, `{` or `,`, and before `:`
+/// or `=`. The document was parsed and is flat, so that is enough; a key in a strange spelling has no line.
+fn line_of_key(text: &str, format: Format, field: &str, occurrence: usize) -> Option<u32> {
+    let begins = |before: &str| {
+        let before = before.strip_suffix(['"', '\'']).unwrap_or(before).trim_end();
+        before.is_empty() || before.ends_with(['{', ','])
+    };
+    let ends = |after: &str| {
+        let after = after.strip_prefix(['"', '\'']).unwrap_or(after).trim_start();
+        after.starts_with([':', '='])
+    };
+    let is_key =
+        |line: &str, at: usize| line.get(..at).is_some_and(begins) && line.get(at + field.len()..).is_some_and(ends);
+    let keys = text.lines().zip(1..).flat_map(|(line, number)| {
+        let code = if format == Format::Json { line } else { code_of(line) };
+        let found = code.match_indices(field).filter(move |(at, _)| is_key(code, *at)).count();
+        std::iter::repeat_n(number, found)
+    });
+    keys.into_iter().nth(occurrence)
 }
 
 /// `[a-z0-9._-]{1,64}`, not hidden: it becomes a directory.

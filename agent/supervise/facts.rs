@@ -79,6 +79,7 @@ pub(super) fn facts_source(
             end_at_budget: config.admission.time_budget == TimeBudget::End,
             // Steps of the golden ratio: each far from the ones before.
             jitter: u16::try_from(((turn.fetch_add(0x9e37_79b9, Relaxed) >> 16) * 1000) >> 16).unwrap_or(0),
+            sizing: Arc::clone(&config.sizing.policy),
         }
     })
 }

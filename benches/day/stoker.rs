@@ -12,7 +12,7 @@ use stoker_core::pressure::{
 };
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use stoker_core::sizing::history::SAMPLES_MAX;
-use stoker_core::sizing::{Declared, Defaults, Outcome, Sample, size, summary};
+use stoker_core::sizing::{Declared, Outcome, Policy as Sizes, Sample, size, summary};
 
 use crate::day::machine::{End, Machine, Now, Policy, Start};
 use crate::day::workload::{GIB, Job, TENANTS};
@@ -133,6 +133,7 @@ impl Stoker {
             disk_free: Amounts { cpu_millis: 0, memory_bytes: 0, ..self.budget },
             gate: self.gate.gate.clone(),
             leases_max: 256,
+            sizing: Arc::default(),
             tickets_max: 10_000,
             tenants: Arc::new(Tenants::default()),
             pass_for: Span::minutes(10),
@@ -181,7 +182,7 @@ impl Stoker {
         };
         let samples: Vec<Sample> = self.history.get(&job.kind).into_iter().flatten().copied().collect();
         let seen = (!samples.is_empty()).then(|| summary(&samples));
-        let sizing = size(&declared, None, seen.as_ref(), job.language, &Defaults::STANDARD, &self.budget);
+        let sizing = size(&declared, None, seen.as_ref(), job.language, &Sizes::default(), &self.budget);
         let id = RequestId::try_from(format!("build-{number}-{attempt}")).unwrap();
         self.requests.insert(id.clone(), number);
         Request {

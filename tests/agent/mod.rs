@@ -9,6 +9,7 @@ mod kill;
 mod leases;
 mod lifecycle;
 mod measured;
+mod nickel;
 mod pools;
 mod power;
 mod pressure;

@@ -155,7 +155,7 @@ fn a_name_in_the_file_comes_before_the_hosts() {
 #[test]
 fn the_defaults_are_these() {
     let (file, _) = read(MINIMAL, "agent.yaml", &NodeIdentity::default()).unwrap();
-    insta::assert_snapshot!(file::to_yaml(&file).unwrap(), @r"
+    insta::assert_snapshot!(file::to_yaml(&file).unwrap(), @r#"
     apiVersion: stoker.build/v1
     kind: AgentConfig
     state: /var/lib/stoker
@@ -224,9 +224,58 @@ fn the_defaults_are_these() {
       timeBudget: end
       passFor: 10m
       ageAfter: 1h
+    sizing:
+      languages:
+        rust:
+          cpu: "4"
+          memory: 8GiB
+          time: 60m
+        go:
+          cpu: "2"
+          memory: 4GiB
+          time: 30m
+        java:
+          cpu: "4"
+          memory: 8GiB
+          time: 45m
+        kotlin:
+          cpu: "4"
+          memory: 8GiB
+          time: 45m
+        scala:
+          cpu: "4"
+          memory: 8GiB
+          time: 45m
+        node:
+          cpu: "2"
+          memory: 4GiB
+          time: 30m
+        other:
+          cpu: "2"
+          memory: 4GiB
+          time: 30m
+      disk:
+        bytes: 20GiB
+        inodes: 1000000
+      ladder:
+      - cpu: "2"
+        memory: 4GiB
+      - cpu: "4"
+        memory: 8GiB
+      - cpu: "8"
+        memory: 16GiB
+      - cpu: "16"
+        memory: 32GiB
+      cap: {}
+      overDeclared:
+        times: 2
+        runs: 5
+      nickel:
+        memory: 512MiB
+        cpuTime: 5s
     listen:
       socket: /run/stoker/stoker.sock
-    ");
+    "#);
 }
 
 #[test]
@@ -343,6 +392,7 @@ fn run_has_one_pool_below_its_state() {
     let defaults = config(MINIMAL, &node("laptop", &[]));
     assert_eq!(run.pressure, defaults.pressure);
     assert_eq!(run.admission, defaults.admission);
+    assert_eq!(run.sizing, defaults.sizing);
     let same = |config: &Config| {
         let Repositories { refresh, parallel, fetch_within, serve, upkeep, min_age, .. } = config.repositories.clone();
         (refresh, parallel, fetch_within, serve, upkeep, min_age)

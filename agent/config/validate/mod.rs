@@ -12,6 +12,7 @@ mod pools;
 mod repositories;
 mod sensing;
 mod serve;
+mod sizing;
 pub(super) mod text;
 mod upkeep;
 
@@ -47,6 +48,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         workspaces: Workspaces { pool: workspaces_pool },
         pressure: pressure(&file.pressure, &root.field("pressure"), problems),
         admission: admission::validate(&file.admission, &root.field("admission"), problems),
+        sizing: sizing::validate(&file.sizing, &root.field("sizing"), problems),
         listen: listen::validate(&file.listen, &root.field("listen"), problems),
     }
 }

@@ -133,7 +133,7 @@ fn release(
                 confirm_by: None,
                 ..facts.measured(lease, usage, now)
             };
-            Lease { retry: retry::advice(&ended, &facts.capacity.less(facts.reserve)), ..ended }
+            Lease { retry: retry::advice(&ended, facts), ..ended }
         }
         false => {
             let (peak, exit_code) = (lease.peak.or(usage), lease.exit_code.or(exit_code));

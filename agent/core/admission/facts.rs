@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use crate::identity::LeaseId;
 use crate::pressure::Gate;
 use crate::quantity::{Amounts, Span};
+use crate::sizing::Policy;
 
 use super::tenant::Tenants;
 use super::{Lease, Ledger, Seen};
@@ -38,6 +39,8 @@ pub struct Facts {
     pub age_after: Span,
     /// A lease ends with its time budget; else that is only reported.
     pub end_at_budget: bool,
+    /// Defaults, ladder and cap.
+    pub sizing: Arc<Policy>,
     /// Random, 0 to 999: hints differ by it, so that callers do not return all at once.
     pub jitter: u16,
 }
@@ -74,6 +77,11 @@ pub struct Totals {
 }
 
 impl Facts {
+    /// The most that a derived size or a retry gets.
+    pub(super) fn room(&self) -> Amounts {
+        self.sizing.room(&self.capacity.less(self.reserve))
+    }
+
     /// What a live lease holds: its size, for its whole life, or what its pod asks for or what it uses, where that is
     /// more.
     #[must_use]

@@ -15,9 +15,6 @@ use super::tenant::Cap;
 use super::view::View;
 use super::{Mode, Totals};
 
-/// The largest build that a narrow gate lets through: the first step of the ladder.
-pub(super) const SMALL: (u64, u64) = (2_000, 4 << 30);
-
 /// The soonest and the latest that a caller is told to ask again, before [`super::Facts::jitter`] adds up to a fifth.
 const HINT: (i64, i64) = (5_000, 100_000);
 /// The longest hint that is ever given.
@@ -65,7 +62,7 @@ impl View<'_> {
     }
 
     fn gate_holds(&self, wanted: Amounts) -> bool {
-        let small = wanted.cpu_millis <= SMALL.0 && wanted.memory_bytes <= SMALL.1;
+        let small = self.facts.sizing.ladder.is_small(&wanted);
         match self.facts.gate.state {
             GateState::Open => false,
             GateState::Narrow if small => false,

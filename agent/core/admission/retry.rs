@@ -4,9 +4,9 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
 
-use crate::quantity::{Amounts, Resource, Size};
+use crate::quantity::{Resource, Size};
 use crate::reason::{Code, Reason};
-use crate::sizing::{Basis, Outcome, Tier, next_step};
+use crate::sizing::{Basis, Outcome, Tier};
 
 use super::{Facts, Lease, Ledger, Place, Refused, Request, Retry};
 
@@ -24,10 +24,11 @@ pub(super) enum Tried {
 }
 
 /// What a retry of this lease would get; `None` where it did not run out of memory.
-pub(super) fn advice(lease: &Lease, budget: &Amounts) -> Option<Retry> {
+pub(super) fn advice(lease: &Lease, facts: &Facts) -> Option<Retry> {
+    let room = facts.room();
     let size = &lease.sizing.size;
     let up = match lease.outcome? {
-        Outcome::OutOfMemoryLimit => next_step(size, budget),
+        Outcome::OutOfMemoryLimit => facts.sizing.ladder.next_step(size, &room),
         Outcome::OutOfMemoryNode => Some(*size),
         _ => return None,
     };
@@ -48,9 +49,9 @@ pub(super) fn advice(lease: &Lease, budget: &Amounts) -> Option<Retry> {
         None => none(
             Code::MemoryBudget,
             format!(
-                "it ran out of {}, and this node's whole budget of {} has no step above that: ask a larger node",
+                "it ran out of {}, and the {} that this node gives one build have no step above that: ask a larger node",
                 memory(size),
-                Resource::Memory.show(budget.memory_bytes)
+                Resource::Memory.show(room.memory_bytes)
             ),
         ),
     }
@@ -67,7 +68,7 @@ impl Ledger {
         if let Some(other) = self.retried_by(id) {
             return Err(Refused::Retried(id.clone(), other.clone()));
         }
-        let advice = advice(first, &facts.capacity.less(facts.reserve));
+        let advice = advice(first, facts);
         let Retry { size, reasons } = advice.ok_or_else(|| Refused::NotOutOfMemory(id.clone()))?;
         let Some(size) = size else { return Ok(Tried::Final(reasons)) };
         let mut sizing = first.sizing.clone();

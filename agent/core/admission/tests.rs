@@ -107,6 +107,7 @@ fn facts() -> Facts {
         disk_free: disk,
         gate: Gate::default(),
         leases_max: 200,
+        sizing: Arc::default(),
         tickets_max: 100,
         tenants: Arc::default(),
         pass_for: Span::minutes(10),

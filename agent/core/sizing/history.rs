@@ -112,14 +112,19 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// The caller's figure with the margin; none where it has none.
-    pub(super) fn leads_to(&self, resource: Resource) -> Option<u64> {
+    /// The caller's figure; none where it has none.
+    pub(super) fn p95(&self, resource: Resource) -> Option<u64> {
         let value = match resource {
             Resource::Cpu => self.cpu_millis_p95,
             Resource::Memory => self.memory_bytes_p95,
             _ => 0,
         };
-        (value > 0).then(|| with_margin(value))
+        (value > 0).then_some(value)
+    }
+
+    /// The caller's figure with the margin; none where it has none.
+    pub(super) fn leads_to(&self, resource: Resource) -> Option<u64> {
+        self.p95(resource).map(with_margin)
     }
 }
 
@@ -148,6 +153,18 @@ pub struct HistorySummary {
 }
 
 impl HistorySummary {
+    /// What the runs used at most, but for one in twenty; none where nothing was measured.
+    pub(super) fn p95(&self, resource: Resource) -> Option<u64> {
+        let value = match resource {
+            Resource::Memory => self.memory_bytes_p95,
+            Resource::Cpu => self.cpu_millis_p95,
+            Resource::DiskBytes => self.disk_bytes_p95?,
+            Resource::DiskInodes => return None,
+            Resource::Time => millis(self.time_p95?),
+        };
+        (value > 0).then_some(value)
+    }
+
     /// What a build should get after this history; none where the history says nothing of this resource.
     ///
     /// `fallback` is the language's default, 0 where the size is declared. It stays the least where the history has

@@ -6,6 +6,7 @@
 //! than the node has, the ledger rejects it in so many words. What was derived is clamped to the node's budget, so that
 //! a default made for large machines still builds on a small one, and the answer says so.
 //!
+//! - [`policy`]: what the operator sets: the table of defaults, the ladder, the cap.
 //! - [`history`]: what runs used, and what that says of the next one.
 //! - [`ladder`]: the size after a build ran out of memory.
 //! - [`oom`]: whether it did, and whose limit that was.
@@ -15,17 +16,21 @@ pub mod decimal;
 pub mod history;
 pub mod ladder;
 pub mod oom;
+pub mod policy;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
 pub use history::{Confidence, HistorySummary, Measured, Outcome, Sample, summary};
-pub use ladder::next_step;
+pub use ladder::{Ladder, Step};
 pub use oom::{Evidence, MemoryEnd, OomCounters, PodEnd, classify};
+pub use policy::{Cap, OverDeclared, Policy};
 
 use crate::quantity::{Amounts, Resource, Size, Span};
+use crate::reason::{Code, Reason};
 
 /// One gibibyte.
 pub(crate) const GIB: u64 = 1 << 30;
@@ -181,8 +186,12 @@ pub struct Defaults {
     pub rust: LanguageDefault,
     /// Go.
     pub go: LanguageDefault,
-    /// Java, Kotlin and Scala.
-    pub jvm: LanguageDefault,
+    /// Java.
+    pub java: LanguageDefault,
+    /// Kotlin.
+    pub kotlin: LanguageDefault,
+    /// Scala.
+    pub scala: LanguageDefault,
     /// JavaScript and TypeScript.
     pub node: LanguageDefault,
     /// Any other.
@@ -198,7 +207,9 @@ impl Defaults {
     pub const STANDARD: Self = Self {
         rust: LanguageDefault::new(4, 8, 60),
         go: LanguageDefault::new(2, 4, 30),
-        jvm: LanguageDefault::new(4, 8, 45),
+        java: LanguageDefault::new(4, 8, 45),
+        kotlin: LanguageDefault::new(4, 8, 45),
+        scala: LanguageDefault::new(4, 8, 45),
         node: LanguageDefault::new(2, 4, 30),
         other: LanguageDefault::new(2, 4, 30),
         disk_bytes: 20 * GIB,
@@ -211,7 +222,9 @@ impl Defaults {
         let line = match language {
             Language::Rust => self.rust,
             Language::Go => self.go,
-            Language::Java | Language::Kotlin | Language::Scala => self.jvm,
+            Language::Java => self.java,
+            Language::Kotlin => self.kotlin,
+            Language::Scala => self.scala,
             Language::Node => self.node,
             Language::Other => self.other,
         };
@@ -276,6 +289,26 @@ pub struct Basis {
     /// The size has less than `value`, because the node has no more.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clamped: bool,
+    /// Because the operator's cap allows no more.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub capped: bool,
+    /// What earlier runs say, whether or not it became the value.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compared: Option<Compared>,
+    /// It declares far more than those runs used.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub over_declared: bool,
+}
+
+/// What earlier runs say of one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// The 95th percentile of their peaks; of few of them, the largest.
+    pub p95: u64,
+    /// What a build should get after them.
+    pub leads_to: u64,
+    /// How many there are.
+    pub runs: u32,
 }
 
 /// A record in the journal is a page of the disk at best: what says nothing is left out of it.
@@ -295,6 +328,25 @@ impl Basis {
             line: 0,
             language: None,
             clamped: false,
+            capped: false,
+            compared: None,
+            over_declared: false,
+        }
+    }
+
+    /// The words for what declares it, as its author wrote them: `memory_gb of .build-spec.yaml:4`.
+    fn knob(&self) -> String {
+        let (spec, request) = match self.resource {
+            Resource::Cpu => ("cpu", "declared.cpu_millis"),
+            Resource::Memory => ("memory_gb", "declared.memory_bytes"),
+            Resource::DiskBytes => ("disk_gb", "declared.disk_bytes"),
+            Resource::DiskInodes => ("", "declared.disk_inodes"),
+            Resource::Time => ("time_budget_min", "declared.time_budget"),
+        };
+        match (self.tier, self.line) {
+            (Tier::Spec, 0) => format!("{spec} of {}", self.file),
+            (Tier::Spec, line) => format!("{spec} of {}:{line}", self.file),
+            _ => String::from(request),
         }
     }
 }
@@ -312,20 +364,59 @@ pub struct Sizing {
     pub provisional: bool,
 }
 
+impl Sizing {
+    /// What is declared far above what such builds use: which field, and the figures of both sides.
+    #[must_use]
+    pub fn over_declared(&self) -> Vec<Reason> {
+        let told = self.basis.iter().filter(|basis| basis.over_declared).filter_map(|basis| {
+            let Compared { p95, leads_to, runs } = basis.compared?;
+            let show = |value| basis.resource.show(value);
+            let message = format!(
+                "{} declared by {}, but 95% of {runs} runs used at most {}: {} would be enough",
+                show(basis.value),
+                basis.knob(),
+                show(p95),
+                show(leads_to)
+            );
+            Some(Reason::new(Code::OverDeclared, basis.resource.word(), message).about(
+                basis.resource,
+                basis.value,
+                leads_to,
+            ))
+        });
+        told.collect()
+    }
+}
+
+/// What is declared above the operator's cap: which field, and the figures of both sides. It is refused and not lowered,
+/// for a person meant it.
+#[must_use]
+pub fn beyond_cap(request: &Declared, spec: Option<&Spec>, cap: &Cap) -> Vec<Reason> {
+    let over = |resource| {
+        let (basis, most) = (declared(request, spec, resource)?, cap.of(resource)?);
+        let (value, knob, field) = (basis.value, basis.knob(), Cap::field(resource));
+        let (wants, allowed) = (resource.show(value), resource.show(most));
+        let message = format!("{wants} declared by {knob}, this node allows {allowed} ({field}): declare at most that");
+        let reason = || Reason::new(Code::SizeCap, resource.word(), message).about(resource, value, most);
+        (value > most).then(reason)
+    };
+    RESOURCES.into_iter().filter_map(over).collect()
+}
+
 /// How big this build is on this node.
 ///
-/// `node` is the budget: CPU and memory of the node, disk of the pool where workspaces are made. It lowers defaults and
-/// what the history leads to, never what is declared.
+/// `node` is the budget: CPU and memory of the node, disk of the pool where workspaces are made. It and the policy's cap
+/// lower defaults and what the history leads to, never what is declared.
 #[must_use]
 pub fn size(
     request: &Declared,
     spec: Option<&Spec>,
     history: Option<&HistorySummary>,
     language: Language,
-    table: &Defaults,
+    policy: &Policy,
     node: &Amounts,
 ) -> Sizing {
-    let default = table.of(language);
+    let default = policy.defaults.of(language);
     let mut sizing = Sizing { size: Size::default(), basis: Vec::new(), clamped: false, provisional: false };
     for resource in RESOURCES {
         let fallback = part(&default, resource);
@@ -334,21 +425,30 @@ pub fn size(
         // Where something is declared, the default does not count at all.
         let least = if declared.is_some() { 0 } else { fallback };
         let derived = derived(request, history, resource, least);
+        let compared = compared(request, history, resource);
         let mut basis = match (declared, derived) {
             (Some(declared), Some(derived)) if derived.value > declared.value => derived,
-            (Some(declared), _) => declared,
+            (Some(declared), _) => Basis {
+                over_declared: compared.is_some_and(|(seen, complete)| {
+                    policy.over_declared.holds(resource, declared.value, seen.leads_to, complete)
+                }),
+                ..declared
+            },
             (None, Some(derived)) => derived,
             (None, None) => {
                 let basis = Basis::new(resource, Tier::LanguageDefault, fallback);
                 Basis { language: Some(language), ..basis }
             }
         };
-        let limit = match resource {
+        basis.compared = compared.map(|(compared, _)| compared);
+        let has = match resource {
             Resource::Time => millis(TIME_BUDGET_MAX),
             _ => node.get(resource),
         };
-        let value = basis.value.min(limit.max(floor));
+        let cap = policy.cap.of(resource).unwrap_or(u64::MAX);
+        let value = basis.value.min(has.min(cap).max(floor));
         basis.clamped = value < basis.value;
+        basis.capped = basis.clamped && cap < has;
         sizing.clamped |= basis.clamped;
         set(&mut sizing.size, resource, value);
         sizing.basis.push(basis);
@@ -377,6 +477,21 @@ fn derived(request: &Declared, history: Option<&HistorySummary>, resource: Resou
     };
     let value = value.max(DERIVED_FLOOR.get(resource));
     Some(Basis { runs, confidence, ..Basis::new(resource, Tier::History, value) })
+}
+
+/// What runs say of one part, whatever is declared, and how many of them are complete: the node's own or the caller's,
+/// whichever is more.
+fn compared(request: &Declared, history: Option<&HistorySummary>, resource: Resource) -> Option<(Compared, u32)> {
+    let own = history.and_then(|summary| {
+        let (p95, leads_to) = (summary.p95(resource)?, summary.leads_to(resource, 0)?);
+        Some((Compared { p95, leads_to, runs: summary.runs }, summary.runs_complete))
+    });
+    let callers = request.measured.and_then(|measured| {
+        let (p95, leads_to) = (measured.p95(resource)?, measured.leads_to(resource)?);
+        Some((Compared { p95, leads_to, runs: measured.runs }, measured.runs))
+    });
+    let (compared, complete) = own.into_iter().chain(callers).max_by_key(|(compared, _)| compared.leads_to)?;
+    Some((Compared { leads_to: compared.leads_to.max(DERIVED_FLOOR.get(resource)), ..compared }, complete))
 }
 
 fn part(size: &Size, resource: Resource) -> u64 {

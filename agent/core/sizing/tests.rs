@@ -3,6 +3,7 @@
 
 use alloc::string::ToString;
 use alloc::vec;
+use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
@@ -39,7 +40,7 @@ fn basis(sizing: &Sizing, resource: Resource) -> Basis {
 
 #[test]
 fn nothing_known_gives_the_languages_default() {
-    let of = |language| size(&Declared::default(), None, None, language, &Defaults::STANDARD, &NODE);
+    let of = |language| size(&Declared::default(), None, None, language, &Policy::default(), &NODE);
     let figures = |sizing: &Sizing| {
         let a = sizing.size.amounts;
         (a.cpu_millis / 1000, a.memory_bytes / GIB, sizing.size.time_budget.0 / 60_000)
@@ -61,7 +62,7 @@ fn nothing_known_gives_the_languages_default() {
 #[test]
 fn the_request_goes_before_the_spec_and_each_part_says_so() {
     let request = Declared { memory_bytes: Some(GIB), ..Declared::default() };
-    let sizing = size(&request, Some(&spec()), None, Language::Rust, &Defaults::STANDARD, &NODE);
+    let sizing = size(&request, Some(&spec()), None, Language::Rust, &Policy::default(), &NODE);
     assert_eq!(sizing.size.amounts.memory_bytes, GIB);
     assert_eq!(basis(&sizing, Resource::Memory).tier, Tier::Request);
     let cpu = basis(&sizing, Resource::Cpu);
@@ -73,7 +74,7 @@ fn the_request_goes_before_the_spec_and_each_part_says_so() {
 fn the_history_with_its_margin_raises_what_is_declared() {
     let history = ran(10 * GIB, 3);
     let request = Declared { memory_bytes: Some(8 * GIB), cpu_millis: Some(9000), ..Declared::default() };
-    let sizing = size(&request, None, Some(&history), Language::Go, &Defaults::STANDARD, &NODE);
+    let sizing = size(&request, None, Some(&history), Language::Go, &Policy::default(), &NODE);
     assert_eq!(sizing.size.amounts.memory_bytes, 12 * GIB);
     let memory = basis(&sizing, Resource::Memory);
     assert_eq!((memory.tier, memory.runs, memory.confidence), (Tier::History, 3, Confidence::Low));
@@ -85,7 +86,7 @@ fn the_history_with_its_margin_raises_what_is_declared() {
 #[test]
 fn a_short_run_does_not_shorten_the_time_budget() {
     let quick = Sample { elapsed: Span(12), ..sample_of_nothing() };
-    let sizing = size(&Declared::default(), None, Some(&summary(&[quick])), Language::Rust, &Defaults::STANDARD, &NODE);
+    let sizing = size(&Declared::default(), None, Some(&summary(&[quick])), Language::Rust, &Policy::default(), &NODE);
     assert_eq!(sizing.size.time_budget, Span::minutes(60));
     assert_eq!(sizing.size.amounts.memory_bytes, DERIVED_FLOOR.memory_bytes);
     assert_eq!(basis(&sizing, Resource::Memory).tier, Tier::History);
@@ -95,10 +96,10 @@ fn a_short_run_does_not_shorten_the_time_budget() {
 fn a_build_that_was_killed_needs_more_than_it_declared() {
     let killed = Sample { memory_bytes_peak: GIB, outcome: Outcome::OutOfMemoryLimit, ..sample_of_nothing() };
     let request = Declared { memory_bytes: Some(GIB), ..Declared::default() };
-    let sizing = size(&request, None, Some(&summary(&[killed])), Language::Rust, &Defaults::STANDARD, &NODE);
+    let sizing = size(&request, None, Some(&summary(&[killed])), Language::Rust, &Policy::default(), &NODE);
     assert_eq!(sizing.size.amounts.memory_bytes, GIB + GIB.div_ceil(5));
     let undeclared =
-        size(&Declared::default(), None, Some(&summary(&[killed])), Language::Rust, &Defaults::STANDARD, &NODE);
+        size(&Declared::default(), None, Some(&summary(&[killed])), Language::Rust, &Policy::default(), &NODE);
     assert_eq!(undeclared.size.amounts.memory_bytes, 8 * GIB, "a lower bound below the default says nothing");
 }
 
@@ -118,7 +119,7 @@ fn sample_of_nothing() -> Sample {
 fn the_callers_own_figures_count_like_the_nodes() {
     let measured = Measured { memory_bytes_p95: 20 * GIB, cpu_millis_p95: 100, runs: 40 };
     let request = Declared { measured: Some(measured), ..Declared::default() };
-    let sizing = size(&request, None, Some(&ran(10 * GIB, 3)), Language::Go, &Defaults::STANDARD, &NODE);
+    let sizing = size(&request, None, Some(&ran(10 * GIB, 3)), Language::Go, &Policy::default(), &NODE);
     assert_eq!(sizing.size.amounts.memory_bytes, 24 * GIB);
     assert_eq!(basis(&sizing, Resource::Memory).runs, 40);
     assert_eq!(basis(&sizing, Resource::Cpu).runs, 3, "the larger of the two");
@@ -128,12 +129,67 @@ fn the_callers_own_figures_count_like_the_nodes() {
 fn a_small_node_lowers_defaults_but_not_what_is_declared() {
     let small = Amounts { cpu_millis: 1500, memory_bytes: 3 * GIB, disk_bytes: 9 * GIB, disk_inodes: 500_000 };
     let request = Declared { cpu_millis: Some(64_000), ..Declared::default() };
-    let sizing = size(&request, None, None, Language::Rust, &Defaults::STANDARD, &small);
+    let sizing = size(&request, None, None, Language::Rust, &Policy::default(), &small);
     assert_eq!(sizing.size.amounts, Amounts { cpu_millis: 64_000, ..small });
     assert!(sizing.clamped && !basis(&sizing, Resource::Cpu).clamped);
     let memory = basis(&sizing, Resource::Memory);
     assert!(memory.clamped);
     assert_eq!(memory.value, 8 * GIB, "the basis keeps what it would have been");
+}
+
+#[test]
+fn the_cap_lowers_what_nobody_declared_and_refuses_what_somebody_did() {
+    let cap =
+        Cap { cpu_millis: Some(3000), memory_bytes: Some(6 * GIB), time: Some(Span::minutes(20)), ..Cap::default() };
+    let policy = Policy { cap, ..Policy::default() };
+    let sizing = size(&Declared::default(), None, Some(&ran(10 * GIB, 30)), Language::Rust, &policy, &NODE);
+    let memory = basis(&sizing, Resource::Memory);
+    assert_eq!((sizing.size.amounts.memory_bytes, memory.value), (6 * GIB, 12 * GIB));
+    assert!(memory.clamped && memory.capped && sizing.clamped);
+    assert_eq!((sizing.size.amounts.cpu_millis, sizing.size.time_budget), (3000, Span::minutes(20)));
+    assert!(!basis(&sizing, Resource::DiskBytes).clamped);
+    // A node with less than the cap is what lowers it.
+    let small = Amounts { memory_bytes: GIB, ..NODE };
+    let sizing = size(&Declared::default(), None, None, Language::Rust, &policy, &small);
+    assert!(basis(&sizing, Resource::Memory).clamped && !basis(&sizing, Resource::Memory).capped);
+    assert_eq!(policy.room(&NODE), Amounts { cpu_millis: 3000, memory_bytes: 6 * GIB, ..NODE });
+
+    let request = Declared { cpu_millis: Some(4000), time_budget: Some(Span::minutes(20)), ..Declared::default() };
+    let told: Vec<_> = beyond_cap(&request, Some(&spec()), &cap)
+        .into_iter()
+        .map(|reason| (reason.code, reason.wanted, reason.available, reason.message))
+        .collect();
+    let cpu = "4 CPU declared by declared.cpu_millis, this node allows 3 CPU (sizing.cap.cpu): declare at most that";
+    let memory = "12 GiB declared by memory_gb of .build-spec.yaml:3, this node allows 6 GiB (sizing.cap.memory): declare at most that";
+    assert_eq!(
+        told,
+        [(Code::SizeCap, 4000, 3000, cpu.to_string()), (Code::SizeCap, 12 * GIB, 6 * GIB, memory.to_string())]
+    );
+}
+
+#[test]
+fn who_declares_far_more_than_it_uses_is_told_with_both_figures() {
+    let sized = |history, request: Declared| {
+        size(&request, Some(&spec()), Some(&history), Language::Go, &Policy::default(), &NODE)
+    };
+    let sizing = sized(ran(2 * GIB, 6), Declared::default());
+    assert_eq!(sizing.size.amounts.memory_bytes, 12 * GIB, "what is declared stands");
+    let memory = basis(&sizing, Resource::Memory);
+    assert_eq!((memory.tier, memory.over_declared), (Tier::Spec, true));
+    let margin = 2 * GIB + (2 * GIB).div_ceil(5);
+    assert_eq!(memory.compared, Some(Compared { p95: 2 * GIB, leads_to: margin, runs: 6 }));
+    let [told] = sizing.over_declared().try_into().unwrap();
+    assert_eq!(
+        told.message,
+        "12 GiB declared by memory_gb of .build-spec.yaml:3, but 95% of 6 runs used at most 2 GiB: 2.4 GiB would be enough"
+    );
+    assert_eq!((told.code, told.wanted, told.available), (Code::OverDeclared, 12 * GIB, margin));
+    // Not after a few runs, not for a little, not where the caller's own figures say otherwise.
+    assert!(sized(ran(2 * GIB, 4), Declared::default()).over_declared().is_empty());
+    let little = Declared { memory_bytes: Some(512 * MIB), ..Declared::default() };
+    assert!(sized(ran(100 * MIB, 6), little).over_declared().is_empty());
+    let measured = Some(Measured { memory_bytes_p95: 9 * GIB, cpu_millis_p95: 0, runs: 30 });
+    assert!(sized(ran(2 * GIB, 6), Declared { measured, ..Declared::default() }).over_declared().is_empty());
 }
 
 prop_compose! {
@@ -169,7 +225,7 @@ proptest! {
         memory in prop::option::of(0..(256 * GIB)), runs in 1..40usize
     ) {
         let history = memory.map(|memory| ran(memory, runs));
-        let sizing = size(&request, spec.as_ref(), history.as_ref(), Language::Go, &Defaults::STANDARD, &node);
+        let sizing = size(&request, spec.as_ref(), history.as_ref(), Language::Go, &Policy::default(), &node);
         for basis in &sizing.basis {
             let value = part(&sizing.size, basis.resource);
             let declared = request.get(basis.resource)
@@ -191,7 +247,7 @@ proptest! {
     ) {
         let of = |memory| {
             let history = ran(memory, runs);
-            size(&request, None, Some(&history), Language::Go, &Defaults::STANDARD, &node).size.amounts.memory_bytes
+            size(&request, None, Some(&history), Language::Go, &Policy::default(), &node).size.amounts.memory_bytes
         };
         // A history without any memory in it says nothing, so it is no smaller history.
         prop_assume!(memory > 0);

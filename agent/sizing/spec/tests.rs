@@ -208,15 +208,31 @@ fn an_error_names_file_line_field_and_what_is_allowed() {
 }
 
 #[test]
-fn one_build_spec_at_most_and_the_one_that_is_missing_its_program_by_name() {
+fn one_build_spec_at_most() {
     let content = |_: &str| Some(b"schema_version = 1".to_vec());
+    let nickel = |_: &[u8]| of_fields(NAME_NICKEL, std::iter::empty());
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    assert_eq!(find(&names(&["README.md", "build-spec.yaml"]), content), None);
-    assert!(find(&names(&["a", TOML]), content).unwrap().is_ok());
-    let error = find(&names(&[YAML, JSON]), content).unwrap().unwrap_err().to_string();
+    let find = |files: &[&str]| find(&names(files), content, nickel);
+    assert_eq!(find(&["README.md", "build-spec.yaml"]), None);
+    assert!(find(&["a", TOML]).unwrap().is_ok());
+    let error = find(&[YAML, JSON]).unwrap().unwrap_err().to_string();
     assert!(error.contains(YAML) && error.contains(JSON), "{error}");
-    let error = find(&names(&[NAME_NICKEL]), content).unwrap().unwrap_err();
-    assert_eq!(error.to_string(), ".build-spec.ncl: needs stoker-nickel, which is not installed");
-    assert!(find(&names(&[".build-spec.yml"]), content).unwrap().unwrap_err().to_string().contains(YAML));
-    assert!(find(&names(&[TOML]), |_| None).unwrap().is_err(), "a symlink or a folder");
+    let error = find(&[YAML, NAME_NICKEL]).unwrap().unwrap_err().to_string();
+    assert!(error.contains(YAML) && error.contains(NAME_NICKEL), "{error}");
+    let error = find(&[NAME_NICKEL]).unwrap().unwrap_err();
+    assert_eq!(error.to_string(), ".build-spec.ncl: schema_version: is missing; write 1");
+    assert!(find(&[".build-spec.yml"]).unwrap().unwrap_err().to_string().contains(YAML));
+    assert!(super::find(&names(&[TOML]), |_| None, nickel).unwrap().is_err(), "a symlink or a folder");
+}
+
+#[test]
+fn fields_that_were_evaluated_are_judged_like_those_that_were_read() {
+    let number = |text: &str| Value::Number(text.to_owned());
+    let fields = |cpu: &str| {
+        let fields = [("schema_version", None, number("1")), ("cpu", Some(7), number(cpu))];
+        of_fields(NAME_NICKEL, fields.into_iter().map(|(name, line, value)| (name.to_owned(), line, value)))
+    };
+    assert_eq!(fields("2.5").unwrap().spec.cpu, Some(SpecValue { value: 2500, line: 7 }));
+    let error = fields("300").unwrap_err().to_string();
+    assert_eq!(error, ".build-spec.ncl:7: cpu: 300 is out of range, allowed is (0, 256]");
 }
