@@ -326,6 +326,10 @@ fn agent(seen: &Seen<'_>, all: &mut Gauges) {
     let counts = seen.status.counts.unwrap_or_default();
     all.one("leases", "Leases that hold room now", None, Some(counts.leases.into()));
     all.one("tickets", "Builds that wait in the queue", None, Some(counts.tickets.into()));
+    let help = "Live leases and tickets whose size is declared far above what such builds use";
+    all.one("sizes_over_declared", help, None, Some(counts.over_declared.into()));
+    let help = "Leases whose holder has no limit of CPU or memory within its size";
+    all.one("leases_unlimited", help, None, Some(counts.unlimited.into()));
     all.one("workspaces", "Workspaces on the pool", None, Some(counts.workspaces.into()));
 }
 
@@ -340,6 +344,11 @@ fn machine(status: &v1::Status, all: &mut Gauges) {
     all.one("cpu_total_cores", "CPUs of the machine", None, cpu.map(|cpu| cores_of(cpu.total_millis)));
     let used = cpu.map(|cpu| cores_of(cpu.used_millis));
     all.one("cpu_used_cores", "CPUs in use, smoothed over about 10 seconds", None, used);
+    if let Some(load) = cpu.and_then(|cpu| cpu.load) {
+        let series = [("1m", load.avg_1m), ("5m", load.avg_5m), ("15m", load.avg_15m)];
+        let series = series.map(|(over, hundredths)| (label("over", over), f64::from(hundredths) / 100.0));
+        all.add("load_average", "Tasks that run or wait for a CPU or a disk", None, series.into());
+    }
     if let Some(memory) = memory.filter(|memory| !memory.stall_source.is_empty()) {
         let series = ["triggers", "averages"].map(|word| (label("source", word), flag(memory.stall_source == word)));
         all.add("memory_stall_source", "1 for how stalls for memory are learnt of", None, series.into());

@@ -108,6 +108,16 @@ pub(super) enum Entry {
     Sample(String, Sample),
 }
 
+impl Entry {
+    /// The key of which more is known now.
+    pub(super) fn taught(&self) -> Option<&str> {
+        match self {
+            Self::Sample(key, _) => Some(key),
+            Self::Ledger(_) => None,
+        }
+    }
+}
+
 /// The open journal; one at a time, the state's lock sees to that.
 #[derive(Debug)]
 pub(super) struct Journal {

@@ -215,6 +215,7 @@ impl Admission {
             expected: found.expected,
             retry_of: None,
             no_retry: found.no_retry,
+            asked: Some(Box::new(found.asked)),
         };
         Ok((request, found.pin))
     }
@@ -223,7 +224,7 @@ impl Admission {
     #[must_use]
     pub fn evaluate(&self, builds: &[Build]) -> Vec<Evaluated> {
         let facts = (self.facts)();
-        let room = self.room_of(&facts);
+        let room = room_of(&facts);
         // What reads files stands before the lock.
         let survey = |build: &Build| self.survey.cached(build, &room, self.samples(&build.history_key()));
         let seen: Vec<Evaluated> = builds.iter().map(survey).collect();
@@ -442,16 +443,16 @@ impl Admission {
     }
 
     fn room(&self) -> Amounts {
-        self.room_of(&(self.facts)())
+        room_of(&(self.facts)())
     }
+}
 
-    /// The budget that defaults and margins are clamped to.
-    fn room_of(&self, facts: &Facts) -> Amounts {
-        let room = facts.capacity.less(facts.reserve);
-        // A pool that is away says nothing of what it has: nothing is lowered to that.
-        let known = |part: u64| if part == 0 { u64::MAX } else { part };
-        Amounts { disk_bytes: known(room.disk_bytes), disk_inodes: known(room.disk_inodes), ..room }
-    }
+/// The budget that defaults and margins are clamped to.
+fn room_of(facts: &Facts) -> Amounts {
+    let room = facts.capacity.less(facts.reserve);
+    // A pool that is away says nothing of what it has: nothing is lowered to that.
+    let known = |part: u64| if part == 0 { u64::MAX } else { part };
+    Amounts { disk_bytes: known(room.disk_bytes), disk_inodes: known(room.disk_inodes), ..room }
 }
 
 /// A digest of a request's content, so that an id is not used for two.
@@ -498,6 +499,7 @@ fn known_request(lease: &Lease) -> Request {
         expected: lease.expected,
         retry_of: lease.retry_of.clone(),
         no_retry: lease.no_retry,
+        asked: None,
     }
 }
 

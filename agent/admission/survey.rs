@@ -8,7 +8,7 @@ use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals};
 use stoker_core::identity::{RequestId, Scope};
 use stoker_core::quantity::{Amounts, Resource, Span};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::{Declared, Outcome, Policy, Sample, Sizing, beyond_cap, size, summary};
+use stoker_core::sizing::{Asked, Declared, Outcome, Policy, Sample, Sizing, beyond_cap, size, summary};
 use stoker_core::source::{Origin, Request, SourceRef};
 
 use super::writer::WriterError;
@@ -115,6 +115,7 @@ pub(super) struct Surveyed {
     pub(super) cache_keys: Vec<String>,
     pub(super) expected: Option<Span>,
     pub(super) no_retry: bool,
+    pub(super) asked: Asked,
 }
 
 /// Why a build was not surveyed to its end.
@@ -190,7 +191,9 @@ impl Survey {
         let mut cache_keys = build.cache_keys.clone();
         cache_keys.extend(spec_keys.into_iter().filter(|key| !build.cache_keys.contains(key)));
         let (source, expected) = (source(&build.source, &resolved), expected(&history));
-        Ok(Surveyed { source, pin: resolved.pin, sizing, cache_keys, expected, no_retry })
+        let (declared, language, history_key) = (build.declared.clone(), facts.language, build.history_key());
+        let asked = Asked { declared, spec: spec.cloned(), language, history_key };
+        Ok(Surveyed { source, pin: resolved.pin, sizing, cache_keys, expected, no_retry, asked })
     }
 
     /// The same commit once more, for a retry: from the snapshot that it was in, or from where it is now.

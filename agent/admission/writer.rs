@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Waiting};
+use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Ticket, Waiting};
 use stoker_core::identity::{LeaseId, RequestId, TicketId};
 use stoker_core::invariants;
-use stoker_core::quantity::{Span, Timestamp};
+use stoker_core::quantity::{Amounts, Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::history::Sample;
+use stoker_core::sizing::{HistorySummary, Policy, Sample, summary};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::changes::Changes;
@@ -138,6 +138,8 @@ struct Writer {
     /// Entries since the journal's length was asked for, and since it was tidied.
     unasked: usize,
     untidied: usize,
+    /// By what the tickets were sized.
+    sized_by: Option<(Arc<Policy>, Amounts)>,
 }
 
 /// Starts the writer's thread. It ends when the last handle is gone.
@@ -166,6 +168,7 @@ pub(super) fn start(
         starved,
         unasked: LOOK_AFTER,
         untidied: 0,
+        sized_by: None,
     };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(queue))?;
     Ok((WriterHandle { messages, published, version: seen, waiters }, thread))
@@ -210,6 +213,7 @@ impl Writer {
         }
         // Nor does anyone come out of the queue: what the ballast left is for ends.
         if !self.starved {
+            self.resize(&facts, now, &mut entries);
             self.next(&facts, now, &mut entries);
         }
         self.shorten(&facts, now, &mut entries);
@@ -219,6 +223,7 @@ impl Writer {
             tracing::error!(%error, reason = Code::JournalUnavailable.word(), "nothing of this batch was recorded");
             entries.retain(|entry| !self.must_last(entry));
             self.rebuild(&entries);
+            self.sized_by = None; // what was sized anew may be gone with the batch
             for (outcome, ask, must_last) in &mut decided {
                 if *must_last {
                     *outcome = match ask.command {
@@ -251,6 +256,43 @@ impl Writer {
             entries.push(Entry::Ledger(event.clone()));
             self.working.apply(event);
         }
+    }
+
+    /// Sizes those anew that wait: whose runs taught something with this batch, or all where the operator's table, the cap
+    /// or the budget changed. What is granted next has the size that it would get if it asked now.
+    fn resize(&mut self, facts: &Facts, now: Timestamp, entries: &mut Vec<Entry>) {
+        let by = (Arc::clone(&facts.sizing), super::room_of(facts));
+        let all = self.sized_by.as_ref() != Some(&by);
+        let taught: BTreeSet<&str> = entries.iter().filter_map(Entry::taught).collect();
+        if self.working.queued() == 0 || !all && taught.is_empty() {
+            self.sized_by = Some(by);
+            return;
+        }
+        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+        let mut histories: BTreeMap<&str, Option<HistorySummary>> = BTreeMap::new();
+        let sized = self.working.tickets().filter_map(|ticket| {
+            let asked = ticket.request.asked.as_ref()?;
+            let key = asked.history_key.as_str();
+            if !all && !taught.contains(key) {
+                return None;
+            }
+            let history = *histories.entry(key).or_insert_with(|| {
+                let known = published.history.get(key).into_iter().flatten().copied();
+                let new = entries.iter().filter_map(|entry| match entry {
+                    Entry::Sample(of, sample) if of == key => Some(*sample),
+                    _ => None,
+                });
+                let samples: Vec<Sample> = known.chain(new).collect();
+                (!samples.is_empty()).then(|| summary(&samples))
+            });
+            Some((ticket.id.clone(), asked.size(history.as_ref(), &by.0, &by.1)))
+        });
+        let sized = sized.collect();
+        drop(published);
+        let (_, events) = self.working.decide(&Command::Resize(sized), facts, now);
+        entries.extend(events.iter().cloned().map(Entry::Ledger));
+        events.into_iter().for_each(|event| self.working.apply(event));
+        self.sized_by = Some(by);
     }
 
     /// Grants to those who are next, as long as there is room, and some at once.
@@ -319,7 +361,10 @@ impl Writer {
         match entry {
             Entry::Ledger(Event::Ticket(ticket)) => {
                 let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-                published.ledger.ticket(&ticket.id).is_none_or(|known| known.head_since != ticket.head_since)
+                let same = |known: &Ticket| {
+                    known.head_since == ticket.head_since && known.request.sizing.size == ticket.request.sizing.size
+                };
+                !published.ledger.ticket(&ticket.id).is_some_and(|known| same(known))
             }
             _ => true,
         }

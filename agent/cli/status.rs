@@ -61,6 +61,7 @@ pub(crate) fn render(glance: &Glance, view: &View) -> String {
         alarms(glance, view),
         room(status, view),
         leases(glance, view),
+        unlimited(status, view),
         queue(glance, view),
         pools(status, view),
         repositories(glance, view),
@@ -216,6 +217,10 @@ fn felt(status: &v1::Status) -> Vec<String> {
     if let Some(cpu) = &status.cpu {
         let (used, total) = (table::positive(cpu.used_millis), table::positive(cpu.total_millis));
         parts.push(format!("{} of {} busy", tenths(used, 1000), Resource::Cpu.show(total)));
+        if let Some(load) = cpu.load {
+            let of = |hundredths: i32| tenths(table::positive(i64::from(hundredths)), 100);
+            parts.push(format!("load {} {} {}", of(load.avg_1m), of(load.avg_5m), of(load.avg_15m)));
+        }
     }
     if let Some(latency) = status.control_plane.as_ref().and_then(|plane| plane.latency) {
         let millis = latency.seconds.saturating_mul(1000).saturating_add(i64::from(latency.nanos) / 1_000_000);
@@ -278,6 +283,19 @@ fn leases(glance: &Glance, view: &View) -> String {
         ]);
     }
     grid.render(view) + &rest(total, "stoker lease list", view)
+}
+
+/// Holders that nothing keeps to their size: what they take is missing to others.
+fn unlimited(status: &v1::Status, view: &View) -> String {
+    let told: Vec<(&str, &v1::Reason)> =
+        status.lease_use.iter().flat_map(|seen| seen.reasons.iter().map(|why| (&*seen.lease_id, why))).collect();
+    let mut rows = Fields::new();
+    for (lease, why) in told.iter().take(SHOWN_MAX) {
+        let text = format!("{lease}: {}", table::reason_line(why));
+        rows.mark("  !", cell(text).tone(Tone::Warn));
+    }
+    rows.put("", more(told.len(), "stoker explain LEASE"));
+    rows.render(view)
 }
 
 fn queue(glance: &Glance, view: &View) -> String {

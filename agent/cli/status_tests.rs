@@ -119,7 +119,7 @@ pub(crate) fn healthy() -> Glance {
             stall: stall(0),
             ..Default::default()
         }),
-        cpu: Some(v1::Cpu { total_millis: 32_000, used_millis: 21_480, stall: stall(420) }),
+        cpu: Some(v1::Cpu { total_millis: 32_000, used_millis: 21_480, stall: stall(420), load: None }),
         io: Some(v1::Io { stall: stall(115) }),
         pools: vec![data],
         ledger: Some(v1::Ledger {
@@ -177,8 +177,15 @@ pub(crate) fn troubled() -> Glance {
         reason(Code::PoolNotReady, "scratch", message),
         reason(Code::RepositoryEmpty, url, &format!("declared mirror {url} is empty: not filled yet")),
     ];
-    status.counts =
-        Some(v1::Counts { leases: 2, tickets: 1, workspaces: 2, repositories: 3, repositories_empty: 1, fetching: 1 });
+    status.counts = Some(v1::Counts {
+        leases: 2,
+        tickets: 1,
+        workspaces: 2,
+        repositories: 3,
+        repositories_empty: 1,
+        fetching: 1,
+        ..Default::default()
+    });
     glance.tickets = vec![v1::Ticket {
         id: "01k2f9s5v2w8y6zr".to_owned(),
         position: 1,

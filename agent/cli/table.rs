@@ -95,6 +95,22 @@ pub(crate) fn positive(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
+const fn unit(resource: v1::Resource) -> Option<Resource> {
+    match resource {
+        v1::Resource::Cpu => Some(Resource::Cpu),
+        v1::Resource::Memory => Some(Resource::Memory),
+        v1::Resource::DiskBytes => Some(Resource::DiskBytes),
+        v1::Resource::DiskInodes => Some(Resource::DiskInodes),
+        v1::Resource::Time => Some(Resource::Time),
+        v1::Resource::Unspecified => None,
+    }
+}
+
+/// `value` in the unit of its resource.
+pub(crate) fn amount(resource: v1::Resource, value: i64) -> String {
+    unit(resource).map_or_else(|| value.to_string(), |unit| unit.show(positive(value)).to_string())
+}
+
 /// `2 CPU · 4 GiB memory · 20 GiB disk · 30 min`, of what is set.
 pub(crate) fn size(size: Option<&v1::Size>) -> String {
     let Some(size) = size else { return "-".to_owned() };
@@ -177,15 +193,7 @@ pub(crate) fn reason(reason: &v1::Reason) -> String {
     if !reason.message.is_empty() {
         return screen::safe(&reason.message);
     }
-    let resource = match reason.resource() {
-        v1::Resource::Cpu => Some(Resource::Cpu),
-        v1::Resource::Memory => Some(Resource::Memory),
-        v1::Resource::DiskBytes => Some(Resource::DiskBytes),
-        v1::Resource::DiskInodes => Some(Resource::DiskInodes),
-        v1::Resource::Time => Some(Resource::Time),
-        v1::Resource::Unspecified => None,
-    };
-    match resource {
+    match unit(reason.resource()) {
         Some(unit) => {
             let (wanted, available) = (unit.show(positive(reason.wanted)), unit.show(positive(reason.available)));
             format!("{wanted} wanted, {available} available")

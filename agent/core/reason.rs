@@ -165,8 +165,8 @@ codes! {
     SizeCap = "SIZE_CAP",
     /// A size is declared far above what such builds use.
     OverDeclared = "OVER_DECLARED",
-    /// A lease's holder has no limit of CPU within its size.
-    CpuUnlimited = "CPU_UNLIMITED",
+    /// A lease's holder has no limit of CPU or memory within its size.
+    LeaseUnlimited = "LEASE_UNLIMITED",
     /// The reservation was not bound in time.
     LeaseExpired = "LEASE_EXPIRED",
     /// The build ran longer than its time budget.

@@ -91,6 +91,7 @@ pub(crate) fn status(name: &str) -> v1::Status {
             total_millis: 32_000,
             used_millis: 15_900,
             stall: Some(v1::Stall { known: true, some_avg10: 2753, ..v1::Stall::default() }),
+            load: None,
         }),
         pools: vec![pool("ghost", "Ready", Some(disk.clone())), pool("exo0", "NotMounted", None)],
         root: Some(disk),
@@ -187,6 +188,7 @@ fn request(name: &str) -> BuildRequest {
         expected: None,
         retry_of: None,
         no_retry: false,
+        asked: None,
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stoker_core::pressure::{
-    ControlPlane, Cpu, Gate, GateMemory, GateState, GroupReading, Limits, Memory, Probe, Readings, StallMeter,
+    ControlPlane, Cpu, Gate, GateMemory, GateState, GroupReading, Limits, Load, Memory, Probe, Readings, StallMeter,
     StallReading, decide, interval,
 };
 use stoker_core::quantity::{Amounts, Span, Timestamp};
@@ -156,6 +156,7 @@ struct Looker {
 #[derive(Default)]
 struct Slow {
     cpu: Option<Cpu>,
+    load: Option<Load>,
     groups: Vec<GroupReading>,
     stalls: [StallReading; 3],
 }
@@ -181,7 +182,8 @@ impl Looker {
     /// One look: memory always, CPU and stalls where `slow`.
     fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool) -> PressureView {
         if slow {
-            self.slow = Slow { cpu: self.sampler.cpu(), groups: self.groups(), stalls: self.stalls(now) };
+            let (cpu, load) = (self.sampler.cpu(), self.sampler.load());
+            self.slow = Slow { cpu, load, groups: self.groups(), stalls: self.stalls(now) };
         }
         let memory = self.sampler.memory();
         let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
@@ -194,6 +196,7 @@ impl Looker {
         let readings = Readings {
             memory,
             cpu: self.slow.cpu,
+            load: self.slow.load,
             memory_stall,
             cpu_stall,
             io_stall,
@@ -218,11 +221,11 @@ impl Looker {
         watched.map_or_else(Vec::new, |watched| control_plane::groups(&config.node.host_root, &watched.cgroups))
     }
 
-    /// Stalls; where the kernel wakes us when memory stalls, with what the last moments were like. Averages lag behind.
+    /// Stalls, with what the last moments were like for memory: averages lag behind.
     fn stalls(&mut self, now: Timestamp) -> [StallReading; 3] {
         let (mut stalls, total) = self.sampler.stalls();
         let full_now = total.and_then(|total| self.stall_meter.note(total, now));
-        if let ([StallReading::Known(memory), ..], StallSource::Triggers) = (&mut stalls, &self.stall_source) {
+        if let [StallReading::Known(memory), ..] = &mut stalls {
             memory.full_now = full_now.unwrap_or(0);
         }
         stalls

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use procfs::prelude::*;
 use procfs::{CpuTime, KernelStats, LocalSystemInfo, parse_pressure_record};
 use rustix::io::Errno;
-use stoker_core::pressure::{Cpu, Memory, Stall, StallReading};
+use stoker_core::pressure::{Cpu, Load, Memory, Stall, StallReading};
 
 use super::kernel_file::KernelFile;
 
@@ -16,6 +16,7 @@ const CPU_SMOOTHED_SECONDS: f64 = 10.0;
 pub(super) struct Sampler {
     meminfo: KernelFile,
     stat: KernelFile,
+    load: KernelFile,
     pressure: [KernelFile; 3],
     cpu: CpuMeter,
 }
@@ -26,6 +27,7 @@ impl Sampler {
         Self {
             meminfo: KernelFile::new(proc.join("meminfo")),
             stat: KernelFile::new(proc.join("stat")),
+            load: KernelFile::new(proc.join("loadavg")),
             pressure: ["memory", "cpu", "io"].map(|of| KernelFile::new(proc.join("pressure").join(of))),
             cpu: CpuMeter::default(),
         }
@@ -54,12 +56,24 @@ impl Sampler {
         Some((Ticks::of(&stat.total), stat.cpu_time.len()))
     }
 
+    /// `/proc/loadavg`; nothing where it cannot be read.
+    pub(super) fn load(&mut self) -> Option<Load> {
+        let mut averages = self.load.read().ok()?.split(' ').map(hundredths);
+        Some(Load { avg_1m: averages.next()??, avg_5m: averages.next()??, avg_15m: averages.next()?? })
+    }
+
     /// Stalls for memory, CPU and I/O; with the total of the first, the time in which all work had stalled for memory.
     pub(super) fn stalls(&mut self) -> ([StallReading; 3], Option<u64>) {
         let [memory, cpu, io] = &mut self.pressure;
         let (memory, total) = stall(memory);
         ([memory, stall(cpu).0, stall(io).0], total)
     }
+}
+
+/// Two digits after the point, as the kernel writes them.
+fn hundredths(text: &str) -> Option<u32> {
+    let (whole, part) = text.split_once('.').filter(|(_, part)| part.len() == 2)?;
+    whole.parse::<u32>().ok()?.checked_mul(100)?.checked_add(part.parse().ok()?)
 }
 
 /// What `/proc/meminfo` says.

@@ -10,7 +10,8 @@ pub(super) fn same_gate(a: &Gate, b: &Gate) -> bool {
     a.state == b.state && kinds(a) == kinds(b)
 }
 
-/// Whether people would see the difference between two readings: 1% of memory, CPU or time, 0.1% of a disk.
+/// Whether people would see the difference between two readings: 1% of memory, CPU or time, 0.1% of a disk, half a
+/// task of the load.
 pub(super) fn differs(a: &Readings, b: &Readings) -> bool {
     let memory = match (a.memory, b.memory) {
         (Some(a), Some(b)) => {
@@ -24,8 +25,10 @@ pub(super) fn differs(a: &Readings, b: &Readings) -> bool {
         }
         (a, b) => a != b,
     };
+    let load = |of: &Readings| of.load.map_or(0, |load| load.avg_1m);
     memory
         || cpu
+        || load(a).abs_diff(load(b)) > 50
         || stall_differs(a.memory_stall, b.memory_stall)
         || stall_differs(a.cpu_stall, b.cpu_stall)
         || stall_differs(a.io_stall, b.io_stall)

@@ -71,10 +71,13 @@ fn of_lease(rooms: &Rooms, wanted: &LeaseId) -> Option<v1::Explanation> {
     rooms.admission.look(|view, ledger| {
         let held = ledger.lease(wanted)?;
         let message = explanation(&view.explain_lease(held));
+        let uses = rooms.lease_meter.view();
+        let seen = uses.leases.get(wanted).filter(|_| held.live());
+        let unlimited = seen.map(|seen| seen.unlimited(&held.sizing.size.amounts)).unwrap_or_default();
         Some(v1::Explanation {
             sizing: Some(sizing(&held.sizing)),
             lease: Some(lease(held, rooms.name())),
-            reasons: reasons(&held.reasons),
+            reasons: reasons(&[held.reasons.as_slice(), &unlimited].concat()),
             tenant: named(message.tenant, &held.scope.tenant),
             ..message
         })

@@ -1,5 +1,6 @@
 //! `NodeService`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -7,8 +8,10 @@ use std::time::Duration;
 use futures_util::Stream;
 use stoker_core::admission::{Mode, ModeState};
 use stoker_core::identity::LeaseId;
-use stoker_core::pressure::{ControlPlane, DiskReading, GateState, Probe, Readings, StallReading, WatchedReading};
-use stoker_core::quantity::Timestamp;
+use stoker_core::pressure::{
+    ControlPlane, DiskReading, GateState, Load, Probe, Readings, StallReading, WatchedReading,
+};
+use stoker_core::quantity::{Amounts, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1::{self, node_service_server::NodeService};
 use tokio::sync::mpsc;
@@ -121,6 +124,16 @@ impl Rooms {
         let (ledger, mode_state, leases, tickets) = self.admission.totals(|ledger, sums| {
             (totals(sums), ledger.mode_at(now), count(ledger.live_count()), count(ledger.queued()))
         });
+        let (sizes, over_declared) = self.admission.read(|ledger| {
+            let sizings = ledger.tickets().map(|ticket| &ticket.request.sizing);
+            let sizings = sizings.chain(ledger.live().map(|lease| &lease.sizing));
+            let over_declared = sizings.filter(|sizing| sizing.is_over_declared()).count();
+            let sizes = ledger.live().map(|lease| (lease.id.clone(), lease.sizing.size.amounts));
+            (sizes.collect::<BTreeMap<_, _>>(), over_declared)
+        });
+        let uses = self.lease_meter.view();
+        let uses = uses.leases.iter().map(|(lease, seen)| lease_use(lease, seen, sizes.get(lease)));
+        let uses: Vec<v1::LeaseUse> = uses.collect();
         let repositories = self.repositories.list();
         let with =
             |wanted: &[RepositoryState]| count(repositories.iter().filter(|r| wanted.contains(&r.state)).count());
@@ -131,6 +144,8 @@ impl Rooms {
             repositories: count(repositories.len()),
             repositories_empty: with(&[RepositoryState::Empty]),
             fetching: with(&[RepositoryState::Filling, RepositoryState::Fetching]),
+            over_declared: count(over_declared),
+            unlimited: count(uses.iter().filter(|seen| !seen.reasons.is_empty()).count()),
         };
         let machine = &self.identity.machine;
         v1::Status {
@@ -159,13 +174,14 @@ impl Rooms {
                 total_millis: wire(machine.cpu_millis),
                 used_millis: readings.cpu.map_or(0, |cpu| wire(cpu.used_millis)),
                 stall: Some(stall(readings.cpu_stall)),
+                load: readings.load.map(load),
             }),
             io: Some(v1::Io { stall: Some(stall(readings.io_stall)) }),
             pools: self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
             root: filesystem(&readings.root),
             filesystems: readings.filesystems.iter().map(watched).collect(),
             control_plane: control_plane(&readings.control_plane),
-            lease_use: self.lease_meter.view().leases.iter().map(|(lease, seen)| lease_use(lease, seen)).collect(),
+            lease_use: uses,
             ledger: Some(ledger),
             counts: Some(counts),
             alarms: reasons(&self.alarms()),
@@ -237,7 +253,13 @@ fn control_plane(reading: &ControlPlane) -> Option<v1::ControlPlane> {
     Some(v1::ControlPlane { latency, message, groups: groups.collect() })
 }
 
-fn lease_use(lease: &LeaseId, seen: &LeaseUse) -> v1::LeaseUse {
+fn load(load: Load) -> v1::Load {
+    let wire = |hundredths: u32| i32::try_from(hundredths).unwrap_or(i32::MAX);
+    v1::Load { avg_1m: wire(load.avg_1m), avg_5m: wire(load.avg_5m), avg_15m: wire(load.avg_15m) }
+}
+
+/// `size` is that of the lease while it holds anything.
+fn lease_use(lease: &LeaseId, seen: &LeaseUse, size: Option<&Amounts>) -> v1::LeaseUse {
     let (source, cgroup) = match &seen.source {
         UseSource::None => ("", ""),
         UseSource::Cgroup(path) => ("cgroup", path.as_str()),
@@ -256,6 +278,9 @@ fn lease_use(lease: &LeaseId, seen: &LeaseUse) -> v1::LeaseUse {
         oom_at_limit: seen.oom.map(|oom| wire(oom.at_limit)),
         memory_bytes_limit: seen.memory_bytes_limit.map(wire),
         ended: seen.ended,
+        cpu_millis_kept: seen.limits.cpu_millis.map(wire),
+        memory_bytes_kept: seen.limits.memory_bytes.map(wire),
+        reasons: size.map(|size| reasons(&seen.unlimited(size))).unwrap_or_default(),
         observed_at: (seen.at > Timestamp::default()).then(|| timestamp(seen.at)),
     }
 }

@@ -199,6 +199,7 @@ impl Stoker {
             expected: median(&samples),
             retry_of,
             no_retry: false,
+            asked: None,
         }
     }
 }

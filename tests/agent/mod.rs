@@ -2,6 +2,7 @@
 
 mod admission;
 mod containment;
+mod cpu;
 mod credentials;
 mod holders;
 mod journal;
@@ -15,6 +16,7 @@ mod power;
 mod pressure;
 mod reload;
 mod restart;
+mod sizing;
 mod upstream;
 
 use std::collections::BTreeMap;

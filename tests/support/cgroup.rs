@@ -1,4 +1,4 @@
-//! Control groups of a test's own, with a limit of memory: whichever of v1 and v2 the machine has.
+//! Control groups of a test's own, with a limit of memory or a share of CPU: whichever of v1 and v2 the machine has.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +7,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::wait;
+
+/// A group that was made, or the end of the test where this machine lets us make none.
+macro_rules! made {
+    ($group:expr) => {
+        match $group {
+            Some(group) => group,
+            None => {
+                assert!(std::env::var_os("CI").is_none(), "this test needs a control group, and CI skips nothing");
+                eprintln!("not run: no control group can be made");
+                return;
+            }
+        }
+    };
+}
+pub(crate) use made;
 
 /// A group. Dropped, all in it are killed and it is removed.
 pub(crate) struct MemoryGroup(PathBuf);
@@ -42,12 +57,83 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        wait::holds_within(Duration::from_secs(10), || {
-            let members = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-            for pid in members.lines().filter_map(|line| line.parse().ok()) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            std::fs::remove_dir(&self.0).is_ok() || !self.0.exists()
-        });
+        remove(&self.0);
     }
+}
+
+/// A group with a share of CPU. Dropped, all in it are killed and it is removed; groups in it go first.
+pub(crate) struct CpuGroup {
+    path: PathBuf,
+    unified: bool,
+}
+
+impl CpuGroup {
+    /// One that comes before all else on the machine, for groups in it; nothing where this machine lets us make none.
+    pub(crate) fn first_of_all() -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let v1 = ["cpu,cpuacct", "cpu"]
+            .map(|name| root.join(name))
+            .into_iter()
+            .find(|home| home.join("cpu.shares").exists());
+        let (home, unified) = match v1 {
+            Some(home) => (home, false),
+            None => {
+                let _ = std::fs::write(root.join("cgroup.subtree_control"), "+cpu");
+                (root.to_owned(), true)
+            }
+        };
+        let path = home.join(format!("stoker-test-{}", uuid::Uuid::now_v7().simple()));
+        std::fs::create_dir(&path).ok()?;
+        let group = Self { path, unified };
+        group.share(262_144).ok()?;
+        if unified {
+            std::fs::write(group.path.join("cgroup.subtree_control"), "+cpu").ok()?;
+        }
+        Some(group)
+    }
+
+    /// One in it, with the share that a kubelet gives to a request of so much, and a limit where there is one.
+    pub(crate) fn inside(&self, name: &str, cpu_millis: u64, limit_millis: Option<u64>) -> Self {
+        let group = Self { path: self.path.join(name), unified: self.unified };
+        std::fs::create_dir(&group.path).unwrap();
+        group.share(cpu_millis * 1024 / 1000).unwrap();
+        if let Some(millis) = limit_millis {
+            let quota = millis * 100;
+            let (file, text) = match group.unified {
+                true => ("cpu.max", format!("{quota} 100000")),
+                false => ("cpu.cfs_quota_us", quota.to_string()),
+            };
+            std::fs::write(group.path.join(file), text).unwrap();
+        }
+        group
+    }
+
+    /// In the unit of v1; v2 has another, and a kubelet goes from one to the other like this.
+    fn share(&self, shares: u64) -> std::io::Result<()> {
+        match self.unified {
+            true => std::fs::write(self.path.join("cpu.weight"), (1 + (shares - 2) * 9999 / 262_142).to_string()),
+            false => std::fs::write(self.path.join("cpu.shares"), shares.to_string()),
+        }
+    }
+
+    /// A command of a shell after which it is in the group.
+    pub(crate) fn enter(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs", self.path.display())
+    }
+}
+
+impl Drop for CpuGroup {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+fn remove(path: &Path) {
+    wait::holds_within(Duration::from_secs(10), || {
+        let members = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        for pid in members.lines().filter_map(|line| line.parse().ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::fs::remove_dir(path).is_ok() || !path.exists()
+    });
 }

@@ -132,11 +132,30 @@ fn sizing(fields: &mut Fields, sizing: Option<&v1::Sizing>) {
             None => sources.push((from, vec![resource_word(basis.resource())])),
         }
     }
+    let seen = sizing.basis.iter().filter_map(|basis| Some((basis, basis.compared?)));
+    let seen = seen.map(|(basis, seen)| {
+        let show = |value| table::amount(basis.resource(), value);
+        let runs = counted(i64::from(seen.runs), "run", "runs");
+        format!(
+            "{}: p95 {} of {runs}, leads to {}",
+            resource_word(basis.resource()),
+            show(seen.p95),
+            show(seen.leads_to)
+        )
+    });
+    let seen: Vec<String> = seen.collect();
     fields.put("from", lines(sources.into_iter().map(|(from, of)| format!("{}: {from}", of.join(", ")))));
-    let clamped: Vec<&str> = sizing.basis.iter().filter(|b| b.clamped).map(|b| resource_word(b.resource())).collect();
-    if !clamped.is_empty() {
-        fields.put("note", cell(format!("{} lowered to what this node has", clamped.join(", "))).tone(Tone::Warn));
+    if !seen.is_empty() {
+        fields.put("earlier", lines(seen.into_iter()));
     }
+    for (capped, to) in [(false, "what this node has"), (true, "what this node allows one build")] {
+        let lowered = sizing.basis.iter().filter(|basis| basis.clamped && basis.capped == capped);
+        let lowered: Vec<&str> = lowered.map(|basis| resource_word(basis.resource())).collect();
+        if !lowered.is_empty() {
+            fields.put("note", cell(format!("{} lowered to {to}", lowered.join(", "))).tone(Tone::Warn));
+        }
+    }
+    fields.reasons("advice", &sizing.advice);
     if sizing.provisional {
         fields.put("note", cell("provisional: the commit's build spec is not cached yet").tone(Tone::Warn));
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{LeaseId, RequestId, Scope, TicketId};
 use crate::quantity::Span;
 use crate::reason::{Code, Reason};
-use crate::sizing::{Outcome, Sizing};
+use crate::sizing::{Asked, Outcome, Sizing};
 
 use super::{Holder, Lease, LeaseState, ModeState, Source, Ticket, Usage};
 
@@ -49,6 +49,9 @@ pub struct Request {
     /// Its build spec wants no retry.
     #[serde(default)]
     pub no_retry: bool,
+    /// What its size was made of; unset for a retry, which has the size that its first attempt led to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Box<Asked>>,
 }
 
 /// What somebody, or the clock, wants of the ledger.
@@ -84,6 +87,8 @@ pub enum Command {
     },
     /// These holders are gone without a word.
     Gone(Vec<LeaseId>, Code),
+    /// Builds that wait are now so big: their runs, or the operator, taught better meanwhile. They keep their places.
+    Resize(Vec<(TicketId, Sizing)>),
     /// A place in the queue is given up.
     Cancel(TicketId),
     /// The journal comes near its bound: so many of the oldest ended leases are forgotten before their time.

@@ -6,15 +6,16 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::identity::LeaseId;
+use crate::identity::{LeaseId, TicketId};
 use crate::quantity::{Span, Timestamp};
 use crate::reason::Code;
-use crate::sizing::Outcome;
+use crate::sizing::{Outcome, Sizing};
 
 use super::admit::Ids;
 use super::fit::HINT_MAX;
 use super::time::{ASK_WITHIN, BIND_WITHIN_MAX, ended, past_budget};
-use super::{Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply, Usage, retry};
+use super::view::standing_of;
+use super::{Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply, Request, Ticket, Usage, retry};
 
 impl Ledger {
     /// What to reply, and what makes it so.
@@ -33,6 +34,7 @@ impl Ledger {
                 Some(held) => release(held, *outcome, *exit_code, *usage, facts, now),
             },
             Command::Gone(ids, code) => (Reply::Done, self.gone(ids, *code, facts, now)),
+            Command::Resize(sizes) => (Reply::Done, self.resized(sizes, facts)),
             Command::Cancel(id) => match self.ticket(id) {
                 None => refuse(Refused::NoTicket(id.clone())),
                 Some(_) => (Reply::Done, vec![Event::TicketGone(id.clone())]),
@@ -59,6 +61,17 @@ impl Ledger {
                 (now, events) => (Reply::Lease(Box::new(now)), events),
             },
         }
+    }
+
+    fn resized(&self, sizes: &[(TicketId, Sizing)], facts: &Facts) -> Vec<Event> {
+        let budget = facts.capacity.less(facts.reserve);
+        let changed = sizes.iter().filter_map(|(id, sizing)| {
+            let ticket = self.ticket(id).filter(|ticket| ticket.request.sizing.size != sizing.size)?;
+            let request = Request { sizing: sizing.clone(), ..ticket.request.clone() };
+            let cost = standing_of(&request, ticket.order, &budget).cost;
+            Some(Event::Ticket(Arc::new(Ticket { request, cost, ..Ticket::clone(ticket) })))
+        });
+        changed.collect()
     }
 
     fn gone(&self, ids: &[LeaseId], code: Code, facts: &Facts, now: Timestamp) -> Vec<Event> {

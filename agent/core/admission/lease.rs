@@ -205,7 +205,7 @@ pub struct Ticket {
     pub id: TicketId,
     /// Its place: lower is earlier.
     pub order: u64,
-    /// What it waits for, complete: a ticket is never resolved or sized again.
+    /// What it waits for, complete: a ticket is never resolved again.
     pub request: super::Request,
     /// When it was taken.
     pub created_at: Timestamp,

@@ -89,6 +89,7 @@ impl Ledger {
             attempt: first.attempt.saturating_add(1),
             expected: first.expected,
             no_retry: first.no_retry,
+            asked: None,
             ..request.clone()
         };
         Ok(Tried::Again(Box::new(again), first.place))

@@ -69,6 +69,7 @@ fn request(id: &str, cpu: u64, gib: u64) -> Request {
         expected: None,
         retry_of: None,
         no_retry: false,
+        asked: None,
     }
 }
 

@@ -16,7 +16,9 @@ pub use control_plane::{ControlPlane, GroupReading, Probe, STALLED_AFTER};
 pub use filling::{Filling, SLOPE_LONG, SLOPE_SHORT, Slope};
 pub use gate::{Gate, GateMemory, GateState, Limits, OBSERVATION_GAP_MAX, decide, is_soft};
 pub use poll::{FILL_BYTES_PER_SECOND, INTERVAL_MAX, INTERVAL_MIN, interval};
-pub use reading::{Cpu, DiskReading, Filesystem, Memory, PoolReading, Readings, Stall, StallReading, WatchedReading};
+pub use reading::{
+    Cpu, DiskReading, Filesystem, Load, Memory, PoolReading, Readings, Stall, StallReading, WatchedReading,
+};
 pub use stall::{STALL_WINDOW, StallMeter};
 
 #[cfg(test)]

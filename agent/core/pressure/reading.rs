@@ -14,6 +14,8 @@ pub struct Readings {
     pub memory: Option<Memory>,
     /// Unset: could not be read, or not yet for long enough.
     pub cpu: Option<Cpu>,
+    /// Unset: the kernel does not tell.
+    pub load: Option<Load>,
     /// How much work waits for memory.
     pub memory_stall: StallReading,
     /// How much work waits for CPU. Shown only: a pod's own limit looks the same.
@@ -46,6 +48,18 @@ pub struct Cpu {
     pub total_millis: u64,
     /// Thousandths of a core in use, smoothed over about 10 s.
     pub used_millis: u64,
+}
+
+/// How many tasks run or wait for a CPU or a disk, as averages, in hundredths; proc_loadavg(5). Shown only: it says
+/// nothing of which of the two they wait for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Over a minute.
+    pub avg_1m: u32,
+    /// Over five.
+    pub avg_5m: u32,
+    /// Over fifteen.
+    pub avg_15m: u32,
 }
 
 /// Pressure stall information: the share of time in which work waited, in hundredths of a percent (10,000 is always).

@@ -12,6 +12,7 @@
 //! - [`oom`]: whether it did, and whose limit that was.
 //! - [`decimal`]: numbers that people write, without floating point.
 
+mod asked;
 pub mod decimal;
 pub mod history;
 pub mod ladder;
@@ -24,6 +25,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+pub use asked::Asked;
 pub use history::{Confidence, HistorySummary, Measured, Outcome, Sample, summary};
 pub use ladder::{Ladder, Step};
 pub use oom::{Evidence, MemoryEnd, OomCounters, PodEnd, classify};
@@ -365,6 +367,12 @@ pub struct Sizing {
 }
 
 impl Sizing {
+    /// Whether [`Self::over_declared`] says anything.
+    #[must_use]
+    pub fn is_over_declared(&self) -> bool {
+        self.basis.iter().any(|basis| basis.over_declared)
+    }
+
     /// What is declared far above what such builds use: which field, and the figures of both sides.
     #[must_use]
     pub fn over_declared(&self) -> Vec<Reason> {

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use stoker_core::sizing::OomCounters;
 
+use super::Limits;
+
 /// Groups below a pod's, and how deep, whose counters are added up under v1, where they are each group's own.
 const GROUPS_MAX: usize = 256;
 const DEPTH_MAX: usize = 4;
@@ -24,6 +26,8 @@ pub(super) struct Layout {
     cpu: Option<Home>,
     io: Option<Home>,
     pids: Option<Home>,
+    /// Where CPU is bounded: under v1 that need not be where it is counted.
+    quota: Option<Home>,
 }
 
 /// A hierarchy that has a controller.
@@ -56,14 +60,40 @@ impl Layout {
             cpu: find("cpuacct", &["cpuacct", "cpu,cpuacct"]),
             io: find("io", &["blkio"]),
             pids: find("pids", &["pids"]),
+            quota: find("cpu", &["cpu,cpuacct", "cpu"]),
         }
     }
 
     /// The group that a process is in; nothing where it has no memory controller, or is in the root group.
     pub(super) fn of_process(&self, host_root: &Path, pid: i32) -> Option<Group> {
+        let group = self.group(Self::path_of_process(host_root, pid)?);
+        group.memory.is_some().then_some(group)
+    }
+
+    /// What a process is kept to, whoever else is in its groups.
+    pub(super) fn limits_of_process(&self, host_root: &Path, pid: i32) -> Limits {
+        Self::path_of_process(host_root, pid).map(|path| self.limits(path)).unwrap_or_default()
+    }
+
+    /// What a pod is kept to.
+    pub(super) fn limits_of_pod(&self, uid: &str) -> Limits {
+        let names = pod_names(uid);
+        self.limits(|home| names.iter().find(|name| home.root.join(name).is_dir()).cloned())
+    }
+
+    fn limits(&self, path: impl Fn(&Home) -> Option<String>) -> Limits {
+        let group = |home: &Option<Home>| {
+            let home = home.as_ref()?;
+            Some((home.root.join(path(home)?), home.root.clone()))
+        };
+        Limits::of(group(&self.quota), group(&self.memory))
+    }
+
+    /// The path of its group in each hierarchy.
+    fn path_of_process(host_root: &Path, pid: i32) -> Option<impl Fn(&Home) -> Option<String>> {
         let proc = |pid: &str| fs::read_to_string(host_root.join("proc").join(pid).join("cgroup")).ok();
         let (text, first) = (proc(&pid.to_string())?, proc("1").unwrap_or_default());
-        let group = self.group(|home| {
+        Some(move |home: &Home| {
             let path = path_of(&text, home)?;
             let ups = |path: &str| path.split('/').filter(|part| *part == "..").count();
             // Seen from a cgroup namespace, paths begin at its root. The first process of the host is at the top.
@@ -73,8 +103,7 @@ impl Layout {
             }
             let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | "..")).collect();
             (!parts.is_empty()).then(|| parts.join("/"))
-        });
-        group.memory.is_some().then_some(group)
+        })
     }
 
     /// The group of a pod; nothing where there is none (yet).

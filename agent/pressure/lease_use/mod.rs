@@ -11,6 +11,7 @@
 //! is 2% of a core, while leases come and go all the time.
 
 mod cgroup;
+mod limit;
 mod others;
 #[cfg(test)]
 mod tests;
@@ -24,12 +25,14 @@ use std::time::{Duration, Instant};
 use stoker_core::admission::{Holder, Usage};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::{Amounts, Span, Timestamp};
+use stoker_core::reason::Reason;
 use stoker_core::sizing::OomCounters;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::cgroup::{Figures, Group, Layout};
+pub use self::limit::Limits;
 pub use self::others::Others;
 use self::others::{Leases, OthersMeter};
 use self::tree::{Scan, Scanner, Tree};
@@ -81,6 +84,8 @@ pub struct LeaseUse {
     pub oom: Option<OomCounters>,
     /// The group's own limit.
     pub memory_bytes_limit: Option<u64>,
+    /// What this group and all above it keep it to.
+    pub limits: Limits,
     /// Nothing of it runs any more; what is told is what was.
     pub ended: bool,
     /// The first look at which something was found.
@@ -89,6 +94,15 @@ pub struct LeaseUse {
     pub at: Timestamp,
     /// How many there were.
     pub looks: u32,
+}
+
+impl LeaseUse {
+    /// What of a lease of this size its holder is not kept to, where that runs and was found.
+    #[must_use]
+    pub fn unlimited(&self, size: &Amounts) -> Vec<Reason> {
+        let seen = self.source != UseSource::None && !self.ended;
+        if seen { self.limits.beyond(size) } else { Vec::new() }
+    }
 }
 
 /// By lease.
@@ -264,6 +278,10 @@ impl Meter {
                 let cpu_micros = known.note(&figures, at, now);
                 sum.unavailable_bytes = sum.unavailable_bytes.saturating_add(figures.unavailable_bytes);
                 sum.cpu_micros = sum.cpu_micros.saturating_add(cpu_micros);
+                known.seen.limits = match &known.from {
+                    From::Pod(uid, _) => self.layout.limits_of_pod(uid),
+                    From::Process(tree, _) => self.layout.limits_of_process(&self.host_root, tree.holder()),
+                };
             }
         }
         let others = self.others.look(sum);
