@@ -357,7 +357,7 @@ async fn build(
         FactsCache::new(repositories.reader(), Nickel::new(configured.subscribe()), closing.child_token());
     let measured = Measured::new(lease_meter.subscribe());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone());
-    let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe());
+    let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe(), views.caches.subscribe());
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
     let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts, measured))
         .await

@@ -35,7 +35,7 @@ pub use changes::TokenError;
 pub use journal::JournalError;
 pub use measured::Measured;
 use survey::SurveyError;
-pub use survey::{Build, Evaluated, SourceState, Survey};
+pub use survey::{Build, CacheKeys, Caches, Evaluated, SourceState, Survey};
 pub use waiters::Waiter;
 pub use writer::{FactsSource, WriterError};
 

@@ -1,15 +1,16 @@
 //! What must be known before the writer decides: which commit, and how big.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_core::admission::{Fit, Lease, Ledger, Source, Totals};
-use stoker_core::identity::{RequestId, Scope};
+use stoker_core::identity::{Component, RequestId, Scope};
 use stoker_core::quantity::{Amounts, Resource, Span};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::sizing::{Asked, Declared, Outcome, Policy, Sample, Sizing, beyond_cap, size, summary};
 use stoker_core::source::{Origin, Request, SourceRef};
+use tokio::sync::watch;
 
 use super::writer::WriterError;
 use crate::pressure::Configured;
@@ -69,6 +70,18 @@ pub enum SourceState {
     Mirror,
 }
 
+/// The caches that are there: the folder of a tenant and trust class, and the key.
+pub type Caches = Arc<BTreeSet<(String, String)>>;
+
+/// How many of a build's cache keys have a directory here.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct CacheKeys {
+    /// Those of the request and the build spec.
+    pub wanted: usize,
+    /// As far as they are there.
+    pub here: usize,
+}
+
 /// What [`super::Admission::evaluate`] says of one build.
 #[derive(Debug, Clone)]
 pub struct Evaluated {
@@ -76,6 +89,8 @@ pub struct Evaluated {
     pub sizing: Sizing,
     /// How warm its source is.
     pub source: SourceState,
+    /// How warm its caches are.
+    pub caches: CacheKeys,
     /// It can never fit here.
     pub never: bool,
     /// Why it cannot start now; empty where it can.
@@ -87,13 +102,17 @@ pub struct Evaluated {
 }
 
 impl Evaluated {
-    /// With the ledger's word, and a score: 60 for what is here already, 40 for headroom.
+    /// With the ledger's word, and a score: 60 for what is here already (10 of them for the caches), 40 for headroom.
     pub(super) fn judged(self, fit: Fit, totals: &Totals) -> Self {
-        let warmth: u64 = match (self.source, self.sizing.provisional) {
+        let source: u64 = match (self.source, self.sizing.provisional) {
             (SourceState::None, _) => 0,
-            (SourceState::Mirror, true) => 40,
-            (SourceState::Mirror, false) => 60,
+            (SourceState::Mirror, true) => 30,
+            (SourceState::Mirror, false) => 50,
         };
+        // Who wants none lacks none.
+        let CacheKeys { wanted, here } = self.caches;
+        let caches = here.saturating_mul(10).checked_div(wanted).unwrap_or(10);
+        let warmth = source.saturating_add(u64::try_from(caches).unwrap_or(0));
         let headroom = |r| (totals.free.get(r).saturating_mul(40)).checked_div(totals.budget.get(r)).unwrap_or(0);
         let score = warmth + headroom(Resource::Cpu).min(headroom(Resource::Memory)).min(40);
         let (never, reasons, predicted_wait) = match fit {
@@ -157,13 +176,40 @@ pub struct Survey {
     repositories: Repositories,
     facts: FactsCache,
     config: Configured,
+    caches: watch::Receiver<Caches>,
 }
 
 impl Survey {
     /// Over the node's repositories, with sizes as the configuration wants them.
     #[must_use]
-    pub fn new(repositories: Repositories, facts: FactsCache, config: Configured) -> Self {
-        Self { repositories, facts, config }
+    pub fn new(
+        repositories: Repositories,
+        facts: FactsCache,
+        config: Configured,
+        caches: watch::Receiver<Caches>,
+    ) -> Self {
+        Self { repositories, facts, config, caches }
+    }
+
+    /// Those of the request, then those of the spec that it does not name.
+    fn cache_keys(build: &Build, facts: &Facts) -> Vec<String> {
+        let of_spec = facts.spec().unwrap_or_default().map(|spec| spec.cache_keys.as_slice()).unwrap_or_default();
+        let more = of_spec.iter().filter(|key| !build.cache_keys.contains(key));
+        build.cache_keys.iter().chain(more).cloned().collect()
+    }
+
+    /// Which of them are there for this tenant, in the repository's trust class.
+    fn caches_of(&self, build: &Build, keys: Vec<String>) -> CacheKeys {
+        if keys.is_empty() {
+            return CacheKeys::default();
+        }
+        let trust = self.repositories.get(&build.source.url).map(|view| view.trust).unwrap_or_default();
+        let (caches, owner) = (self.caches.borrow(), Component::of(&[&build.scope.tenant, &trust]).to_string());
+        let wanted = keys.len();
+        CacheKeys {
+            wanted,
+            here: keys.into_iter().filter(|key| caches.contains(&(owner.clone(), key.clone()))).count(),
+        }
     }
 
     fn policy(&self) -> Arc<Policy> {
@@ -186,10 +232,8 @@ impl Survey {
             return Err(SurveyError::Size(refused));
         }
         let spec = facts.spec().unwrap_or_default();
-        let spec_keys = spec.map(|spec| spec.cache_keys.clone()).unwrap_or_default();
         let no_retry = spec.is_some_and(|spec| spec.oom_retry == Some(false));
-        let mut cache_keys = build.cache_keys.clone();
-        cache_keys.extend(spec_keys.into_iter().filter(|key| !build.cache_keys.contains(key)));
+        let cache_keys = Self::cache_keys(build, &facts);
         let (source, expected) = (source(&build.source, &resolved), expected(&history));
         let (declared, language, history_key) = (build.declared.clone(), facts.language, build.history_key());
         let asked = Asked { declared, spec: spec.cloned(), language, history_key };
@@ -226,9 +270,11 @@ impl Survey {
         };
         let facts = resolved.and_then(|(pin, commit)| self.facts.known_or_ask(&pin, commit));
         let known = facts.is_some();
-        let (mut sizing, reasons) = self.sized(build, &facts.unwrap_or_default(), &history, room);
+        let facts = facts.unwrap_or_default();
+        let (mut sizing, reasons) = self.sized(build, &facts, &history, room);
+        let caches = self.caches_of(build, Self::cache_keys(build, &facts));
         sizing.provisional = !known;
-        Evaluated { sizing, source: state, never: false, reasons, score: 0, predicted_wait: None }
+        Evaluated { sizing, source: state, caches, never: false, reasons, score: 0, predicted_wait: None }
     }
 
     /// How big it is, and why that is refused, where it is.

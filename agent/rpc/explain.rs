@@ -152,6 +152,8 @@ pub(super) fn evaluation(found: Evaluated) -> v1::Evaluation {
         score: i32::from(found.score),
         source: state.into(),
         reasons: reasons(&found.reasons),
+        cache_keys: i32::try_from(found.caches.wanted).unwrap_or(i32::MAX),
+        cache_keys_here: i32::try_from(found.caches.here).unwrap_or(i32::MAX),
         predicted_wait: found.predicted_wait.map(super::convert::duration),
     }
 }

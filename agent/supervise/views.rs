@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stoker_core::admission::{Holder, LeaseState, Ledger};
 use stoker_core::identity::{CommitId, LeaseId};
@@ -10,12 +10,12 @@ use stoker_core::quantity::Amounts;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Caches};
 use crate::pressure::lease_use::HeldLeases;
 use crate::repository::NeededCommits;
 use crate::workspace::Workspaces;
 
-/// Workspaces without a lease come and go without a change of the ledger: they are looked at so often.
+/// Workspaces without a lease, and caches, come and go without a change of the ledger: they are looked at so often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// The senders; those who are told subscribe before the rooms are there that tell.
@@ -25,6 +25,8 @@ pub(super) struct Views {
     pub(super) reserved: watch::Sender<Amounts>,
     /// Bound leases and their holders, whose use is measured.
     pub(super) held: watch::Sender<HeldLeases>,
+    /// Caches of tenants, which make a build warmer.
+    pub(super) caches: watch::Sender<Caches>,
     /// Commits whose objects a store keeps; not known before the workspaces are.
     pub(super) needed: watch::Sender<Option<NeededCommits>>,
 }
@@ -33,7 +35,12 @@ impl Views {
     /// Tells until `cancel`.
     pub(super) async fn follow(self, admission: Admission, workspaces: Workspaces, cancel: CancellationToken) {
         let mut changes = admission.watch();
+        let mut looked: Option<Instant> = None;
         loop {
+            if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                tell(&self.caches, Arc::new(workspaces.caches().await));
+                looked = Some(Instant::now());
+            }
             let (unwritten, held, mut needed) =
                 admission.totals(|ledger, totals| (totals.unwritten, held(ledger), commits(ledger)));
             tell(&self.reserved, unwritten);

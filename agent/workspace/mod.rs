@@ -10,7 +10,7 @@ mod materialise;
 mod record;
 mod submodules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +38,8 @@ pub use submodules::Submodule;
 
 /// The most workspaces at once.
 const WORKSPACES_MAX: usize = 4096;
+/// Caches that are told; further ones make nobody warmer.
+const CACHES_MAX: usize = 10_000;
 /// How often it is looked at whether all are gone, where somebody waits for that.
 const SETTLE_EVERY: Duration = Duration::from_millis(20);
 /// How often ended leases are looked for where no change woke the room.
@@ -424,6 +426,22 @@ impl Workspaces {
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Workspace>> {
         self.entries().values().filter_map(ready).collect()
+    }
+
+    /// The caches that are there: the folder of a tenant and trust class, and the key. At most [`CACHES_MAX`].
+    pub async fn caches(&self) -> BTreeSet<(String, String)> {
+        let Ok(root) = self.inner.pools.usable(&self.inner.pool) else { return BTreeSet::new() };
+        let read = move || {
+            let folders = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+            let name = |entry: &std::fs::DirEntry| entry.file_name().into_string().ok();
+            let found = folders(root.join("caches")).flat_map(|tenant| {
+                let owner = name(&tenant);
+                let keys = folders(tenant.path()).filter_map(move |key| name(&key));
+                keys.filter_map(move |key| Some((owner.clone()?, key)))
+            });
+            found.take(CACHES_MAX).collect()
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_default()
     }
 
     /// Takes a workspace away. False: there is none. Returns when it has left its place.

@@ -175,3 +175,32 @@ async fn a_build_that_waited_is_sized_anew_when_it_is_granted() {
     let of_memory = basis(&sizing, v1::Resource::Memory);
     assert_eq!((of_memory.tier(), of_memory.runs, of_memory.value), (v1::Tier::History, 1, 12 * GIB));
 }
+
+/// A cache that is there makes a build warmer on this node, for its own tenant.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_is_there_raises_the_score() {
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let spec = "schema_version: 1\ncpu: 1\nmemory_gb: 1\ncache_keys: [cargo, ccache]\n";
+    repo.commit_file("main", ".build-spec.yaml", spec.as_bytes());
+    let agent = start(&configuration(PLAIN, &[]));
+    let of = |tenant: &str| v1::Build {
+        scope: Some(v1::Scope { tenant: tenant.to_owned(), ..Default::default() }),
+        ..build(&url)
+    };
+    let request = v1::AdmitRequest { request_id: "warm".into(), build: Some(of("red")), ..Default::default() };
+    let lease = admit(&agent, request).await.unwrap().granted();
+    let cold = evaluate(&agent, of("red")).await;
+    assert_eq!((cold.cache_keys, cold.cache_keys_here), (2, 0));
+
+    let workspace = prepare(&agent, &lease.id).await.unwrap();
+    assert!(Path::new(&workspace.environment["STOKER_CACHE"]).join("cargo").is_dir(), "{workspace:?}");
+    let warm = async || evaluate(&agent, of("red")).await.cache_keys_here == 2;
+    wait::until_async(LIMIT, "the caches are seen", warm).await;
+    let warm = evaluate(&agent, of("red")).await;
+    assert_eq!(warm.score, cold.score + 10);
+    let shown = agent.stoker().run(["lease", "evaluate", "--repo", &url, "--ref", "branch:main", "--tenant", "red"]);
+    assert!(shown.expect_code(0).stdout.contains("2 of 2 are here"));
+    let other = evaluate(&agent, of("blue")).await;
+    assert_eq!((other.cache_keys, other.cache_keys_here, other.score), (2, 0, cold.score));
+}

@@ -146,7 +146,7 @@ fn sizing(fields: &mut Fields, sizing: Option<&v1::Sizing>) {
     let seen: Vec<String> = seen.collect();
     fields.put("from", lines(sources.into_iter().map(|(from, of)| format!("{}: {from}", of.join(", ")))));
     if !seen.is_empty() {
-        fields.put("earlier", lines(seen.into_iter()));
+        fields.put("earlier", lines(seen));
     }
     for (capped, to) in [(false, "what this node has"), (true, "what this node allows one build")] {
         let lowered = sizing.basis.iter().filter(|basis| basis.clamped && basis.capped == capped);
@@ -273,6 +273,9 @@ pub(super) fn evaluations(answer: &v1::EvaluateResponse, view: &View) -> String 
         }
         fields.add("score", format!("{} of 100", found.score));
         fields.add("source", cached);
+        if found.cache_keys > 0 {
+            fields.add("caches", format!("{} of {} are here", found.cache_keys_here, found.cache_keys));
+        }
         sizing(&mut fields, found.sizing.as_ref());
         fields.render(view)
     });
