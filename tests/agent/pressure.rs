@@ -150,6 +150,7 @@ async fn above_the_floor(room: i64) -> (Agent, i64) {
 async fn the_gate_shuts_at_once_when_memory_falls_below_its_floor() {
     needs_root!();
     let group = made!(MemoryGroup::new(2 << 30));
+    let _alone = MEASURING.lock().await;
     let (agent, floor) = above_the_floor(700 * MIB).await;
     let mut asker = agent.node().await;
     let stop = std::sync::Arc::new(AtomicBool::new(false));

@@ -61,6 +61,10 @@ impl Drop for MemoryGroup {
     }
 }
 
+/// Shares of one that comes before and after what has the usual 1024.
+const FIRST: u64 = 262_144;
+const LAST: u64 = 2;
+
 /// A group with a share of CPU. Dropped, all in it are killed and it is removed; groups in it go first.
 pub(crate) struct CpuGroup {
     path: PathBuf,
@@ -68,8 +72,8 @@ pub(crate) struct CpuGroup {
 }
 
 impl CpuGroup {
-    /// One that comes before all else on the machine, for groups in it; nothing where this machine lets us make none.
-    pub(crate) fn first_of_all() -> Option<Self> {
+    /// One for groups in it, which comes after all else on the machine; nothing where this machine lets us make none.
+    pub(crate) fn last_of_all() -> Option<Self> {
         let root = Path::new("/sys/fs/cgroup");
         let v1 = ["cpu,cpuacct", "cpu"]
             .map(|name| root.join(name))
@@ -85,7 +89,7 @@ impl CpuGroup {
         let path = home.join(format!("stoker-test-{}", uuid::Uuid::now_v7().simple()));
         std::fs::create_dir(&path).ok()?;
         let group = Self { path, unified };
-        group.share(262_144).ok()?;
+        group.share(LAST).ok()?;
         if unified {
             std::fs::write(group.path.join("cgroup.subtree_control"), "+cpu").ok()?;
         }
@@ -106,6 +110,15 @@ impl CpuGroup {
             std::fs::write(group.path.join(file), text).unwrap();
         }
         group
+    }
+
+    /// What is measured comes before all else, and so measures the same on a busy machine; what is not measured leaves the
+    /// machine to the others.
+    pub(crate) fn before_all_else<T>(&self, measured: impl FnOnce() -> T) -> T {
+        self.share(FIRST).unwrap();
+        let found = measured();
+        self.share(LAST).unwrap();
+        found
     }
 
     /// In the unit of v1; v2 has another, and a kubelet goes from one to the other like this.
