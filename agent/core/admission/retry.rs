@@ -23,12 +23,14 @@ pub(super) enum Tried {
     Final(Vec<Reason>),
 }
 
-/// What a retry of this lease would get; `None` where it did not run out of memory.
+/// What a retry of this lease would get, of what one build may have and of what its tenant may hold; `None` where it did
+/// not run out of memory.
 pub(super) fn advice(lease: &Lease, facts: &Facts) -> Option<Retry> {
-    let room = facts.room();
     let size = &lease.sizing.size;
+    let room = facts.room();
+    let most = facts.tenants.of(&lease.scope.tenant).at_most(room);
     let up = match lease.outcome? {
-        Outcome::OutOfMemoryLimit => facts.sizing.ladder.next_step(size, &room),
+        Outcome::OutOfMemoryLimit => facts.sizing.ladder.next_step(size, &most),
         Outcome::OutOfMemoryNode => Some(*size),
         _ => return None,
     };
@@ -46,6 +48,15 @@ pub(super) fn advice(lease: &Lease, facts: &Facts) -> Option<Retry> {
     }
     match up {
         Some(up) => Some(Retry { size: Some(up), reasons: Vec::new() }),
+        None if most.memory_bytes < room.memory_bytes => none(
+            Code::TenantQuota,
+            format!(
+                "it ran out of {}, and tenant {:?} may hold no more than {} in all: let it use less",
+                memory(size),
+                lease.scope.tenant,
+                Resource::Memory.show(most.memory_bytes)
+            ),
+        ),
         None => none(
             Code::MemoryBudget,
             format!(

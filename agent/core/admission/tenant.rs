@@ -72,6 +72,16 @@ impl Tenant {
         self.leases_max.is_some() || self.cpu_millis_max.is_some() || self.memory_bytes_max.is_some()
     }
 
+    /// As much of it as one build of the tenant may have.
+    pub(super) fn at_most(&self, budget: Amounts) -> Amounts {
+        let within = |amount: u64, max: Option<u64>| max.map_or(amount, |max| amount.min(max));
+        Amounts {
+            cpu_millis: within(budget.cpu_millis, self.cpu_millis_max),
+            memory_bytes: within(budget.memory_bytes, self.memory_bytes_max),
+            ..budget
+        }
+    }
+
     const fn limits(&self) -> [(Resource, Option<u64>); 2] {
         [(Resource::Memory, self.memory_bytes_max), (Resource::Cpu, self.cpu_millis_max)]
     }

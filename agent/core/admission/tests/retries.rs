@@ -58,6 +58,25 @@ fn a_step_never_goes_above_the_budget() {
 }
 
 #[test]
+fn a_step_never_goes_above_what_the_tenant_may_hold() {
+    for (max, code) in [(6, None), (5, None), (4, Some(Code::TenantQuota))] {
+        let mut node = Node::new();
+        let red = Tenant { memory_bytes_max: Some(max * GIB), cpu_millis_max: Some(3_000), ..Tenant::default() };
+        let named = BTreeMap::from([(String::from("red"), red)]);
+        node.facts.tenants = Arc::new(Tenants { named, other: Tenant::default() });
+        let first = node.running(of("red", request("first", 2, 4)), "a");
+        let retry_of = out_of_memory(&mut node, &first, Outcome::OutOfMemoryLimit).retry.unwrap();
+        let told = retry_of.size.map(|size| (size.amounts.cpu_millis, size.amounts.memory_bytes));
+        assert_eq!(told, code.is_none().then_some((3_000, max * GIB)));
+        assert_eq!(codes(&retry_of.reasons), Vec::from_iter(code));
+        match node.admit(of("red", retry("again", &first))) {
+            Answer::Granted(lease) => assert_eq!(Some(lease.sizing.size), retry_of.size),
+            other => assert!(code.is_some(), "{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_build_spec_can_do_without() {
     let mut node = Node::new();
     let first = node.running(Request { no_retry: true, ..request("first", 2, 4) }, "a");
