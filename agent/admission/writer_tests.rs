@@ -26,6 +26,7 @@ fn facts() -> Facts {
         },
         leases_max: 10,
         tickets_max: 10,
+        sizing: Arc::default(),
         tenants: Arc::new(Tenants::default()),
         pass_for: Span::minutes(10),
         age_after: Span::hours(1),
@@ -60,6 +61,7 @@ fn writer(state: &Path) -> Writer {
         state: state.to_owned(),
         starved: false,
         unasked: 0,
+        sized_by: None,
         untidied: 0,
     }
 }

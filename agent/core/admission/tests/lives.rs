@@ -227,7 +227,8 @@ fn a_build_that_nobody_released_tells_what_was_seen_of_it_too() {
     let lost = node.running(request("first", 4, 8), "a");
     let overdue = node.running(request("second", 4, 8), "b");
     node.now = node.now.plus(Span::minutes(29));
-    (seen(&mut node, &lost, 6, 29), seen(&mut node, &overdue, 7, 29));
+    seen(&mut node, &lost, 6, 29);
+    seen(&mut node, &overdue, 7, 29);
     node.tell(&Command::Gone(Vec::from([lost.clone()]), Code::HolderGone));
     node.pass(Span::minutes(2));
     for (id, gib, outcome) in [(lost, 6, Outcome::Lost), (overdue, 7, Outcome::TimeBudgetExceeded)] {
