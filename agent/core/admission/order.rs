@@ -33,6 +33,21 @@ pub(super) struct Key {
     order: u64,
 }
 
+impl Key {
+    /// Where it is once another of its tenant's was granted before it.
+    pub(super) fn after(self, one: &Standing<'_>, weight: u32) -> Self {
+        match one.is_retry() || self.passed.0 {
+            true => self,
+            false => Self { turn: self.turn.saturating_add(share(one.cost, weight.into())), ..self },
+        }
+    }
+}
+
+/// What a build costs its tenant.
+fn share(cost: u64, weight: u64) -> u64 {
+    cost.checked_div(weight.max(1)).unwrap_or(0).max(1)
+}
+
 /// What a build moves its tenant's turn on by, at weight 1: millionths of the budget times seconds, at least 1.
 pub(super) fn cost(size: &Size, budget: &Amounts) -> u64 {
     let share = |r: Resource| size.amounts.get(r).saturating_mul(1_000_000).checked_div(budget.get(r)).unwrap_or(0);
@@ -97,8 +112,7 @@ impl<'a> Turns<'a> {
     /// Moves the turn on, and says where it is then. A retry had its turn already.
     fn step(&mut self, standing: &Standing<'_>) -> u64 {
         if !standing.is_retry() {
-            let share = standing.cost.checked_div(self.weight).unwrap_or(0).max(1);
-            self.turn = self.turn.saturating_add(share).max(self.clock);
+            self.turn = self.turn.saturating_add(share(standing.cost, self.weight)).max(self.clock);
             self.last = self.turn;
         }
         self.last

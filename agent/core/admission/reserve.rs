@@ -77,12 +77,26 @@ impl View<'_> {
         if self.takes_its_quota(one, head) {
             return Passes::No("it would use up what its tenant's first may still have");
         }
+        if self.takes_its_turn(one, head) {
+            return Passes::No("it would cost its tenant's first the turn that it has");
+        }
         let in_time = self.facts.end_at_budget && self.now.plus(one.lasts) <= kept.at;
         let beside = kept.leases > 0 && Resource::LEDGER.into_iter().all(|r| one.amounts.get(r) <= kept.spare.get(r));
         match in_time || beside {
             true => Passes::Yes,
             false => Passes::No("it would keep the first of them waiting longer"),
         }
+    }
+
+    /// A grant moves its tenant's turn on, and with it the head where that is its tenant's: no further than to whoever
+    /// would be the head then, for whom nothing is kept yet.
+    fn takes_its_turn(&self, one: &Contender<'_>, head: &Head) -> bool {
+        let tenant = one.standing.tenant;
+        if head.ticket.request.scope.tenant != tenant {
+            return false;
+        }
+        let moved = head.key.after(&one.standing, self.facts.tenants.of(tenant).weight);
+        self.rival(head).is_some_and(|rival| rival < moved)
     }
 
     fn takes_its_quota(&self, one: &Contender<'_>, head: &Head) -> bool {

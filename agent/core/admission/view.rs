@@ -65,6 +65,7 @@ pub struct View<'a> {
     pub(super) now: Timestamp,
     pub(super) totals: Totals,
     head: OnceCell<Option<Head>>,
+    rival: OnceCell<Option<Key>>,
     next: OnceCell<Option<Next>>,
     hint: OnceCell<Span>,
     ends: OnceCell<Vec<Ending>>,
@@ -110,6 +111,7 @@ impl Ledger {
             now,
             totals: self.totals(facts),
             head: OnceCell::new(),
+            rival: OnceCell::new(),
             next: OnceCell::new(),
             hint: OnceCell::new(),
             ends: OnceCell::new(),
@@ -191,6 +193,12 @@ impl<'a> View<'a> {
             Some(Head { key, ticket: Arc::clone(ticket), reservation })
         };
         self.head.get_or_init(find).as_ref()
+    }
+
+    /// The first of another tenant than the head's.
+    pub(super) fn rival(&self, head: &Head) -> Option<Key> {
+        let of = |ticket: &Ticket| ticket.request.scope.tenant != head.ticket.request.scope.tenant;
+        *self.rival.get_or_init(|| self.with_a_turn().find(|(_, ticket)| of(ticket)).map(|(key, _)| key))
     }
 
     /// The queue without those in nobody's way: one that fits no more (the node became smaller) is told so when it asks,

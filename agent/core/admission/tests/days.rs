@@ -120,3 +120,40 @@ proptest! {
         }
     }
 }
+
+/// The head's own tenant had another pass it, and so its turn: then a third passed the one whose turn it was meanwhile.
+#[test]
+fn a_build_that_passes_its_own_tenants_first_does_not_cost_it_its_place() {
+    let build = |(after, tenant, cpu, gib, minutes)| Build { after, tenant, cpu, gib, minutes, priority: 0 };
+    let day = [
+        (234, 2, 19, 38, 22),
+        (28, 3, 9, 18, 57),
+        (194, 0, 1, 1, 70),
+        (132, 2, 2, 2, 48),
+        (300, 3, 13, 26, 24),
+        (387, 2, 4, 8, 64),
+        (130, 3, 2, 2, 17),
+        (240, 1, 1, 2, 26),
+        (330, 3, 14, 14, 8),
+        (172, 2, 1, 2, 39),
+        (114, 2, 1, 1, 55),
+        (274, 3, 3, 6, 69),
+        (208, 1, 4, 4, 65),
+        (564, 2, 1, 1, 78),
+        (416, 1, 20, 40, 3),
+        (273, 3, 1, 2, 38),
+        (184, 2, 3, 3, 5),
+        (212, 1, 6, 6, 34),
+        (276, 0, 3, 3, 9),
+        (352, 1, 2, 2, 26),
+        (231, 3, 1, 2, 82),
+        (63, 1, 3, 6, 23),
+        (464, 1, 2, 2, 83),
+        (324, 1, 2, 2, 89),
+        (14, 0, 21, 42, 60),
+    ];
+    let builds: Vec<Build> = day.into_iter().map(build).collect();
+    for pass_for in [Span(0), Span::minutes(10), Span::hours(24)] {
+        live(&builds, pass_for);
+    }
+}
