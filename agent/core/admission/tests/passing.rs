@@ -125,10 +125,12 @@ fn the_example_of_the_documentation_is_so() {
     let blue = node.waiting(of("blue", request("blue", 20, 40)));
     assert_eq!(blue.position, 2);
     node.granted(of("green", lasting(10, request("green", 1, 2))));
-    let last = node.granted(of("red", lasting(20, request("small", 2, 10))));
+    let own = node.waiting(of("red", lasting(20, request("own", 2, 10))));
+    assert_eq!((own.position, codes(&own.reasons)), (8, Vec::from([Code::QueueAhead])), "it would cost red its turn");
+    let last = node.granted(of("blue", lasting(20, request("small", 2, 10))));
     node.release(&last);
-    let beside = node.granted(of("red", lasting(30, request("beside", 2, 10))));
+    let beside = node.granted(of("blue", lasting(30, request("beside", 2, 10))));
     node.release(&beside);
-    let large = node.waiting(of("red", lasting(30, request("large", 2, 16))));
-    assert_eq!((large.position, codes(&large.reasons)), (8, Vec::from([Code::MemoryHeld, Code::QueueAhead])));
+    let large = node.waiting(of("blue", lasting(30, request("large", 2, 16))));
+    assert_eq!(codes(&large.reasons), Vec::from([Code::MemoryHeld, Code::QueueAhead]));
 }
