@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stoker_proto::v1;
 
@@ -361,6 +361,13 @@ async fn what_upstream_no_longer_shows_is_no_longer_served() {
         let answer = Raw::send(&agent, "POST", &format!("{path}/git-upload-pack"), &kind, want.as_bytes());
         assert_eq!(answer.status, 404);
         if made_private {
+            // An outage after that is no yes, for longer than a failure is remembered.
+            upstream.stop();
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(17) {
+                clients.refused(&["ls-remote", &from]);
+            }
+            upstream.resume();
             // A secret that is brought to it, or an owner who changes his mind.
             upstream.demand_nothing();
             let again = || git(&clients.place("before")).args(["fetch", "--quiet", &from]).output().unwrap();

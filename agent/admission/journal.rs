@@ -166,7 +166,13 @@ impl Journal {
         if found < SCHEMA {
             let upgrade =
                 ["BEGIN;", if found == 1 { FROM_1_AWAY } else { "" }, TABLES, if found == 1 { FROM_1 } else { "" }];
-            let upgrade = format!("{} PRAGMA user_version = {SCHEMA}; COMMIT;", upgrade.concat());
+            // While rows are taken over they are there twice.
+            let upgrade = format!(
+                "PRAGMA max_page_count = {}; {} PRAGMA user_version = {SCHEMA}; COMMIT; \
+                 PRAGMA max_page_count = {PAGES_MAX}; PRAGMA wal_checkpoint(TRUNCATE);",
+                PAGES_MAX * 3,
+                upgrade.concat()
+            );
             connection.execute_batch(&upgrade).map_err(sqlite)?;
         }
         let journal = Self { ballast: state.join("ballast"), path, connection, numbers: Numbers::default() };

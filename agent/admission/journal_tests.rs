@@ -63,10 +63,22 @@ fn a_journal_whose_rows_are_by_id_is_taken_over() {
          INSERT INTO meta VALUES ('boot_id', 'b'); PRAGMA user_version = 1;",
     )
     .unwrap();
+    let insert = "INSERT INTO lease VALUES (?1, ?2, 'released', '', '', 0, 0, ?3)";
     for number in [2, 1] {
-        let insert = "INSERT INTO lease VALUES (?1, ?2, 'released', '', '', 0, 0, ?3)";
         old.execute(insert, params![lease(number).id.as_str(), format!("r{number}"), record(number)]).unwrap();
     }
+    // As much as one may have: while rows are taken over they are there twice.
+    old.execute_batch("BEGIN;").unwrap();
+    let text = record(3);
+    let ended = 36 * (1 << 20) / text.len();
+    for number in 10..10 + ended {
+        old.execute(insert, params![format!("old{number}"), format!("r{number}"), &text]).unwrap();
+    }
+    old.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE);").unwrap();
+    drop(old);
+    Journal::open(state.path()).unwrap();
+    let old = Connection::open(state.path().join("journal.sqlite")).unwrap();
+    old.execute("DELETE FROM lease WHERE id LIKE 'old%'", []).unwrap();
     drop(old);
     let mut journal = Journal::open(state.path()).unwrap();
     assert_eq!(journal.meta("boot_id").unwrap().as_deref(), Some("b"));

@@ -200,7 +200,8 @@ impl Admission {
         }
         let missing = || Reason::new(Code::SpecInvalid, "build", "a request that is no retry names its build");
         let build = build.ok_or_else(missing)?;
-        let found = self.survey.whole(&build, &self.room(), |key| self.samples(key), patience).await?;
+        let room = room_of(&(self.facts)(), &build.scope.tenant);
+        let found = self.survey.whole(&build, &room, |key| self.samples(key), patience).await?;
         let request = Request {
             id: request_id,
             digest,
@@ -224,9 +225,11 @@ impl Admission {
     #[must_use]
     pub fn evaluate(&self, builds: &[Build]) -> Vec<Evaluated> {
         let facts = (self.facts)();
-        let room = room_of(&facts);
         // What reads files stands before the lock.
-        let survey = |build: &Build| self.survey.cached(build, &room, self.samples(&build.history_key()));
+        let survey = |build: &Build| {
+            let room = room_of(&facts, &build.scope.tenant);
+            self.survey.cached(build, &room, self.samples(&build.history_key()))
+        };
         let seen: Vec<Evaluated> = builds.iter().map(survey).collect();
         self.writer.read(|published| {
             let view = published.ledger.view(&facts, now());
@@ -441,15 +444,11 @@ impl Admission {
         self.writer
             .read(|published| published.history.get(key).map(|s| s.iter().copied().collect()).unwrap_or_default())
     }
-
-    fn room(&self) -> Amounts {
-        room_of(&(self.facts)())
-    }
 }
 
-/// The budget that defaults and margins are clamped to.
-fn room_of(facts: &Facts) -> Amounts {
-    let room = facts.capacity.less(facts.reserve);
+/// What defaults and margins of a tenant's builds are clamped to: the budget, and what the tenant may hold.
+fn room_of(facts: &Facts, tenant: &str) -> Amounts {
+    let room = facts.tenants.of(tenant).at_most(facts.capacity.less(facts.reserve));
     // A pool that is away says nothing of what it has: nothing is lowered to that.
     let known = |part: u64| if part == 0 { u64::MAX } else { part };
     Amounts { disk_bytes: known(room.disk_bytes), disk_inodes: known(room.disk_inodes), ..room }

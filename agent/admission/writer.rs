@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Ticket, Waiting};
+use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Tenants, Ticket, Waiting};
 use stoker_core::identity::{LeaseId, RequestId, TicketId};
 use stoker_core::invariants;
 use stoker_core::quantity::{Amounts, Span, Timestamp};
@@ -126,6 +126,26 @@ impl WriterHandle {
 }
 
 /// Owns the journal and the working ledger; lives in a thread of its own, because it waits for the disk.
+/// What sizes follow from, beside the runs.
+#[derive(PartialEq)]
+struct SizedBy {
+    policy: Arc<Policy>,
+    tenants: Arc<Tenants>,
+    /// Of the budget, the disk in whole hundredths: what a pool has follows from how full it is, on some filesystems.
+    budget: Amounts,
+}
+
+impl SizedBy {
+    fn of(facts: &Facts) -> Self {
+        let budget = facts.capacity.less(facts.reserve);
+        let rough = |amount: u64| {
+            amount.checked_ilog2().map_or(0, |bits| amount >> bits.saturating_sub(6) << bits.saturating_sub(6))
+        };
+        let budget = Amounts { disk_bytes: rough(budget.disk_bytes), disk_inodes: rough(budget.disk_inodes), ..budget };
+        Self { policy: Arc::clone(&facts.sizing), tenants: Arc::clone(&facts.tenants), budget }
+    }
+}
+
 struct Writer {
     journal: Journal,
     working: Ledger,
@@ -139,7 +159,7 @@ struct Writer {
     unasked: usize,
     untidied: usize,
     /// By what the tickets were sized.
-    sized_by: Option<(Arc<Policy>, Amounts)>,
+    sized_by: Option<SizedBy>,
 }
 
 /// Starts the writer's thread. It ends when the last handle is gone.
@@ -261,7 +281,7 @@ impl Writer {
     /// Sizes those anew that wait: whose runs taught something with this batch, or all where the operator's table, the cap
     /// or the budget changed. What is granted next has the size that it would get if it asked now.
     fn resize(&mut self, facts: &Facts, now: Timestamp, entries: &mut Vec<Entry>) {
-        let by = (Arc::clone(&facts.sizing), super::room_of(facts));
+        let by = SizedBy::of(facts);
         let all = self.sized_by.as_ref() != Some(&by);
         let taught: BTreeSet<&str> = entries.iter().filter_map(Entry::taught).collect();
         if self.working.queued() == 0 || !all && taught.is_empty() {
@@ -285,7 +305,8 @@ impl Writer {
                 let samples: Vec<Sample> = known.chain(new).collect();
                 (!samples.is_empty()).then(|| summary(&samples))
             });
-            Some((ticket.id.clone(), asked.size(history.as_ref(), &by.0, &by.1)))
+            let room = super::room_of(facts, &ticket.request.scope.tenant);
+            Some((ticket.id.clone(), asked.size(history.as_ref(), &by.policy, &room)))
         });
         let sized = sized.collect();
         drop(published);
@@ -394,6 +415,8 @@ impl Writer {
         let free = nix::sys::statvfs::statvfs(&self.state).map(|fs| fs.blocks_available() * fs.fragment_size());
         if free.is_ok_and(|free| free >= ROOM_BYTES) && self.journal.make_ballast().is_ok() {
             self.starved = false;
+            // What runs taught meanwhile was not used.
+            self.sized_by = None;
             tracing::info!("the journal has room again");
         }
     }

@@ -36,6 +36,8 @@ impl Limits {
             setresgid(gid, gid, gid)?;
             setresuid(uid, uid, uid)?;
         }
+        // Where memory runs out it goes first, and not the agent beside it. Not everywhere may that be said.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
         lower(Resource::RLIMIT_CORE, 0, 0)?;
         lower(Resource::RLIMIT_AS, self.memory_bytes, self.memory_bytes)?;
         // SIGXCPU at the first, which says why it ended; SIGKILL at the second.

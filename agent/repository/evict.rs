@@ -285,7 +285,8 @@ async fn make_room(shared: &Arc<Shared>, space: Option<Space>) -> Result<(), Rea
                 .await
                 .is_ok_and(|freed| freed.is_ok_and(|freed| freed > 0))
             {
-                return Ok(());
+                missed = true;
+                break;
             }
         }
         missed |= !match picture.what.get(*at) {

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use git2::{ObjectType, Oid, Repository};
@@ -107,7 +108,8 @@ impl Visit {
                 let own = name.strip_prefix(&*namespace).is_some_and(is_followed);
                 (!own).then(|| name.to_vec())
             });
-            replace(&packed, &others.join(&table(refs, &peeled)).to_file(), true)?;
+            // Where both have a name the first holds.
+            replace(&packed, &table(refs, &peeled).join(&others).to_file(), true)?;
             Ok(true)
         };
         on_disk(write).await
@@ -223,6 +225,8 @@ fn write_wanted(store: &StorePaths, ids: &BTreeSet<CommitId>) -> io::Result<Want
     store.make_folder()?;
     let file = Wanted(store.folder.join(".tmp-wanted"));
     fs::write(&file.0, text)?;
+    // Git may be another user; it has only names of objects.
+    fs::set_permissions(&file.0, PermissionsExt::from_mode(0o644))?;
     Ok(file)
 }
 
@@ -242,7 +246,13 @@ fn peel(repository: &Path, ids: &BTreeSet<CommitId>) -> io::Result<Option<BTreeM
         loop {
             match objects.read_header(at) {
                 Ok((_, ObjectType::Tag)) if nested < NESTED_TAGS_MAX => {
-                    at = repository.find_tag(at).map_err(io::Error::other)?.target_id();
+                    // Its first line alone: of the rest old history has more forms than the library takes.
+                    let target = objects.read(at).ok().and_then(|tag| {
+                        let first = tag.data().split(|byte| *byte == b'\n').next()?.strip_prefix(b"object ")?;
+                        Oid::from_str(std::str::from_utf8(first).ok()?).ok()
+                    });
+                    let Some(target) = target else { return Ok(None) };
+                    at = target;
                     nested += 1;
                 }
                 Ok((_, ObjectType::Tag)) | Err(_) => return Ok(None),
@@ -276,7 +286,7 @@ fn adopt_clone(store: &StorePaths, heads: &str, tags: &str, pins: &str, detached
 }
 
 /// Writes what every store has, so that it survives a loss of power, and moves it into place.
-fn finish_store(store: &StorePaths) -> io::Result<()> {
+pub(super) fn finish_store(store: &StorePaths) -> io::Result<()> {
     let new = store.fill();
     replace(&new.join("config"), CONFIG.as_bytes(), true)?;
     replace(&new.join(GENERATION), uuid::Uuid::now_v7().to_string().as_bytes(), true)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use stoker_core::identity::CommitId;
@@ -38,6 +39,8 @@ const FIRST_REFS_MIN: usize = 100;
 
 /// How often it is looked whether what comes leaves the pool its floor.
 const FLOOR_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So many looks in a row below it end a visit: eviction looks every two seconds.
+const FLOOR_LOOKS: u32 = 6;
 
 /// Serves one batch. `place` is the one among parallel visits that it was given.
 ///
@@ -50,9 +53,10 @@ pub(super) async fn visit(
     place: Place,
 ) -> Outcome {
     let mut commits = BTreeMap::new();
-    let cancel = entry.stop.child_token();
+    let watched = Watched { cancel: entry.stop.child_token(), brings: AtomicBool::new(false) };
+    let cancel = &watched.cancel;
     let result = {
-        let mut work = Box::pin(run(shared, entry, wanted, first, place, &cancel, &mut commits));
+        let mut work = Box::pin(run(shared, entry, wanted, first, place, &watched, &mut commits));
         match shared.recovered().await.and_then(|()| (shared.pool.root)()) {
             Err(reason) => Err(reason),
             Ok(_) => {
@@ -63,7 +67,7 @@ pub(super) async fn visit(
                         cancel.cancel();
                         work.await
                     }
-                    reason = falls_below_floor(shared, &entry.url) => {
+                    reason = stays_below_floor(shared, &entry.url, &watched.brings) => {
                         cancel.cancel();
                         // What came before is told as it is.
                         work.await.map_err(|_| reason)
@@ -77,27 +81,36 @@ pub(super) async fn visit(
     Outcome { result, commits }
 }
 
-/// Ends when the pool, which was above its floor, no longer is: what comes then would take the room that builds write to.
-async fn falls_below_floor(shared: &Shared, url: &RepositoryUrl) -> Reason {
-    let look = async || {
-        let measure = Arc::clone(&shared.pool.measure);
-        blocking(url.key(), move || measure()).await.and_then(|space| space).ok()
-    };
-    let is_above = |space: super::Space| space.free_bytes >= space.floor_bytes;
-    let mut was_above = look().await.is_some_and(is_above);
+/// What ends a visit, and whether it brings objects now.
+struct Watched {
+    cancel: CancellationToken,
+    brings: AtomicBool,
+}
+
+/// Ends when what comes has kept the pool below its floor for longer than it takes to make room by eviction: then it takes
+/// the room that builds write to.
+async fn stays_below_floor(shared: &Shared, url: &RepositoryUrl, brings: &AtomicBool) -> Reason {
+    let (mut was_above, mut below) = (false, 0_u32);
     loop {
         tokio::time::sleep(FLOOR_LOOK_EVERY).await;
-        let Some(space) = look().await else { continue };
-        if was_above && !is_above(space) {
+        if !brings.load(Ordering::SeqCst) {
+            (was_above, below) = (false, 0);
+            continue;
+        }
+        let measure = Arc::clone(&shared.pool.measure);
+        let Ok(Ok(space)) = blocking(url.key(), move || measure()).await else { continue };
+        let is_above = space.free_bytes >= space.floor_bytes;
+        was_above |= is_above;
+        below = if is_above { 0 } else { below.saturating_add(1) };
+        if was_above && below >= FLOOR_LOOKS {
             let message = format!(
-                "fetching {url} was ended: the pool has {} bytes free, its floor is {}; free some, or lower \
-                 `repositories.limit`",
+                "fetching {url} was ended: the pool has {} bytes free, its floor is {}, and nothing that may be evicted \
+                 made room; free some",
                 space.free_bytes, space.floor_bytes
             );
             let reason = Reason::new(Code::DiskFloor, url.key(), message);
             return reason.about(Resource::DiskBytes, space.floor_bytes, space.free_bytes);
         }
-        was_above = is_above(space);
     }
 }
 
@@ -107,7 +120,7 @@ async fn run(
     wanted: &Wanted,
     first: &watch::Sender<bool>,
     place: Place,
-    cancel: &CancellationToken,
+    Watched { cancel, brings }: &Watched,
     commits: &mut BTreeMap<CommitId, Fetched>,
 ) -> Result<(), Reason> {
     plant(shared, entry, cancel).await;
@@ -118,8 +131,15 @@ async fn run(
         visit.list(wanted, safe.as_deref()).await.map(|listing| (listing, safe, asked_at))
     };
     let listed = listed.await;
-    // An answer to this question alone: what goes wrong later, on the way or here, is not upstream's no.
-    entry.state().meta.denied = listed.as_ref().is_err_and(|reason| reason.code.upstream_says_no());
+    // What it answered to this question: what goes wrong on the way, later or here, is neither yes nor no.
+    match &listed {
+        Ok(_) => entry.state().meta.denied = false,
+        // One that moved is there.
+        Err(reason) if reason.code.upstream_says_no() && !GitError::tells_of_a_move(reason) => {
+            entry.state().meta.denied = true;
+        }
+        Err(_) => {}
+    }
     let (listing, safe, asked_at) = match listed {
         Ok(listed) => listed,
         Err(reason) => {
@@ -145,6 +165,7 @@ async fn run(
         shared.disk.refusal(&entry.url)?;
     }
     let writer = begin(shared, entry, &mut visit, &listing, place).await?;
+    brings.store(true, Ordering::SeqCst);
     if current.is_none() && !visit.has_store() && listing.followed >= FIRST_REFS_MIN && names_refs(&listing) {
         bring_first(shared, entry, &visit, &listing, wanted, asked_at, safe.as_deref()).await?;
         first.send_replace(true);
@@ -163,6 +184,7 @@ async fn run(
             }
             commits.insert(*commit, fetched);
         }
+        brings.store(false, Ordering::SeqCst);
         let dropped = update_pins(entry, &listing, wanted, asked_at);
         if !dropped.is_empty() {
             visit.unpin(&dropped).await.map_err(|error| error.reason(entry.url.key(), "forgetting pull requests"))?;

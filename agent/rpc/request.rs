@@ -160,8 +160,9 @@ fn measured(field: &str, measured: v1::Measured) -> Result<Measured, Status> {
 }
 
 pub(super) fn usage(field: &str, usage: v1::Usage) -> Result<Usage, Status> {
-    let positive = |name: &str, value: i64| {
-        u64::try_from(value).map_err(|_| bad(format!("{field}.{name}"), format!("is {value}; give 0 or more")))
+    let positive = |name: &str, value: i64| match u64::try_from(value) {
+        Ok(told) if value <= BYTES_MAX => Ok(told),
+        _ => Err(bad(format!("{field}.{name}"), format!("is {value}; give 0 to {BYTES_MAX}"))),
     };
     let spanned = |name: &str, given: Option<ProtoDuration>| {
         exact_span(given.unwrap_or_default())

@@ -16,6 +16,8 @@ const COMMITS_MAX: usize = 4096;
 const FILES_MAX: u64 = 2_000_000;
 /// Readings that run at once; further ones that nobody waits for are left out.
 const READINGS_MAX: usize = 2;
+/// How many are read at a time that somebody waits for.
+const FOREGROUND_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 struct Known {
@@ -30,6 +32,7 @@ pub struct FactsCache {
     nickel: Nickel,
     known: Arc<Mutex<Known>>,
     background: Arc<tokio::sync::Semaphore>,
+    foreground: Arc<tokio::sync::Semaphore>,
     cancel: CancellationToken,
 }
 
@@ -38,7 +41,8 @@ impl FactsCache {
     #[must_use]
     pub fn new(reader: Reader, nickel: Nickel, cancel: CancellationToken) -> Self {
         let background = Arc::new(tokio::sync::Semaphore::new(READINGS_MAX));
-        Self { reader, nickel, known: Arc::default(), background, cancel }
+        let foreground = Arc::new(tokio::sync::Semaphore::new(FOREGROUND_MAX));
+        Self { reader, nickel, known: Arc::default(), background, foreground, cancel }
     }
 
     /// Reads them where they are not known.
@@ -46,8 +50,14 @@ impl FactsCache {
     /// # Errors
     /// When the commit cannot be read.
     pub async fn of(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Arc<Facts>, Reason> {
-        if let Some(facts) = self.known().facts.get(&commit) {
-            return Ok(Arc::clone(facts));
+        let known = || self.known().facts.get(&commit).cloned();
+        if let Some(facts) = known() {
+            return Ok(facts);
+        }
+        // Few at a time: a reading may wait long for its spec, on a thread that others need too. It is never closed.
+        let _turn = self.foreground.acquire().await;
+        if let Some(facts) = known() {
+            return Ok(facts);
         }
         let (reader, pin) = (self.clone(), pin.clone());
         let read = tokio::task::spawn_blocking(move || reader.read(&pin, commit)).await;

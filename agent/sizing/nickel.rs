@@ -131,12 +131,19 @@ fn read(status: ExitStatus, answer: &[u8], limits: &NickelLimits) -> Result<Spec
             other => passing(format!("was not evaluated: {NICKEL_PROGRAM} was ended by {other}")),
         });
     }
+    if u64::try_from(answer.len()).is_ok_and(|bytes| bytes >= ANSWER_BYTES_MAX) {
+        return Err(refused(format!("says more than {ANSWER_BYTES_MAX} bytes")));
+    }
     match serde_json::from_slice(answer) {
         Ok(Said::Fields(fields)) => {
             let fields = fields.into_iter().map(|field| (field.name, field.line, field.value));
             spec::of_fields(NAME_NICKEL, fields)
         }
         Ok(Said::Error { line, kind }) => Err(SpecError { line, ..refused(kind) }),
+        // Its end was its own: the same source would end the same way.
+        Err(_) if matches!(status.code(), Some(0 | 1)) => {
+            Err(refused("evaluates to what cannot be read: nested too deep?".into()))
+        }
         Err(_) => Err(passing(format!("was not evaluated: {NICKEL_PROGRAM} ended with {status} and no answer"))),
     }
 }

@@ -14,7 +14,6 @@ use crate::sizing::{Outcome, Sizing};
 use super::admit::Ids;
 use super::fit::HINT_MAX;
 use super::time::{ASK_WITHIN, BIND_WITHIN_MAX, ended, past_budget};
-use super::view::standing_of;
 use super::{Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply, Request, Ticket, Usage, retry};
 
 impl Ledger {
@@ -34,7 +33,7 @@ impl Ledger {
                 Some(held) => release(held, *outcome, *exit_code, *usage, facts, now),
             },
             Command::Gone(ids, code) => (Reply::Done, self.gone(ids, *code, facts, now)),
-            Command::Resize(sizes) => (Reply::Done, self.resized(sizes, facts)),
+            Command::Resize(sizes) => (Reply::Done, self.resized(sizes)),
             Command::Cancel(id) => match self.ticket(id) {
                 None => refuse(Refused::NoTicket(id.clone())),
                 Some(_) => (Reply::Done, vec![Event::TicketGone(id.clone())]),
@@ -63,13 +62,12 @@ impl Ledger {
         }
     }
 
-    fn resized(&self, sizes: &[(TicketId, Sizing)], facts: &Facts) -> Vec<Event> {
-        let budget = facts.capacity.less(facts.reserve);
+    /// Other sizes, and the same places: what a ticket costs its tenant stays what it was when it was asked for.
+    fn resized(&self, sizes: &[(TicketId, Sizing)]) -> Vec<Event> {
         let changed = sizes.iter().filter_map(|(id, sizing)| {
             let ticket = self.ticket(id).filter(|ticket| ticket.request.sizing.size != sizing.size)?;
             let request = Request { sizing: sizing.clone(), ..ticket.request.clone() };
-            let cost = standing_of(&request, ticket.order, &budget).cost;
-            Some(Event::Ticket(Arc::new(Ticket { request, cost, ..Ticket::clone(ticket) })))
+            Some(Event::Ticket(Arc::new(Ticket { request, ..Ticket::clone(ticket) })))
         });
         changed.collect()
     }

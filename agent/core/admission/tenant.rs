@@ -73,7 +73,8 @@ impl Tenant {
     }
 
     /// As much of it as one build of the tenant may have.
-    pub(super) fn at_most(&self, budget: Amounts) -> Amounts {
+    #[must_use]
+    pub fn at_most(&self, budget: Amounts) -> Amounts {
         let within = |amount: u64, max: Option<u64>| max.map_or(amount, |max| amount.min(max));
         Amounts {
             cpu_millis: within(budget.cpu_millis, self.cpu_millis_max),

@@ -78,6 +78,15 @@ impl Facts {
             return lease.clone();
         }
         let peak = peak.or(Usage { elapsed: lasted, ..Usage::default() });
+        // Nothing takes more than there is, whatever its caller says; a pool that is away says nothing of what it has.
+        let there = |told: u64, most: u64| if most == 0 { told } else { told.min(most) };
+        let peak = Usage {
+            memory_bytes_peak: there(peak.memory_bytes_peak, self.capacity.memory_bytes),
+            cpu_millis_peak: there(peak.cpu_millis_peak, self.capacity.cpu_millis),
+            disk_bytes: there(peak.disk_bytes, self.capacity.disk_bytes),
+            disk_inodes: there(peak.disk_inodes, self.capacity.disk_inodes),
+            ..peak
+        };
         let at_least = told.memory_bytes_peak == 0 && !seen.is_whole(lasted);
         Lease { peak: Some(peak), peak_at_least: at_least, ..lease.clone() }
     }

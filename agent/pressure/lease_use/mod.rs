@@ -131,8 +131,7 @@ impl LeaseMeter {
     pub fn start(host_root: &Path, held: watch::Receiver<HeldLeases>, cancel: &CancellationToken) -> Self {
         let views = watch::Sender::default();
         let stop = cancel.child_token();
-        let meter = Meter::new(host_root);
-        let task = tokio::spawn(look_on(meter, held, views.clone(), stop.clone()));
+        let task = tokio::spawn(look_on(host_root.to_owned(), held, views.clone(), stop.clone()));
         Self { views, stop, task: Mutex::new(Some(task)) }
     }
 
@@ -160,12 +159,12 @@ impl LeaseMeter {
 }
 
 async fn look_on(
-    mut meter: Meter,
+    host_root: PathBuf,
     mut held: watch::Receiver<HeldLeases>,
     views: watch::Sender<Arc<Look>>,
     stop: CancellationToken,
 ) {
-    let mut turn = Turn::default();
+    let (mut meter, mut turn) = (Meter::new(&host_root), Turn::default());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -177,9 +176,17 @@ async fn look_on(
             let look = meter.look(&leases, Instant::now(), now());
             (meter, look)
         });
-        // It only ends otherwise where it panicked, which is logged; then nothing more is known of any lease.
-        let Ok((back, look)) = looked.await else { return };
-        meter = back;
+        let look = match looked.await {
+            Ok((back, look)) => {
+                meter = back;
+                look
+            }
+            // It panicked, which is logged: what others use is not known until a new meter has looked.
+            Err(_) => {
+                meter = Meter::new(&host_root);
+                Look::default()
+            }
+        };
         turn = Turn::after(began, began.elapsed());
         views.send_if_modified(|before| {
             let differs = **before != look;

@@ -304,7 +304,10 @@ impl Command {
         }
         // A git whose HTTP is over GnuTLS does not know the variables that everything else knows.
         for (known, own) in [("SSL_CERT_FILE", "GIT_SSL_CAINFO"), ("SSL_CERT_DIR", "GIT_SSL_CAPATH")] {
-            if let (Some(value), None) = (std::env::var_os(known), std::env::var_os(own)) {
+            // One place that is there: `SSL_CERT_DIR` may be a list.
+            if let (Some(value), None) = (std::env::var_os(known), std::env::var_os(own))
+                && Path::new(&value).exists()
+            {
                 command.env(own, value);
             }
         }

@@ -46,6 +46,8 @@ pub enum GitError {
     },
 }
 
+/// What is said of an upstream that redirects.
+const MOVED: &str = "; it redirects: use the address that it redirects to (often the same with .git)";
 /// How git tells that a child of its own was killed.
 const KILLED: &str = "died of signal";
 
@@ -133,6 +135,12 @@ impl GitError {
         }
     }
 
+    /// Whether this reason is that upstream redirects.
+    #[must_use]
+    pub(in crate::repository) fn tells_of_a_move(reason: &Reason) -> bool {
+        reason.message.ends_with(MOVED)
+    }
+
     /// The reason for callers; `doing` begins the sentence: `asking https://host/path for its refs`.
     #[must_use]
     pub fn reason(&self, subject: &str, doing: &str) -> Reason {
@@ -154,7 +162,7 @@ impl GitError {
             Self::Failed { line, .. }
                 if ["301", "302", "307", "308"].iter().any(|s| line.contains(&format!("error: {s}"))) =>
             {
-                "; it redirects: use the address that it redirects to (often the same with .git)"
+                MOVED
             }
             Self::Failed { code: Code::RepositoryShallow, .. } => "; run `git fetch --unshallow` there",
             Self::Failed { code: Code::RepositoryForeignOwner, .. } => "; make the agent's user its owner",
@@ -193,6 +201,8 @@ impl GitError {
             "did not send all necessary objects",
             "did not receive expected object",
             "pack has bad object",
+            "fatal: object of unexpected type",
+            "fatal: object type mismatch",
             "pack is corrupted",
         ];
         !came.iter().any(|sign| stderr.contains(sign))

@@ -234,6 +234,7 @@ impl Repositories {
     /// When the pool is not there or something cannot be removed.
     pub fn lfs_evict(&self, bytes: u64) -> Result<u64, Reason> {
         let store = ObjectStore::new(&(self.shared.pool.root)()?);
+        let _turn = lock(&self.shared.lfs.making_room);
         evict(&self.shared.lfs.needed, &store, bytes)
     }
 }
@@ -242,7 +243,14 @@ fn evict(needed: &Mutex<HashMap<PathBuf, usize>>, store: &ObjectStore, bytes: u6
     // Held for one file at a time: what is found to be needed by nobody must not become needed before it is gone.
     let freed = store.evict(bytes, |path| {
         let needed = lock(needed);
-        if needed.contains_key(path) { Ok(false) } else { std::fs::remove_file(path).map(|()| true) }
+        if needed.contains_key(path) {
+            return Ok(false);
+        }
+        match std::fs::remove_file(path) {
+            // Somebody else made room meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map(|()| true),
+        }
     });
     let freed = freed.map_err(|error| io_reason("lfs", "removing large files", &error))?;
     if freed > 0 {

@@ -105,8 +105,10 @@ pub(in crate::repository) fn write_program(path: &Path, script: &str) {
 pub(in crate::repository) async fn counting_git(dir: &Path) -> (Git, PathBuf) {
     let (program, log) = (dir.join("counting-git"), dir.join("git.log"));
     // While a file `hold` is there, no fetch of all branches begins.
-    let hold =
-        format!("case \"$*\" in *'+refs/heads/*'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac", dir.display());
+    let hold = format!(
+        "case \"$*\" in *'+refs/heads/*'*|*'fetch '*'--stdin'*) while [ -e '{}/hold' ]; do sleep 0.02; done;; esac",
+        dir.display()
+    );
     // Where a file says so, repacks take long.
     let slow = format!("if [ \"$1\" = repack ] && [ -e '{}/slow' ]; then sleep 60; fi", dir.display());
     write_program(&program, &format!("echo \"$1\" >> '{}'\n{hold}\n{slow}\nexec git \"$@\"\n", log.display()));

@@ -9,7 +9,8 @@ use git2::{ObjectType, Oid, Repository, RepositoryOpenFlags};
 use stoker_core::identity::CommitId;
 
 use super::super::refs::is_ref_name;
-use crate::repository::disk::{self, GENERATION, StorePaths, remove_unfinished, replace};
+use crate::repository::disk::{self, StorePaths, remove_unfinished, replace};
+use crate::repository::fill::finish_store;
 use crate::repository::refs::{RefTable, is_followed};
 
 /// How many branches that differ from ours are compared by their history; beyond that upstream's word stays.
@@ -99,10 +100,8 @@ pub(super) fn become_store(staging: &Path, store: &StorePaths, refs: &RefTable, 
         }
     }
     let placed = RefTable::of(refs.iter().map(|line| (names.in_store(line.name), line.id, line.peeled)));
-    fs::write(fill.join("packed-refs"), placed.to_file())?;
-    fs::write(fill.join("HEAD"), "ref: refs/heads/.invalid\n")?;
-    fs::write(fill.join(GENERATION), uuid::Uuid::now_v7().to_string())?;
-    fs::rename(fill, store.git())
+    replace(&fill.join("packed-refs"), &placed.to_file(), true)?;
+    finish_store(store)
 }
 
 /// Its packs come into the store, and those of its refs that say more than the store's. The caller has the turn, and all

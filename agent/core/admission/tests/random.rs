@@ -20,6 +20,7 @@ enum Step {
     Release(u8, bool),
     Gone(Vec<u8>),
     Cancel(u8),
+    Resize(u8, u8),
     Mode(u8, i64),
     Advance(i64),
     Others(u64, u64, u64),
@@ -37,7 +38,7 @@ const NAMES: u8 = 14;
 /// A step from chance. (A strategy for each kind, chosen among with `prop_oneof`, takes four times as long as the
 /// ledger itself: it seeds a generator for every alternative.)
 fn step() -> impl Strategy<Value = Step> {
-    (0..50u8, any::<u64>(), any::<u64>()).prop_map(|(kind, first, second)| {
+    (0..52u8, any::<u64>(), any::<u64>()).prop_map(|(kind, first, second)| {
         let (one, two) = (first as u8, second as u8);
         let within = |span: Span| (second % span.0 as u64) as i64;
         match kind {
@@ -52,6 +53,8 @@ fn step() -> impl Strategy<Value = Step> {
             20..=23 => Step::Release(one, second & 1 == 0),
             24 => Step::Gone(Vec::from([one, two])),
             25 => Step::Cancel(one),
+            // Never above what its tenant may hold: sizes are clamped to that.
+            50 => Step::Resize(one, two % 4),
             26 => Step::Mode(one % 6, within(Span::minutes(10))),
             27..=32 => Step::Advance(within(Span::minutes(1))),
             33 | 34 => Step::Advance(within(Span::hours(1))),
@@ -148,6 +151,13 @@ impl Node {
             }
             Step::Cancel(ticket) => {
                 Command::Cancel(pick(self.ledger.tickets().map(|ticket| ticket.id.clone()).collect(), *ticket)?)
+            }
+            Step::Resize(ticket, size) => {
+                let ticket = pick(self.ledger.tickets().cloned().collect(), *ticket)?;
+                let (cpu, gib) = SIZES[usize::from(*size)];
+                let (id, mut sizing) = (ticket.id.clone(), ticket.request.sizing.clone());
+                sizing.size = Size { amounts: amounts(cpu, gib), ..sizing.size };
+                Command::Resize(Vec::from([(id, sizing)]))
             }
             Step::Mode(mode, until) => {
                 let mode = match mode {

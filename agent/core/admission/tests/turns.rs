@@ -43,6 +43,25 @@ fn a_tenant_that_asks_for_much_does_not_keep_one_that_asks_for_little() {
 }
 
 #[test]
+fn a_build_that_is_sized_anew_keeps_its_place() {
+    for (gib, resized) in [(54, "red0"), (2, "red1")] {
+        let (mut node, first) = one_at_a_time();
+        for name in ["red0", "blue0", "red1", "blue1"] {
+            node.waiting(of(&name[..name.len() - 1], request(name, 20, 40)));
+        }
+        let ticket = node.ledger.ticket_of(&request_id(resized)).unwrap();
+        let mut sizing = ticket.request.sizing.clone();
+        sizing.size.amounts = amounts(20, gib);
+        let command = Command::Resize(Vec::from([(ticket.id.clone(), sizing)]));
+        let events = node.tell(&command).1;
+        assert_eq!(events.len(), 1);
+        let size = node.ledger.ticket_of(&request_id(resized)).unwrap().request.sizing.size;
+        assert_eq!(size.amounts.memory_bytes, gib * GIB);
+        assert_eq!(drain(&mut node, first), ["red0", "blue0", "red1", "blue1"], "{resized}");
+    }
+}
+
+#[test]
 fn one_of_twice_the_weight_gets_twice_as_many_turns() {
     let (mut node, first) = one_at_a_time();
     weights(&mut node, &[("red", 2)]);
