@@ -63,7 +63,7 @@ fn fill(world: &World, report: &mut Report, what: &str, repo: &TestRepo) {
         unit: Unit::Time,
         ours,
         peer: Some(("git clone --mirror", peer)),
-        target: Target::RatioMax(1.3),
+        target: Target::RatioMax(1.15),
     });
 }
 
