@@ -379,6 +379,30 @@ async fn what_upstream_no_longer_shows_is_no_longer_served() {
 }
 
 #[test]
+fn a_name_that_leads_to_this_machine_is_served_only_where_it_is_named() {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
+    let found = std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), 80)).map(|all| all.collect::<Vec<_>>());
+    if !found.is_ok_and(|all| all.iter().any(|address| address.ip().is_loopback())) {
+        eprintln!("{name} leads to no loopback address here: nothing to show");
+        return;
+    }
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    let url = url.replace("127.0.0.1", &name);
+    let node = |allow: &str| {
+        Agent::start(&format!("{LISTEN}repositories: {{add: on-demand, allow: [{allow}], protocols: [http]}}\n"))
+    };
+    let clients = Clients::new();
+    let strict = node("\"*\"");
+    let said = clients.refused(&["clone", &served(&strict, &url), "refused"]);
+    assert!(said.contains("REPOSITORY_NOT_ALLOWED") && said.contains(&name), "{said}");
+    assert_eq!(upstream.requests().total(), 0, "nobody was asked");
+    let open = node(&name);
+    clients.git(&["clone", "--quiet", &served(&open, &url), "named"]);
+    assert_eq!(git_out(&clients.place("named"), &["rev-parse", "HEAD"]), repo.commit("main"));
+}
+
+#[test]
 fn only_reading_is_served_and_only_what_may_be() {
     let repo = TestRepo::standard();
     let (upstream, url) = Upstream::of(&repo);

@@ -3,7 +3,7 @@
 //!
 //! In comes a path ([`load`]) or a text ([`read`]) and the [`NodeIdentity`] that decides which pools are here. Out goes
 //! a [`Config`], or every problem at once ([`ConfigErrors`]), each with its field, its line and a remedy. `stoker run`
-//! has no file: [`Config::for_run`] makes its configuration. [`reload::diff`] tells what of a new one can be applied at
+//! has no file: [`Config::for_run`] makes its configuration. [`reload::take_over`] tells what of a new one can be applied at
 //! once.
 //!
 //! The way of a text: `document` reads YAML into a tree that knows its lines, `shape` holds the tree against the

@@ -43,6 +43,8 @@ pub(super) struct Visit {
     pub(super) protocols: Vec<String>,
     /// Follow redirects: only where the operator named the upstream, for one can lead anywhere.
     pub(super) redirects: bool,
+    /// The addresses of its host, where git may take no others; see [`super::reached`].
+    pub(super) bound: Option<String>,
     pub(super) deadline: Instant,
     pub(super) cancel: CancellationToken,
     pub(super) progress: watch::Sender<Progress>,
@@ -91,8 +93,11 @@ impl Visit {
         if self.url.protocol() == Protocol::Http && self.protocols.iter().any(|word| word == "https") {
             protocols.push("https");
         }
-        self.git
-            .command(args)
+        let command = match &self.bound {
+            Some(bound) => self.git.command(args).config("http.curloptResolve", bound),
+            None => self.git.command(args),
+        };
+        command
             .protocols(protocols)
             .config("http.followRedirects", if self.redirects { "initial" } else { "false" })
             .upstream(&self.url, &self.credentials)

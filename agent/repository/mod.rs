@@ -39,6 +39,7 @@ mod paths;
 mod places;
 mod presence;
 mod progress;
+mod reached;
 mod read;
 mod recover;
 mod refs;

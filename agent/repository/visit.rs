@@ -28,6 +28,7 @@ use super::local::SafeDirectory;
 use super::meta::Pin;
 use super::network::{Claim, choose};
 use super::places::Place;
+use super::reached;
 use super::recover::clean;
 use super::snapshot::SnapshotPin;
 use super::store::{Store, Suspicion, Turn, name_of};
@@ -257,6 +258,9 @@ pub(super) async fn prepare(
 ) -> Result<Visit, Reason> {
     shared.git.settle(&root).await?;
     let meta = entry.state().meta.clone();
+    // What a manifest or a submodule names was written by others.
+    let is_named = meta.declared && meta.declared_by == CONFIGURATION;
+    let bound = if is_named { None } else { reached::bound(&entry.url, &shared.config().allow).await? };
     Ok(Visit {
         git: shared.git.clone(),
         credentials: Credentials::of(&shared.config(), &meta.trust),
@@ -267,8 +271,8 @@ pub(super) async fn prepare(
         paths: Paths::new(&root, &entry.folder),
         store: StorePaths::new(&root, &name_of(&meta.trust, &entry.url)),
         protocols: shared.config().protocols.clone(),
-        // What a manifest or a submodule names was written by others.
-        redirects: meta.declared && meta.declared_by == CONFIGURATION,
+        redirects: is_named,
+        bound,
         deadline: std::time::Instant::now() + shared.config().fetch_within,
         cancel: cancel.clone(),
         progress: entry.progress.clone(),

@@ -428,7 +428,7 @@ impl Workspaces {
         self.entries().values().filter_map(ready).collect()
     }
 
-    /// The caches that are there: the folder of a tenant and trust class, and the key. At most [`CACHES_MAX`].
+    /// The caches that are there: the folder of a tenant and trust class, and the key. At most `CACHES_MAX`.
     pub async fn caches(&self) -> BTreeSet<(String, String)> {
         let Ok(root) = self.inner.pools.usable(&self.inner.pool) else { return BTreeSet::new() };
         let read = move || {

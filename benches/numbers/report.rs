@@ -179,7 +179,9 @@ impl Report {
             text.push_str(&format!(" | {name} {} | ratio {ratio:.2}", unit.show(samples.median())));
         }
         let (target, reached) = match target {
-            Target::RatioMax(most) => (format!("ratio <= {most}"), ratio.map(|ratio| ratio <= most)),
+            Target::RatioMax(most) => {
+                (format!("ratio <= {}", (most * 1000.0).round() / 1000.0), ratio.map(|ratio| ratio <= most))
+            }
             Target::RatioMin(least) => (format!("ratio >= {least}"), ratio.map(|ratio| ratio >= least)),
             Target::Max(by, most) => (format!("{} <= {}", by.word(), unit.show(most)), Some(by.of(&ours) <= most)),
             Target::Told(why) => (why.to_owned(), None),
