@@ -160,6 +160,28 @@ async fn a_mirror_makes_room_for_what_builds_were_promised_and_nothing_is_refuse
 }
 
 #[tokio::test]
+async fn a_fetch_that_keeps_the_pool_below_its_floor_is_ended_and_comes_again() {
+    let world = World::new().await;
+    let upstream = world.upstream("a");
+    world.commit(&upstream.request("head")).await.unwrap();
+    let hold = world.dir.path().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    let (new, looks) = (upstream.commit("new"), || world.measured.load(Ordering::SeqCst));
+    let before = looks();
+    let request = upstream.request("head");
+    let fetched = async { world.commit(&request).await };
+    let fills = async {
+        // Seen above the floor while it fetches: what was below it before is no fault of the fetch.
+        until("the first looks", || looks() > before + 1).await;
+        world.free.store(FLOOR / 2, Ordering::SeqCst);
+    };
+    assert_eq!(tokio::join!(fetched, fills).0, Err("DISK_FLOOR"));
+    std::fs::remove_file(&hold).unwrap();
+    world.free.store(FLOOR * 2, Ordering::SeqCst);
+    assert_eq!(world.commit(&request).await, Ok(new));
+}
+
+#[tokio::test]
 async fn what_was_evicted_is_so_after_a_restart() {
     let world = world(2 << 20, |_| {}).await;
     let upstream = noisy(&world, "a", 3);

@@ -120,7 +120,9 @@ pub(in crate::repository) struct World {
     pub(in crate::repository) dir: tempfile::TempDir,
     pub(super) repositories: Repositories,
     pub(super) mounted: Arc<AtomicBool>,
-    free: Arc<AtomicU64>,
+    pub(super) free: Arc<AtomicU64>,
+    /// How often the room looked how full its pool is.
+    pub(super) measured: Arc<AtomicU64>,
     /// What leases hold of the pool, and have not written.
     pub(super) reserved: Arc<AtomicU64>,
     /// The commits that later rooms have.
@@ -185,10 +187,11 @@ impl World {
             })
         };
         let free = Arc::new(AtomicU64::new(1 << 40));
-        let reserved = Arc::new(AtomicU64::new(0));
+        let (reserved, measured) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let measure: Measure = {
-            let (free, reserved) = (Arc::clone(&free), Arc::clone(&reserved));
+            let (free, reserved, looks) = (Arc::clone(&free), Arc::clone(&reserved), Arc::clone(&measured));
             Arc::new(move || {
+                looks.fetch_add(1, Ordering::SeqCst);
                 let reserved_bytes = reserved.load(Ordering::SeqCst);
                 Ok(Space { free_bytes: free.load(Ordering::SeqCst), floor_bytes: FLOOR, reserved_bytes })
             })
@@ -196,7 +199,7 @@ impl World {
         let pool = Pool { root, discard, measure };
         let grace = Duration::from_millis(200);
         let repositories = Repositories::open_with(&config, git, pool, CancellationToken::new(), grace).await.unwrap();
-        Self { dir, repositories, mounted, free, reserved, needed: watch::Sender::default(), git_log, config }
+        Self { dir, repositories, mounted, free, measured, reserved, needed: watch::Sender::default(), git_log, config }
     }
 
     /// The agent ends and starts again.
