@@ -280,11 +280,9 @@ async fn make_room(shared: &Arc<Shared>, space: Option<Space>) -> Result<(), Rea
         if cause == Cause::Floor && matches!(picture.what.get(*at), Some(What::Mirror(_))) {
             // Single files come back sooner than a mirror. What is still lacking then shows at the next look.
             let lacking = facts.floor_bytes.saturating_sub(facts.free_bytes);
-            let room = Repositories { shared: Arc::clone(shared) };
-            if blocking("lfs", move || room.lfs_evict(lacking))
-                .await
-                .is_ok_and(|freed| freed.is_ok_and(|freed| freed > 0))
-            {
+            let room = Arc::clone(shared);
+            let freed = blocking("lfs", move || room.evict_large_files(lacking)).await;
+            if freed.and_then(|freed| freed).is_ok_and(|freed| freed > 0) {
                 missed = true;
                 break;
             }

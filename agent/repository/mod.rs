@@ -19,6 +19,7 @@ mod entry;
 mod evict;
 mod fetch;
 mod fill;
+mod floor;
 mod for_a_while;
 mod forge;
 pub mod git;

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use stoker_core::identity::CommitId;
-use stoker_core::quantity::{Resource, Timestamp};
+use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
+use stoker_core::source::Fetched;
 use stoker_core::source::heal::Step;
-use stoker_core::source::{Fetched, RepositoryUrl};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +20,7 @@ use super::declare::CONFIGURATION;
 use super::disk::{Paths, StorePaths, io_reason};
 use super::entry::{Entry, Outcome, stopping};
 use super::fetch::{Visit, blocking};
+use super::floor::{Watched, stays_below_floor};
 use super::git::GitError;
 use super::heal::Patient;
 use super::listing::{Head, Listing, Wanted};
@@ -38,11 +38,6 @@ use super::transfer::plant;
 /// bring is not known before, and asking twice costs one more round trip.
 const FIRST_REFS_MIN: usize = 100;
 
-/// How often it is looked whether what comes leaves the pool its floor.
-const FLOOR_LOOK_EVERY: Duration = Duration::from_secs(1);
-/// So many looks in a row below it end a visit: eviction looks every two seconds.
-const FLOOR_LOOKS: u32 = 6;
-
 /// Serves one batch. `place` is the one among parallel visits that it was given.
 ///
 /// `first` is set when the refs that were named are here, and more is still being fetched.
@@ -54,7 +49,7 @@ pub(super) async fn visit(
     place: Place,
 ) -> Outcome {
     let mut commits = BTreeMap::new();
-    let watched = Watched { cancel: entry.stop.child_token(), brings: AtomicBool::new(false) };
+    let watched = Watched { cancel: entry.stop.child_token(), brings: false.into() };
     let cancel = &watched.cancel;
     let result = {
         let mut work = Box::pin(run(shared, entry, wanted, first, place, &watched, &mut commits));
@@ -80,39 +75,6 @@ pub(super) async fn visit(
     // Whatever broke because the pool went is told as that, and not as upstream's fault.
     let result = result.map_err(|reason| (shared.pool.root)().err().unwrap_or(reason));
     Outcome { result, commits }
-}
-
-/// What ends a visit, and whether it brings objects now.
-struct Watched {
-    cancel: CancellationToken,
-    brings: AtomicBool,
-}
-
-/// Ends when what comes has kept the pool below its floor for longer than it takes to make room by eviction: then it takes
-/// the room that builds write to.
-async fn stays_below_floor(shared: &Shared, url: &RepositoryUrl, brings: &AtomicBool) -> Reason {
-    let (mut was_above, mut below) = (false, 0_u32);
-    loop {
-        tokio::time::sleep(FLOOR_LOOK_EVERY).await;
-        if !brings.load(Ordering::SeqCst) {
-            (was_above, below) = (false, 0);
-            continue;
-        }
-        let measure = Arc::clone(&shared.pool.measure);
-        let Ok(Ok(space)) = blocking(url.key(), move || measure()).await else { continue };
-        let is_above = space.free_bytes >= space.floor_bytes;
-        was_above |= is_above;
-        below = if is_above { 0 } else { below.saturating_add(1) };
-        if was_above && below >= FLOOR_LOOKS {
-            let message = format!(
-                "fetching {url} was ended: the pool has {} bytes free, its floor is {}, and nothing that may be evicted \
-                 made room; free some",
-                space.free_bytes, space.floor_bytes
-            );
-            let reason = Reason::new(Code::DiskFloor, url.key(), message);
-            return reason.about(Resource::DiskBytes, space.floor_bytes, space.free_bytes);
-        }
-    }
 }
 
 async fn run(

@@ -226,16 +226,18 @@ impl Repositories {
     pub fn lfs_counts(&self) -> LfsCounts {
         self.shared.lfs.counters.read()
     }
+}
 
+impl Shared {
     /// Removes the least recently used large files until `bytes` became free, but none that is needed for a workspace that
     /// is being made; finished ones have copies. Gives what became free. Blocks on the disk.
     ///
     /// # Errors
     /// When the pool is not there or something cannot be removed.
-    pub fn lfs_evict(&self, bytes: u64) -> Result<u64, Reason> {
-        let store = ObjectStore::new(&(self.shared.pool.root)()?);
-        let _turn = lock(&self.shared.lfs.making_room);
-        evict(&self.shared.lfs.needed, &store, bytes)
+    pub(super) fn evict_large_files(&self, bytes: u64) -> Result<u64, Reason> {
+        let store = ObjectStore::new(&(self.pool.root)()?);
+        let _turn = lock(&self.lfs.making_room);
+        evict(&self.lfs.needed, &store, bytes)
     }
 }
 
