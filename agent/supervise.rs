@@ -363,9 +363,9 @@ async fn build(
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
-    let (pool, stop) = (&config.workspaces.pool, closing.child_token());
-    let workspaces =
-        Workspaces::open(pool, pools.clone(), git.clone(), repositories.clone(), admission.clone(), stop).await;
+    let (stop, boot_id) = (closing.child_token(), machine.boot_id.as_str());
+    let rooms = (pools.clone(), git.clone(), repositories.clone(), admission.clone());
+    let workspaces = Workspaces::open(configured.subscribe(), boot_id, rooms.0, rooms.1, rooms.2, rooms.3, stop).await;
     repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let incarnation: stoker_core::identity::LeaseId = new_id();

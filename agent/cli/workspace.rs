@@ -60,6 +60,9 @@ pub(super) struct Prepare {
     /// With its large files (git-lfs) in the place of their pointers
     #[arg(long)]
     lfs: bool,
+    /// With all objects in src/.git, so that it works wherever it is copied to
+    #[arg(long)]
+    self_contained: bool,
     #[command(flatten)]
     scope: Scope,
 }
@@ -123,6 +126,7 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
         group: wanted.group,
         submodules: wanted.submodules,
         lfs: wanted.lfs,
+        self_contained: wanted.self_contained,
     };
     let mut events = client.workspaces().prepare_workspace(within(ask::LONG, request)).await?.into_inner();
     while let Some(event) = events.message().await? {

@@ -19,6 +19,7 @@ use super::serve::ServeSection;
 use super::sizing::SizingSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 use super::upkeep::{PathsSection, UpkeepSection};
+use super::workspaces::WorkspacesSection;
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -454,15 +455,6 @@ impl Default for SubmodulesSection {
 
 fn default_trust() -> String {
     super::TRUST_DEFAULT.to_owned()
-}
-
-/// Where workspaces are made.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct WorkspacesSection {
-    /// A pool. Unset: the pool of the repositories, so that sources need not be copied across filesystems.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
 }
 
 /// When the gate shuts.

@@ -22,6 +22,7 @@ pub mod sizing;
 pub mod units;
 mod upkeep;
 mod validate;
+pub mod workspaces;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ pub use sensing::{ControlPlane, WatchedFilesystem};
 pub use serve::Serve;
 pub use sizing::{NICKEL_PROGRAM, NickelLimits, Sizing};
 pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
+pub use workspaces::{Workspaces, WorkspacesSection};
 
 /// The trust class of what names none.
 pub const TRUST_DEFAULT: &str = "default";
@@ -416,13 +418,6 @@ pub struct Mirror {
     pub submodules: bool,
     /// With the large files of its HEAD, and of its workspaces.
     pub lfs: bool,
-}
-
-/// Where workspaces are made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Workspaces {
-    /// The name of a pool. Where no pool of this node has it, this node makes no workspaces.
-    pub pool: String,
 }
 
 /// When the gate shuts. Each pair: enter below the first, leave after `hold` above the second.

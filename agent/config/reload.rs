@@ -51,7 +51,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
     // Named in full, so that a new field cannot be forgotten here.
     let Config { state, node, pools, repositories, workspaces, pressure, admission, sizing, listen } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
-    let Workspaces { pool: of_workspaces } = workspaces;
+    let Workspaces { pool: of_workspaces, method, checkouts_limit } = workspaces;
     let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
     let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
     let Listen { socket, grpc, http, private_git } = listen;
@@ -69,6 +69,8 @@ fn diff(old: &Config, new: &Config) -> Changes {
     diff_repositories(repositories, &new.repositories, &mut changes);
     // Live workspaces lie on the pool, and the ledger counts disk there.
     changes.restart(*of_workspaces != new.workspaces.pool, "workspaces.pool");
+    changes.restart(*method != new.workspaces.method, "workspaces.method");
+    changes.live(*checkouts_limit != new.workspaces.checkouts_limit, "workspaces.checkouts.limit");
     changes.live(*memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
     changes.live(*memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
     changes.live(*disk_forecast != new.pressure.disk_forecast, "pressure.diskForecast");
@@ -108,7 +110,8 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.node.host_root.clone_from(&old.node.host_root);
     merged.repositories.pool.clone_from(&old.repositories.pool);
     merged.repositories.git.clone_from(&old.repositories.git);
-    merged.workspaces.clone_from(&old.workspaces);
+    merged.workspaces.pool.clone_from(&old.workspaces.pool);
+    merged.workspaces.method = old.workspaces.method;
     merged.listen.clone_from(&old.listen);
     for kept in old.pools.iter().filter(|pool| is_used(old, pool)) {
         match merged.pools.iter_mut().find(|pool| pool.name == kept.name) {

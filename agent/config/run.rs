@@ -106,7 +106,7 @@ impl Config {
                 lfs: Lfs { object_limit: defaults.lfs.object_limit.bytes().unwrap_or(u64::MAX), limit: None },
                 serve: super::Serve::default(),
             },
-            workspaces: Workspaces { pool: POOL_NAME.to_owned() },
+            workspaces: Workspaces { pool: POOL_NAME.to_owned(), ..Workspaces::default() },
             pressure: Pressure {
                 memory_floor: pressure.memory_floor.share().unwrap_or_default(),
                 memory_narrow: pressure.memory_narrow.share().unwrap_or_default(),

@@ -12,6 +12,9 @@
 mod directory;
 mod filesystem;
 mod guard;
+mod idmap;
+pub(crate) mod mount;
+pub(crate) mod namespace;
 mod pool;
 mod remove;
 mod trash;

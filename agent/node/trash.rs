@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, openat2, renameat};
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::directory::{self, TRASH};
 use super::guard::BENEATH;
+use super::mount;
 use super::remove::{self, Sweep};
 
 /// How fast trash is removed, so that builds keep the disk.
@@ -85,28 +86,7 @@ fn busy(path: &Path) -> io::Error {
 /// a mount point itself.
 fn mounted_below(target: BorrowedFd<'_>) -> io::Result<bool> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", target.as_raw_fd()))?;
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    // Field 5 of each line, proc_pid_mountinfo(5). Read as bytes: a mount point need not be UTF-8.
-    let mut points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    Ok(points.any(|point| unescape(point).starts_with(&path)))
-}
-
-/// Space, tab, line feed and backslash are written as three octal digits.
-fn unescape(text: &[u8]) -> PathBuf {
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text);
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = match (byte, after) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                bytes.push((a & 7) << 6 | (b & 7) << 3 | (c & 7));
-                after
-            }
-            _ => {
-                bytes.push(byte);
-                after
-            }
-        };
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+    Ok(!mount::mounts_below(&path)?.is_empty())
 }
 
 /// Removes what is in the trash below a pool's `root`, for at most one slice. True where more is to do now; what cannot
@@ -129,15 +109,4 @@ pub(super) fn sweep(root: BorrowedFd<'_>, pool: &str, pace: Pace, stop: &dyn Fn(
         tracing::debug!(%pool, removed = outcome.removed, "trash removed");
     }
     outcome.more && !stop()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_read_as_the_kernel_writes_them() {
-        assert_eq!(unescape(br"/mnt/a\040b\134c\011"), Path::new("/mnt/a b\\c\t"));
-        assert_eq!(unescape(br"/mnt/\9\"), Path::new(r"/mnt/\9\"));
-    }
 }

@@ -75,7 +75,7 @@ fn config(host_root: &Path) -> Config {
             lfs: config::Lfs { object_limit: 1, limit: None },
             serve: config::Serve::default(),
         },
-        workspaces: Workspaces { pool: "data".to_owned() },
+        workspaces: Workspaces { pool: "data".to_owned(), ..Workspaces::default() },
         pressure: config::Pressure {
             memory_floor: Share::Basis(500),
             memory_narrow: Share::Basis(1000),

@@ -9,6 +9,7 @@
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
 mod backoff;
+mod changes;
 mod check;
 mod commits;
 mod contain;
@@ -87,6 +88,7 @@ use presence::Presence;
 use store::Stores;
 use upstream_http::Http;
 
+pub use changes::Changes;
 pub use commits::NeededCommits;
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
@@ -534,6 +536,7 @@ pub fn hidden_command(args: &[OsString]) -> Option<u8> {
     match args.get(1)?.to_str()? {
         contain::CHILD_WORD => Some(contain::child::main(rest())),
         credentials::helper::WORD => Some(credentials::helper::main(rest())),
+        crate::node::namespace::WORD => Some(crate::node::namespace::main(rest())),
         _ => None,
     }
 }

@@ -257,6 +257,14 @@ impl Reader {
         }
     }
 
+    /// When the commit was made, in seconds since 1970, as its committer's clock had it.
+    ///
+    /// # Errors
+    /// When there is no such commit, or it cannot be read.
+    pub fn committed_at(&self, pin: &SnapshotPin, commit: CommitId) -> Result<i64, ReadError> {
+        self.with(pin, |repository| Ok(repository.find_commit(oid(commit))?.committer().when().seconds()))
+    }
+
     /// The commits that the commit's tree has at those of the paths where it has one: its submodules.
     ///
     /// # Errors
@@ -346,7 +354,7 @@ impl Reader {
         lock(&self.inner.memo).clear();
     }
 
-    fn with<T>(
+    pub(super) fn with<T>(
         &self,
         pin: &SnapshotPin,
         read: impl FnOnce(&Repository) -> Result<T, git2::Error>,
@@ -406,7 +414,7 @@ pub(super) fn count_index(file: &Path) -> std::io::Result<u32> {
     Ok(u32::from_be_bytes(number))
 }
 
-fn oid(commit: CommitId) -> Oid {
+pub(super) fn oid(commit: CommitId) -> Oid {
     // Twenty bytes are always a name.
     Oid::from_bytes(commit.bytes()).unwrap_or(Oid::ZERO_SHA1)
 }

@@ -18,7 +18,7 @@ use super::request::{id, page, source, span};
 use super::{Rooms, patience};
 use crate::admission::{WriterError, survey};
 use crate::repository::SnapshotPin;
-use crate::workspace::{Order, Preparing, Progress, Submodule, Workspace as Prepared};
+use crate::workspace::{Method, Order, Preparing, Progress, Submodule, Workspace as Prepared};
 
 const LIFETIME: Span = Span::hours(24);
 const LIFETIME_MAX: Span = Span::hours(7 * 24);
@@ -40,8 +40,8 @@ impl WorkspaceService for Workspace {
             Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
-        let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, .. } = request;
-        let order = Order { user, group, submodules, lfs, ..order };
+        let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, .. } = request;
+        let order = Order { user, group, submodules, lfs, self_contained, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let (cancel, serve) = (self.0.cancel.clone(), self.0.serve.clone());
@@ -138,6 +138,7 @@ impl Workspace {
             group: None,
             submodules: false,
             lfs: false,
+            self_contained: false,
         })
     }
 
@@ -160,6 +161,7 @@ impl Workspace {
             group: None,
             submodules: false,
             lfs: false,
+            self_contained: false,
         })
     }
 }
@@ -195,11 +197,19 @@ fn prepared(held: &Prepared, git: &BTreeMap<String, String>) -> v1::Workspace {
         created_at: Some(timestamp(held.created_at)),
         expires_at: held.expires_at.map(timestamp),
         environment: git.clone().into_iter().chain(held.environment()).collect(),
-        method: v1::Method::Checkout.into(),
+        method: method(held.method).into(),
         files: wire(held.files),
         bytes: wire(held.bytes),
         also_mount: held.also_mount.iter().map(|mount| path(mount)).collect(),
         submodules: held.submodules.iter().map(submodule).collect(),
+    }
+}
+
+const fn method(method: Method) -> v1::Method {
+    match method {
+        Method::Overlay => v1::Method::Overlay,
+        Method::Reflink => v1::Method::Reflink,
+        Method::Checkout => v1::Method::Checkout,
     }
 }
 

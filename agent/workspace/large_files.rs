@@ -8,11 +8,12 @@ use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use git2::{Index, IndexTime};
 
-use super::materialise::directory;
+use super::disk::directory;
 use crate::repository::{LfsFile, LfsFiles};
 
 /// Git does not trust the times of a file that is not older than the index, to the second: it may have been written to in
@@ -20,19 +21,23 @@ use crate::repository::{LfsFile, LfsFiles};
 const OLDER_BY: Duration = Duration::from_secs(2);
 
 /// The large files of one work tree: the top's, or a submodule's.
+#[derive(Debug, Clone)]
 pub(super) struct Large {
     /// Below `src`; empty for the top.
     pub(super) tree: PathBuf,
     /// Below `src`.
     pub(super) git_dir: PathBuf,
-    pub(super) files: LfsFiles,
+    pub(super) files: Arc<LfsFiles>,
 }
 
-/// Puts the content in the place of each pointer. Nothing runs in the workspace yet, so a walk by path is safe.
-pub(super) fn place(src: &Path, large: &Large) -> io::Result<()> {
+/// Puts the content in the place of each pointer. Nothing runs in the workspace yet, so a walk by path is safe. Of a layer
+/// only those are placed that are in it.
+pub(super) fn place(src: &Path, large: &Large, is_layer: bool) -> io::Result<()> {
     let (tree, files) = (src.join(&large.tree), large.files.files());
+    let in_it = |file: &&LfsFile| !is_layer || fs::symlink_metadata(tree.join(&file.path)).is_ok();
+    let files: Vec<&LfsFile> = files.iter().filter(in_it).collect();
     let mut shares_blocks = true;
-    for file in files {
+    for file in &files {
         let target = tree.join(&file.path);
         let mode = fs::symlink_metadata(&target)?.permissions().mode() & 0o777;
         fs::remove_file(&target)?;
@@ -43,12 +48,12 @@ pub(super) fn place(src: &Path, large: &Large) -> io::Result<()> {
     // What `git lfs checkout` and `git lfs fsck` look for. A second copy would double what the build holds on the disk, and
     // a link would let it write to what others read: so only where blocks are shared.
     if shares_blocks && !files.is_empty() {
-        keep_objects(&src.join(&large.git_dir), files)?;
+        keep_objects(&src.join(&large.git_dir), &files)?;
     }
     Ok(())
 }
 
-fn keep_objects(git_dir: &Path, files: &[LfsFile]) -> io::Result<()> {
+fn keep_objects(git_dir: &Path, files: &[&LfsFile]) -> io::Result<()> {
     let lfs = git_dir.join("lfs");
     let objects = lfs.join("objects");
     directory(&lfs, 0o755)?;
@@ -94,7 +99,8 @@ pub(super) fn refresh_index(src: &Path, large: &Large) -> io::Result<()> {
         let mut entry = index
             .get_path(&file.path, 0)
             .ok_or_else(|| io::Error::other(format!("{} is not in the index", file.path.display())))?;
-        let meta = fs::symlink_metadata(tree.join(&file.path))?;
+        // Of a layer, the others are in the index of its base as they should be.
+        let Ok(meta) = fs::symlink_metadata(tree.join(&file.path)) else { continue };
         entry.ctime = time(meta.ctime(), meta.ctime_nsec());
         entry.mtime = time(meta.mtime(), meta.mtime_nsec());
         // Git keeps the lower half of each.

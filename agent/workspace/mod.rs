@@ -4,11 +4,22 @@
 //! `<pool>/stoker/workspaces/<id>/{src,tmp,out}`, the caches of its tenant, and the environment to use them. A record
 //! beside the directory is written last: without it a directory is half made, and goes at the next start. The room
 //! watches the ledger: when a lease ends, its workspace leaves its place at once and is removed in the background.
+//!
+//! A commit is checked out once and kept ([`checkouts`]); a workspace is a mount over that, a copy that shares its blocks,
+//! or, where the pool can do neither, files that git writes ([`method`]).
 
+mod checkouts;
+mod content;
+mod copy;
+mod disk;
+mod gitdir;
+mod index;
 mod large_files;
 mod materialise;
+mod method;
 mod record;
 mod submodules;
+mod take_up;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,22 +30,29 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stoker_core::admission::Source;
 use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
-use stoker_core::quantity::{Resource, Timestamp};
+use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
-use stoker_core::source::RepositoryUrl;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, now};
-use crate::node::Pools;
-use crate::repository::git::{Git, GitError};
-use crate::repository::{Nested, Repositories, Resolved, SnapshotPin, under};
-use large_files::Large;
+use crate::config::Config;
+use crate::node::namespace::Namespaces;
+use crate::node::{Pools, mount};
+use crate::repository::git::Git;
+use crate::repository::{Nested, Repositories, SnapshotPin};
+use checkouts::{Checkouts, Kept, Wanted};
+use disk::{blocking, unwritable};
 
 /// How far a preparation is.
 pub use crate::repository::Progress;
+pub use checkouts::View as CheckoutsView;
+pub use method::{Chosen, Method};
 pub use submodules::Submodule;
+
+/// What lies beside workspaces that are overlays, below the agent's directory of the pool: no build mounts it.
+const OVERLAYS: &str = "overlays";
 
 /// The most workspaces at once.
 const WORKSPACES_MAX: usize = 4096;
@@ -42,6 +60,8 @@ const WORKSPACES_MAX: usize = 4096;
 const CACHES_MAX: usize = 10_000;
 /// How often it is looked at whether all are gone, where somebody waits for that.
 const SETTLE_EVERY: Duration = Duration::from_millis(20);
+/// So many looks at leases come to one look at what kept checkouts hold.
+const MAKE_ROOM_EVERY: u64 = 10;
 /// How often ended leases are looked for where no change woke the room.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -79,9 +99,23 @@ pub struct Workspace {
     /// What is checked out within, parents first.
     #[serde(default)]
     pub submodules: Vec<Submodule>,
+    /// How `src` came to be.
+    #[serde(default)]
+    pub method: Method,
+    /// The kept checkout that `src` stands on.
+    #[serde(default)]
+    pub checkout: Option<String>,
+    /// `src/.git` has all its objects itself.
+    #[serde(default)]
+    pub self_contained: bool,
 }
 
 impl Workspace {
+    /// The directory that all of it lies in.
+    fn home(&self) -> &Path {
+        self.src.parent().unwrap_or(&self.src)
+    }
+
     /// What the build's environment must have.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<String, String> {
@@ -127,6 +161,8 @@ pub struct Order {
     pub submodules: bool,
     /// With the content of its large files in the place of their pointers.
     pub lfs: bool,
+    /// With objects of its own, also where others could be read in their place.
+    pub self_contained: bool,
 }
 
 /// The id of a workspace that a caller named.
@@ -154,14 +190,21 @@ struct Entry {
     cancel: CancellationToken,
     /// Keep the objects that `src/.git` and those of submodules read: dropping them lets the snapshots go.
     pins: Vec<SnapshotPin>,
+    /// Keeps the files that `src` shows.
+    kept: Option<Arc<Kept>>,
 }
 
 struct Inner {
     pool: String,
+    config: watch::Receiver<Arc<Config>>,
     pools: Pools,
     git: Git,
     repositories: Repositories,
     admission: Admission,
+    checkouts: Checkouts,
+    namespaces: Namespaces,
+    /// What works on the pool, and the device on which that was tried.
+    chosen: Mutex<Option<(u64, Chosen)>>,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
     taken_up: Mutex<bool>,
@@ -180,23 +223,31 @@ pub struct Workspaces {
 impl Workspaces {
     /// Takes up what an earlier agent left: workspaces of live leases stand, all others go.
     pub async fn open(
-        pool: &str,
+        config: watch::Receiver<Arc<Config>>,
+        boot: &str,
         pools: Pools,
         git: Git,
         repositories: Repositories,
         admission: Admission,
         cancel: CancellationToken,
     ) -> Self {
+        let tasks = TaskTracker::new();
+        let pool = config.borrow().workspaces.pool.clone();
+        let checkouts = Checkouts::new(pools.clone(), git.clone(), repositories.reader(), boot, tasks.clone());
         let inner = Inner {
-            pool: pool.to_owned(),
+            pool,
+            config,
             pools,
             git,
             repositories,
             admission: admission.clone(),
+            checkouts,
+            namespaces: Namespaces::default(),
+            chosen: Mutex::default(),
             entries: Mutex::default(),
             taken_up: Mutex::default(),
             holds: watch::Sender::new(false),
-            tasks: TaskTracker::new(),
+            tasks,
             cancel: cancel.clone(),
         };
         let room = Self { inner: Arc::new(inner) };
@@ -234,6 +285,7 @@ impl Workspaces {
     /// When the pool is not ready or there are too many.
     pub fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
         self.take_up_once()?;
+        self.forget_lost(&order.id)?;
         let mut entries = self.entries();
         if let Some(entry) = entries.get(&order.id)
             && !matches!(*entry.stage.borrow(), Preparing::Failed(_))
@@ -252,6 +304,7 @@ impl Workspaces {
             stage: stages.clone(),
             cancel: cancel.clone(),
             pins: vec![order.pin.clone()],
+            kept: None,
         };
         entries.insert(order.id.clone(), entry);
         drop(entries);
@@ -275,9 +328,10 @@ impl Workspaces {
             }
         };
         match end {
-            Ok((workspace, pins)) => {
+            Ok(Made { workspace, pins, kept }) => {
                 if let Some(entry) = self.entries().get_mut(&id) {
                     entry.pins.extend(pins);
+                    entry.kept = kept;
                 }
                 stage.send_replace(Preparing::Ready(Arc::new(workspace)));
             }
@@ -295,125 +349,83 @@ impl Workspaces {
         order: Order,
         steps: watch::Sender<Progress>,
         cancel: CancellationToken,
-    ) -> Result<(Workspace, Vec<SnapshotPin>), Reason> {
+    ) -> Result<Made, Reason> {
         let nested = match order.submodules {
             true => self.nested(&order, &steps, &cancel).await?,
             false => Vec::new(),
         };
         let pins: Vec<SnapshotPin> = nested.iter().filter_map(|one| Some(one.resolved.as_ref()?.pin.clone())).collect();
-        let mut also_mount: Vec<PathBuf> = vec![order.pin.path().to_owned()];
-        for path in pins.iter().map(SnapshotPin::path) {
-            if !also_mount.iter().any(|other| other == path) {
-                also_mount.push(path.to_owned());
-            }
-        }
         // Before anything is made: one that cannot have all its files is not begun.
         let large = self.large_files(&order, &nested, &steps, &cancel).await?;
-        let root = self.inner.pools.usable(&self.inner.pool)?;
-        let home = root.join("workspaces").join(&order.id);
-        let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
-        let cache = root.join("caches").join(tenant.as_str());
-        let (user, group) = (order.user, order.group);
-        let owner = (user.is_some() || group.is_some()).then(|| {
-            (
-                user.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
-                group.unwrap_or_else(|| nix::unistd::getegid().as_raw()),
-            )
-        });
-        let workspace = Workspace {
-            src: home.join("src"),
-            tmp: home.join("tmp"),
-            out: home.join("out"),
-            cache,
-            lease: order.lease,
-            source: order.source,
-            scope: order.scope,
-            created_at: now(),
-            expires_at: order.expires_at,
-            files: 0,
-            bytes: 0,
-            also_mount,
-            owner,
-            submodules: submodules::remembered(&nested),
-            id: order.id,
+        let inner = &self.inner;
+        let root = inner.pools.usable(&inner.pool)?;
+        let chosen = self.chosen(&root).await;
+        let workspace = planned(&root, &order, &nested, &pins, chosen.method);
+        let home = workspace.home().to_owned();
+        let wanted = Wanted {
+            pin: &order.pin,
+            commit: order.source.commit,
+            committed_at: inner.repositories.reader().committed_at(&order.pin, order.source.commit).ok(),
+            trust: &order.trust,
+            nested: &nested,
+            large: &large,
+            owner: workspace.owner,
         };
-        let content = materialise::Content { pin: &order.pin, nested: &nested, large };
-        let (git, keys) = (&self.inner.git, &order.cache_keys);
-        let workspace = materialise::checkout(git, content, workspace, keys, steps, cancel).await?;
-        let (root, done) = (root, workspace.clone());
+        let means = materialise::Means {
+            git: &inner.git,
+            checkouts: &inner.checkouts,
+            namespaces: &inner.namespaces,
+            chosen: &chosen,
+            root: &root,
+        };
+        let keys = &order.cache_keys;
+        let made = materialise::materialise(means, wanted, workspace, keys, steps, cancel).await;
+        let (workspace, kept) = made?;
+        let done = workspace.clone();
         blocking(move || record::write(&root, &done)).await.map_err(|error| unwritable(&home, &error))?;
-        Ok((workspace, pins))
+        Ok(Made { workspace, pins, kept })
     }
 
-    /// The submodules of what is ordered, each pinned.
-    async fn nested(
-        &self,
-        order: &Order,
-        steps: &watch::Sender<Progress>,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Nested>, Reason> {
-        let Source { repository, clone_url, commit, .. } = &order.source;
-        let wrong = |error: <RepositoryUrl as std::str::FromStr>::Err| {
-            Reason::new(Code::SubmoduleInvalid, repository.clone(), format!("{clone_url} {error}"))
-        };
-        let top: RepositoryUrl = clone_url.parse().map_err(wrong)?;
-        let found = self.inner.repositories.submodules(&top, &order.pin, *commit, &order.trust, steps);
-        let stopped = || {
-            let cancelled = GitError::Cancelled;
-            Err(Reason::new(cancelled.code(), repository.clone(), format!("its submodules: {cancelled}")))
-        };
-        cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
+    /// What works on the pool: tried once on each disk.
+    async fn chosen(&self, root: &Path) -> Chosen {
+        let (room, root) = (self.clone(), root.to_owned());
+        let tried = blocking(move || room.choose(&root)).await;
+        tried.unwrap_or_else(|error| Chosen {
+            method: Method::Checkout,
+            idmapped: false,
+            reason: format!("nothing else could be tried: {error}"),
+        })
     }
 
-    /// The large files of what is to be checked out, where they are wanted, and room for copies of them. Who asks for
-    /// those of the top gets those of its submodules too.
-    async fn large_files(
-        &self,
-        order: &Order,
-        nested: &[Nested],
-        steps: &watch::Sender<Progress>,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Large>, Reason> {
-        let repositories = &self.inner.repositories;
-        let all = order.lfs || repositories.wants_lfs(order.pin.url());
-        let mut large = Vec::new();
-        if all {
-            let files = repositories.lfs_files(&order.pin, order.source.commit, &order.trust, steps, cancel).await?;
-            large.push(Large { tree: PathBuf::new(), git_dir: ".git".into(), files });
+    fn choose(&self, root: &Path) -> io::Result<Chosen> {
+        let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(root)?);
+        let mut chosen = self.inner.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, chosen)) = chosen.as_ref()
+            && *of == device
+        {
+            return Ok(chosen.clone());
         }
-        for one in nested {
-            let Some(Resolved { pin, commit, .. }) = &one.resolved else { continue };
-            if !all && !repositories.wants_lfs(pin.url()) {
-                continue;
-            }
-            let inner = watch::Sender::new(Progress::default());
-            let work = repositories.lfs_files(pin, *commit, &order.trust, &inner, cancel);
-            let files = under(format!("submodule {}", one.path), inner.subscribe(), steps, work).await;
-            let files = files.map_err(|reason| {
-                let message = format!("submodule {:?}: {}", one.path, reason.message);
-                Reason { message, ..reason }
-            })?;
-            large.push(Large { tree: one.path.clone().into(), git_dir: submodules::below_git(one), files });
-        }
-        let wanted = large.iter().fold(0_u64, |sum, one| sum.saturating_add(one.files.bytes()));
-        if wanted > 0 {
-            self.has_room(wanted).await?;
-        }
-        Ok(large)
+        self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
+        disk::directory(&root.join(OVERLAYS), 0o700)?;
+        let wanted = self.inner.config.borrow().workspaces.method;
+        let tried = method::choose(root, wanted, &self.inner.namespaces);
+        self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
+        tracing::info!(method = %tried.method, idmapped = tried.idmapped, reason = tried.reason, "workspaces");
+        *chosen = Some((device, tried.clone()));
+        Ok(tried)
     }
 
-    /// Whether the pool has room for copies of large files above its floor.
-    async fn has_room(&self, wanted: u64) -> Result<(), Reason> {
-        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
-        let measured = blocking(move || Ok(pools.measure().into_iter().find(|(name, _)| *name == pool)));
-        let Ok(Some((_, Ok(disk)))) = measured.await else { return Ok(()) };
-        let free = disk.free_bytes.saturating_sub(disk.floor_bytes);
-        if wanted <= free {
-            return Ok(());
-        }
-        let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
-        let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
-        Err(reason.about(Resource::DiskBytes, wanted, free))
+    /// How sources come into workspaces, where that was tried.
+    #[must_use]
+    pub fn method(&self) -> Option<Chosen> {
+        let chosen = self.inner.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        chosen.as_ref().map(|(_, chosen)| chosen.clone())
+    }
+
+    /// The kept checkouts.
+    #[must_use]
+    pub fn checkouts(&self) -> CheckoutsView {
+        self.inner.checkouts.view()
     }
 
     /// The workspace of that id, where it is ready.
@@ -465,13 +477,32 @@ impl Workspaces {
     /// Moves a workspace's directory and record away. Again is the same as once.
     fn discard(&self, id: &str) -> io::Result<()> {
         let root = self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))?;
-        let home = root.join("workspaces").join(id);
+        // The record first: what is unmounted is no workspace any more, whatever lies there.
+        record::remove(&root, id)?;
+        let (home, beside) = (root.join("workspaces").join(id), root.join(OVERLAYS).join(id));
+        mount::unmount(&home.join("src"))?;
+        if beside.exists() {
+            for point in mount::mounts_below(&beside)? {
+                mount::unmount(&point)?;
+            }
+        }
         self.inner.pools.discard(&home)?;
-        record::remove(&root, id)
+        self.inner.pools.discard(&beside)
+    }
+
+    /// Lets go of a workspace whose files went with a mount.
+    fn forget_lost(&self, id: &str) -> Result<(), Reason> {
+        if self.get(id).is_some_and(|held| is_lost(&held)) {
+            tracing::warn!(workspace = id, "its files went with a mount that is gone; it is made anew");
+            self.discard(id).map_err(|error| unwritable(Path::new(id), &error))?;
+            self.entries().remove(id);
+        }
+        Ok(())
     }
 
     async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
         let mut changes = admission.watch();
+        let mut looks = 0_u64;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -484,12 +515,34 @@ impl Workspaces {
             if !matches!(there, Ok(Ok(()))) {
                 continue;
             }
-            for id in self.over(&admission) {
+            if looks.is_multiple_of(MAKE_ROOM_EVERY) {
+                self.make_room().await;
+            }
+            looks = looks.wrapping_add(1);
+            let lost = self.list().into_iter().filter(|held| is_lost(held)).map(|held| held.id.clone());
+            for id in self.over(&admission).into_iter().chain(lost) {
                 if let Err(reason) = self.delete(&id).await {
                     tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
                 }
             }
         }
+    }
+
+    /// Lets go of kept checkouts above their limit, or while the pool is below its floor.
+    async fn make_room(&self) {
+        // What is on its way out counts as gone.
+        self.inner.pools.drained().await;
+        let room = self.clone();
+        let made = blocking(move || {
+            let inner = &room.inner;
+            let usable = inner.pools.usable(&inner.pool).map_err(|reason| io::Error::other(reason.message))?;
+            let disk = inner.pools.measure_one(&inner.pool).and_then(Result::ok);
+            let lacking = disk.map_or(0, |disk| disk.floor_bytes.saturating_sub(disk.free_bytes));
+            let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
+            Ok(inner.checkouts.evict(&usable, limit, lacking))
+        });
+        // A pool that is away has no room to make.
+        let _ = made.await;
     }
 
     /// Waits until no workspace is left whose lease or time has ended.
@@ -511,72 +564,55 @@ impl Workspaces {
         over.map(|(id, ..)| id).collect()
     }
 
-    /// Takes up what is on the pool, where that was not done yet.
-    ///
-    /// # Errors
-    /// When the pool is not there now, or it is not known yet which snapshots are.
-    fn take_up_once(&self) -> Result<(), Reason> {
-        let mut taken_up = self.inner.taken_up.lock().unwrap_or_else(PoisonError::into_inner);
-        let root = self.inner.pools.usable(&self.inner.pool)?;
-        if !*taken_up {
-            if !self.inner.repositories.are_known() {
-                let message = "what lies on the pool of the repositories is being looked at; ask again".to_owned();
-                return Err(Reason::new(Code::PoolNotReady, &self.inner.pool, message));
-            }
-            self.inner.admission.take_pins();
-            self.take_up(&root);
-            *taken_up = true;
-            self.inner.holds.send_replace(true);
-        }
-        Ok(())
-    }
-
-    /// What is on the disk: whole workspaces of live leases are known again, everything else goes.
-    fn take_up(&self, root: &Path) {
-        let admission = &self.inner.admission;
-        let mut known = BTreeMap::new();
-        for workspace in record::read_all(root) {
-            let lease = workspace.lease.as_ref();
-            let lease = lease.and_then(|id| admission.read(|ledger| ledger.lease(id).cloned()));
-            let live = match &workspace.lease {
-                Some(_) => lease.as_ref().is_some_and(|lease| lease.live()),
-                None => workspace.expires_at.is_some_and(|at| at > now()),
-            };
-            if live && workspace.src.is_dir() {
-                let pin = lease.and_then(|lease| admission.pin_of(&lease.request_id));
-                let pin = pin.or_else(|| admission.pin_named(&workspace.source));
-                let pins = pin.into_iter().chain(self.pins_of(&workspace)).collect();
-                let id = workspace.id.clone();
-                let (lease, expires_at) = (workspace.lease.clone(), workspace.expires_at);
-                let (_, stage) = watch::channel(Preparing::Ready(Arc::new(workspace)));
-                known.insert(id, Entry { lease, expires_at, stage, cancel: self.inner.cancel.child_token(), pins });
-            }
-        }
-        for id in record::names(root) {
-            if !known.contains_key(&id) {
-                match self.discard(&id) {
-                    Ok(()) => tracing::info!(workspace = id, "removed: no live lease has it"),
-                    Err(error) => tracing::warn!(%error, workspace = id, "not removed"),
-                }
-            }
-        }
-        *self.entries() = known;
-    }
-
-    /// What keeps the submodules of a workspace that was read back.
-    fn pins_of(&self, workspace: &Workspace) -> Vec<SnapshotPin> {
-        let pin = |one: &Submodule| {
-            let pin = self.inner.repositories.pin_named(&one.url, &one.snapshot);
-            if pin.is_none() {
-                tracing::warn!(workspace = workspace.id, path = one.path, "the snapshot of a submodule is gone");
-            }
-            pin
-        };
-        workspace.submodules.iter().filter_map(pin).collect()
-    }
-
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether its files went with a mount that is gone: what was written to an overlay cannot be mounted again.
+fn is_lost(workspace: &Workspace) -> bool {
+    workspace.method == Method::Overlay && mount::is_mount(&workspace.src).is_ok_and(|mounted| !mounted)
+}
+
+/// What came of a preparation.
+struct Made {
+    workspace: Workspace,
+    /// Of the submodules.
+    pins: Vec<SnapshotPin>,
+    kept: Option<Arc<Kept>>,
+}
+
+/// A workspace as it will be; its files are not counted yet.
+fn planned(root: &Path, order: &Order, nested: &[Nested], pins: &[SnapshotPin], method: Method) -> Workspace {
+    let mut also_mount: Vec<PathBuf> = vec![order.pin.path().to_owned()];
+    for path in pins.iter().map(SnapshotPin::path) {
+        if !also_mount.iter().any(|other| other == path) {
+            also_mount.push(path.to_owned());
+        }
+    }
+    let home = root.join("workspaces").join(&order.id);
+    let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
+    let own = || (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let owner = (order.user.unwrap_or_else(|| own().0), order.group.unwrap_or_else(|| own().1));
+    Workspace {
+        src: home.join("src"),
+        tmp: home.join("tmp"),
+        out: home.join("out"),
+        cache: root.join("caches").join(tenant.as_str()),
+        lease: order.lease.clone(),
+        source: order.source.clone(),
+        scope: order.scope.clone(),
+        created_at: now(),
+        expires_at: order.expires_at,
+        files: 0,
+        bytes: 0,
+        also_mount,
+        owner: (owner != own()).then_some(owner),
+        submodules: submodules::remembered(nested),
+        method,
+        checkout: None,
+        self_contained: order.self_contained,
+        id: order.id.clone(),
     }
 }
 
@@ -585,14 +621,4 @@ fn ready(entry: &Entry) -> Option<Arc<Workspace>> {
         Preparing::Ready(workspace) => Some(Arc::clone(workspace)),
         _ => None,
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-fn unwritable(path: &Path, error: &io::Error) -> Reason {
-    let full = error.raw_os_error() == Some(nix::libc::ENOSPC);
-    let code = if full { Code::DiskFloor } else { Code::PoolNotReady };
-    Reason::new(code, path.to_string_lossy(), format!("workspace {}: {error}", path.display()))
 }

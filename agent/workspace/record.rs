@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::Workspace;
+use super::{Method, OVERLAYS, Workspace};
 
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
@@ -24,6 +24,10 @@ pub(super) fn write(root: &Path, workspace: &Workspace) -> io::Result<()> {
     let temporary = unfinished(&path);
     let mut file = File::create(&temporary)?;
     file.write_all(&serde_json::to_vec_pretty(workspace)?)?;
+    if workspace.method == Method::Overlay {
+        // It goes with the machine, so that nothing needs to outlast that.
+        return fs::rename(&temporary, &path);
+    }
     file.sync_all()?;
     fs::rename(&temporary, &path)?;
     File::open(root.join("workspaces"))?.sync_all()
@@ -53,7 +57,8 @@ pub(super) fn read_all(root: &Path) -> Vec<Workspace> {
 
 /// The ids that have a directory, a record or both.
 pub(super) fn names(root: &Path) -> BTreeSet<String> {
-    let Ok(entries) = fs::read_dir(root.join("workspaces")) else { return BTreeSet::new() };
+    let entries = ["workspaces", OVERLAYS].map(|place| fs::read_dir(root.join(place)).into_iter().flatten());
+    let entries = entries.into_iter().flatten();
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.map(|name| name.trim_end_matches(".new").trim_end_matches(".json").to_owned()).collect()
 }

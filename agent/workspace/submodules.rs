@@ -9,15 +9,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
-use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::materialise::{Shape, check_out, directory, quoted, repository};
-use super::{Progress, Workspace, blocking, unwritable};
-use crate::repository::git::Git;
-use crate::repository::{Nested, under};
+use super::disk::directory;
+use super::gitdir::{Shape, quoted, repository};
+use crate::repository::Nested;
 
 /// What is remembered of a submodule, so that its snapshot is pinned again after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,47 +58,10 @@ pub(super) fn config(nested: &[Nested], at: Option<usize>) -> String {
     text
 }
 
-/// Checks all of them out; the top is there already.
-pub(super) async fn check_out_all(
-    git: &Git,
-    workspace: &Workspace,
-    nested: &[Nested],
-    steps: &watch::Sender<Progress>,
-    cancel: &CancellationToken,
-) -> Result<(), Reason> {
-    let src = &workspace.src;
-    for (at, one) in nested.iter().enumerate() {
-        let Some(resolved) = one.resolved.clone() else { continue };
-        let (place, top, known) = (one.clone(), src.clone(), config(nested, Some(at)));
-        let snapshot = resolved.pin.clone();
-        let made = blocking(move || {
-            make(&top, &place, snapshot.path(), resolved.commit, known)
-                .map_err(|error| io::Error::new(error.kind(), format!("submodule {:?}: {error}", place.path)))
-        });
-        made.await.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => {
-                Reason::new(Code::SubmoduleInvalid, workspace.source.repository.clone(), error.to_string())
-            }
-            _ => unwritable(src, &error),
-        })?;
-        let (sender, seen) = watch::channel(Progress::phase("checking out"));
-        let (git_dir, tree) = (git_dir(src, one), src.join(&one.path));
-        let work = check_out(git, &git_dir, &tree, sender, cancel.clone());
-        under(format!("submodule {}", one.path), seen, steps, work).await.map_err(|error| {
-            let message = format!("submodule {:?} at {} cannot be checked out: {error}", one.path, one.says.commit);
-            Reason::new(error.code(), workspace.source.repository.clone(), message)
-        })?;
-    }
-    Ok(())
-}
-
-/// The git directories of those that are checked out.
-pub(super) fn git_dirs(src: &Path, nested: &[Nested]) -> Vec<PathBuf> {
-    nested.iter().filter(|one| one.resolved.is_some()).map(|one| git_dir(src, one)).collect()
-}
-
-fn git_dir(src: &Path, one: &Nested) -> PathBuf {
-    src.join(below_git(one))
+/// The folders and git directories of those that are checked out, below `src`.
+pub(super) fn trees(src: &Path, nested: &[Nested]) -> Vec<(PathBuf, PathBuf)> {
+    let there = nested.iter().filter(|one| one.resolved.is_some());
+    there.map(|one| (src.join(&one.path), src.join(below_git(one)))).collect()
 }
 
 /// Its git directory, below `src`.
@@ -110,28 +69,42 @@ pub(super) fn below_git(one: &Nested) -> PathBuf {
     Path::new(".git").join(&one.git_dir)
 }
 
-/// Writes the git directory, and the file that leads from the work tree to it.
-fn make(src: &Path, one: &Nested, snapshot: &Path, commit: CommitId, known: String) -> io::Result<()> {
+/// Makes the git directory of one, empty, and the file that leads from its folder to it.
+pub(super) fn lead_to_git(src: &Path, one: &Nested) -> io::Result<PathBuf> {
     let tree = plain_folder(src, &one.path)?;
     let mut git_dir = src.join(".git");
     for part in one.git_dir.split('/') {
         git_dir.push(part);
         directory(&git_dir, 0o755)?;
     }
-    let to_tree = relative(&git_dir, src, &one.path);
     let to_git = relative(&tree, src, &format!(".git/{}", one.git_dir));
-    let shape = Shape {
-        git_dir: &git_dir,
-        snapshot,
-        commit,
-        origin: one.says.url.fetch_url(),
-        branch: None,
-        default_branch: true,
-        core: format!("\tworktree = {}\n", quoted(&to_tree)),
-        rest: known,
-    };
-    repository(&shape)?;
-    fs::write(tree.join(".git"), format!("gitdir: {to_git}\n"))
+    fs::write(tree.join(".git"), format!("gitdir: {to_git}\n"))?;
+    Ok(git_dir)
+}
+
+/// Writes what each git directory says, below the top's.
+pub(super) fn write_heads(top: &Path, nested: &[Nested]) -> io::Result<()> {
+    for (at, one) in nested.iter().enumerate() {
+        let Some(resolved) = &one.resolved else { continue };
+        let mut git_dir = top.to_owned();
+        for part in one.git_dir.split('/') {
+            git_dir.push(part);
+            directory(&git_dir, 0o755)?;
+        }
+        // Its git directory lies in the top's `.git`, and its folder beside that.
+        let up = one.git_dir.split('/').count().saturating_add(1);
+        repository(&Shape {
+            git_dir: &git_dir,
+            snapshot: resolved.pin.path(),
+            commit: resolved.commit,
+            origin: one.says.url.fetch_url(),
+            branch: None,
+            default_branch: true,
+            core: format!("\tworktree = {}\n", quoted(&format!("{}{}", "../".repeat(up), one.path))),
+            rest: config(nested, Some(at)),
+        })?;
+    }
+    Ok(())
 }
 
 /// The folder that the checkout of the parent left for a submodule. A link in the way would lead out of the workspace.

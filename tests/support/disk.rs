@@ -116,16 +116,35 @@ fn journal(state: &Path) -> Connection {
     connection
 }
 
-/// That no workspace and nothing thrown away is left in a pool.
+/// That no workspace, no mount and nothing thrown away is left in a pool. Kept checkouts stay.
 #[track_caller]
 pub(crate) fn assert_no_workspace(pool: &Path) {
     assert!(pool.join("stoker").is_dir(), "no pool in {}", pool.display());
-    for folder in ["workspaces", "trash"] {
+    for folder in ["workspaces", "overlays", "trash"] {
         assert_eq!(names(&pool.join("stoker").join(folder)), Vec::<String>::new(), "left in {folder}");
     }
+    assert_eq!(mounts_below(pool), Vec::<PathBuf>::new(), "mounted in {}", pool.display());
     let left: Vec<_> = listing(pool)
         .into_keys()
+        .filter(|path| !path.starts_with("stoker/checkouts"))
         .filter(|path| path.iter().any(|part| ["src", "tmp", "out"].iter().any(|name| part == *name)))
         .collect();
     assert_eq!(left, Vec::<PathBuf>::new(), "left in {}", pool.display());
+}
+
+/// What is mounted below a path.
+pub(crate) fn mounts_below(path: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = table.lines().map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
+    points.filter(|point| point.starts_with(path) && point != path).collect()
+}
+
+/// Unmounts what an agent that was killed left mounted below a path, and lets go of the sealed mount points: a folder with
+/// those cannot be removed.
+pub(crate) fn take_overlays_away(path: &Path) {
+    for point in mounts_below(path).iter().rev() {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(point).status();
+    }
+    let sealed = ["-maxdepth", "8", "-type", "d", "-name", "src", "-empty", "-exec", "chattr", "-i", "{}", "+"];
+    let _ = std::process::Command::new("find").arg(path).args(sealed).output();
 }

@@ -450,6 +450,12 @@ impl Agent {
     }
 }
 
+impl Drop for Stoker {
+    fn drop(&mut self) {
+        super::disk::take_overlays_away(self.home.path());
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         self.kill9();

@@ -24,7 +24,7 @@ use stoker_core::quantity::Amounts;
 use super::file::{File, NodeSection, PressureSection};
 use super::problem::{Fault, Place, Problems};
 use super::units::Time;
-use super::{Config, Node, NodeIdentity, Pressure, Share, Workspaces};
+use super::{Config, Node, NodeIdentity, Pressure, Share, workspaces};
 
 /// The configuration of the node `identity`. Meaningless where problems were added.
 pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, problems: &mut Problems) -> Config {
@@ -45,7 +45,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         node,
         pools,
         repositories,
-        workspaces: Workspaces { pool: workspaces_pool },
+        workspaces: workspaces::validate(&file.workspaces, workspaces_pool, &root.field("workspaces"), problems),
         pressure: pressure(&file.pressure, &root.field("pressure"), problems),
         admission: admission::validate(&file.admission, &root.field("admission"), problems),
         sizing: sizing::validate(&file.sizing, &root.field("sizing"), problems),

@@ -1,0 +1,204 @@
+//! Overlays, made and taken away.
+//!
+//! An overlay shows directories (its lower layers) as one, and puts what is written into another (its upper). See
+//! `Documentation/filesystems/overlayfs.rst` of the kernel. Layers of the agent can be shown as a build's own: then each is
+//! mounted for a moment with a mapping of owners, and the overlay keeps that mapping.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, IFlags, StatxAttributes, StatxFlags, ioctl_getflags, ioctl_setflags, statx};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree};
+
+use super::idmap;
+use super::namespace::{Namespaces, descriptor};
+
+/// The most bytes of mount options that the kernel takes: a page, less its end.
+const OPTIONS_BYTES_MAX: usize = 4095;
+
+/// What an overlay is made of. All of it lies on one pool.
+#[derive(Debug)]
+pub(crate) struct Overlay<'a> {
+    /// From the top down.
+    pub(crate) lower: &'a [&'a Path],
+    pub(crate) upper: &'a Path,
+    pub(crate) work: &'a Path,
+    /// Empty directories, one a layer, for the moment in which layers are shown as this user's and group's.
+    pub(crate) shown_as: Option<(u32, u32, &'a Path)>,
+}
+
+/// Mounts an overlay.
+///
+/// `redirect_dir` lets directories be renamed, `metacopy` keeps a change of owner, mode or times from copying the content;
+/// `volatile` leaves out all syncs: what is lost with the machine is scratch.
+///
+/// # Errors
+/// The kernel's, `EPERM` without the right to mount.
+pub(crate) fn overlay(at: &Path, overlay: &Overlay<'_>, namespaces: &Namespaces) -> io::Result<()> {
+    let Some((user, group, places)) = overlay.shown_as else { return mount_overlay(at, overlay, overlay.lower) };
+    let namespace = namespaces.showing(user, group)?;
+    let mut shown: Vec<PathBuf> = Vec::with_capacity(overlay.lower.len());
+    let attach = |layer: &Path, place: &Path| -> io::Result<()> {
+        let tree = open_tree(CWD, layer, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        idmap::set(tree.as_fd(), descriptor(&namespace))?;
+        move_mount(&tree, c"", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        Ok(())
+    };
+    let attached = overlay.lower.iter().enumerate().try_for_each(|(number, layer)| {
+        let place = places.join(number.to_string());
+        fs::create_dir(&place)?;
+        attach(layer, &place)?;
+        shown.push(place);
+        Ok(())
+    });
+    let lower: Vec<&Path> = shown.iter().map(PathBuf::as_path).collect();
+    let mounted = attached.and_then(|()| mount_overlay(at, overlay, &lower));
+    // The overlay has its own hold on each layer.
+    for place in &shown {
+        unmount(place)?;
+    }
+    mounted
+}
+
+fn mount_overlay(at: &Path, overlay: &Overlay<'_>, lower: &[&Path]) -> io::Result<()> {
+    let mut options = b"lowerdir=".to_vec();
+    for (number, layer) in lower.iter().enumerate() {
+        if number > 0 {
+            options.push(b':');
+        }
+        options.extend(escaped(layer, true));
+    }
+    options.extend(b",upperdir=");
+    options.extend(escaped(overlay.upper, false));
+    options.extend(b",workdir=");
+    options.extend(escaped(overlay.work, false));
+    options.extend(b",redirect_dir=on,metacopy=on,volatile");
+    if options.len() > OPTIONS_BYTES_MAX {
+        let message = format!("its mount options have {} bytes, at most {OPTIONS_BYTES_MAX} may be", options.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let options = CString::new(options).map_err(io::Error::other)?;
+    mount(c"stoker", at, c"overlay", MountFlags::empty(), options.as_c_str())?;
+    Ok(())
+}
+
+/// Options end at a comma, lower layers at a colon.
+fn escaped(path: &Path, colons: bool) -> Vec<u8> {
+    let mut text = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b',') || (colons && *byte == b':') {
+            text.push(b'\\');
+        }
+        text.push(*byte);
+    }
+    text
+}
+
+/// Takes a mount away, also while somebody uses it: they keep it, nobody new finds it. What is none is left.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn unmount(at: &Path) -> io::Result<()> {
+    // Several may lie on one another.
+    while is_mount(at)? {
+        rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+/// Whether something is mounted at exactly this path. What is not there is no mount.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn is_mount(at: &Path) -> io::Result<bool> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match statx(CWD, at, flags, StatxFlags::BASIC_STATS) {
+        Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The mounts at and below a path that this process sees, the ones mounted last first.
+///
+/// # Errors
+/// When the table cannot be read.
+pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    // Field 5 of each line, proc_pid_mountinfo(5). Read as bytes: a mount point need not be UTF-8.
+    let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    let mut found: Vec<PathBuf> = points.map(unescape).filter(|point| point.starts_with(path)).collect();
+    found.reverse();
+    Ok(found)
+}
+
+/// Whether mounts that are made below a path are seen by those who share it: its mount propagates.
+pub(crate) fn propagates(path: &Path) -> bool {
+    let Ok(table) = fs::read("/proc/self/mountinfo") else { return false };
+    let mut best: Option<(usize, bool)> = None;
+    for line in table.split(|byte| *byte == b'\n') {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let Some(point) = fields.get(4).map(|point| unescape(point)) else { continue };
+        if !path.starts_with(&point) {
+            continue;
+        }
+        // Optional fields come between the options of the mount and a hyphen.
+        let mut optional = fields.iter().skip(6).take_while(|field| **field != b"-");
+        let shared = optional.any(|field| field.starts_with(b"shared:"));
+        let depth = point.components().count();
+        if best.is_none_or(|(deepest, _)| depth >= deepest) {
+            best = Some((depth, shared));
+        }
+    }
+    best.is_some_and(|(_, shared)| shared)
+}
+
+/// Makes an empty directory immutable, so that nobody writes where an overlay is missing. Filesystems that have no such
+/// flag, and agents without the right, leave it as it is.
+pub(crate) fn seal(directory: &Path) {
+    let Ok(opened) = fs::File::open(directory) else { return };
+    if let Ok(flags) = ioctl_getflags(&opened) {
+        let _ = ioctl_setflags(&opened, flags | IFlags::IMMUTABLE);
+    }
+}
+
+/// Space, tab, line feed and backslash are written as three octal digits.
+fn unescape(text: &[u8]) -> PathBuf {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = match (byte, after) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
+                bytes.push((a & 7) << 6 | (b & 7) << 3 | (c & 7));
+                after
+            }
+            _ => {
+                bytes.push(byte);
+                after
+            }
+        };
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_as_the_kernel_writes_them() {
+        assert_eq!(unescape(br"/mnt/a\040b\134c\011"), Path::new("/mnt/a b\\c\t"));
+        assert_eq!(unescape(br"/mnt/\9\"), Path::new(r"/mnt/\9\"));
+    }
+
+    #[test]
+    fn paths_with_commas_and_colons_stay_one_layer() {
+        let path = Path::new("/p/a,b:c\\d");
+        assert_eq!(escaped(path, true), br"/p/a\,b\:c\\d");
+        assert_eq!(escaped(path, false), br"/p/a\,b:c\\d");
+    }
+}

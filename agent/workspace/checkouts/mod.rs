@@ -1,0 +1,334 @@
+//! Kept checkouts: the files of a commit, checked out once, read by many builds, written by none.
+//!
+//! In comes what a workspace needs ([`Wanted`]). Out goes a [`Kept`]: one directory with all files, or a layer with what
+//! differs from such a directory. It stays while anybody holds it; of those that nobody holds, the ones not used for
+//! longest go. `<pool>/stoker/checkouts/<name>` is the directory, `<name>.json` beside it is written when it is whole.
+
+mod evict;
+pub(super) mod fill;
+mod record;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stoker_core::identity::{CommitId, Component};
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::Reason;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::disk::{blocking, directory, spread, unwritable};
+use super::large_files::Large;
+use crate::admission::now;
+use crate::node::Pools;
+use crate::repository::git::Git;
+use crate::repository::{Nested, Progress, Reader, SnapshotPin};
+pub use evict::View;
+use record::Record;
+
+/// Where they are, below the agent's directory of the pool.
+const DIRECTORY: &str = "checkouts";
+/// So many are kept at most, whatever they hold.
+const KEPT_MAX: usize = 10_000;
+/// The time of use is written down when it is so much later, in milliseconds.
+const USED_EVERY_MS: i64 = 600_000;
+
+/// What is to be checked out.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// Holds the commit.
+    pub(super) pin: &'a SnapshotPin,
+    pub(super) commit: CommitId,
+    /// In seconds since 1970, where it is known.
+    pub(super) committed_at: Option<i64>,
+    pub(super) trust: &'a str,
+    /// The submodules, parents first.
+    pub(super) nested: &'a [Nested],
+    /// The large files, which take the place of their pointers, one entry a work tree.
+    pub(super) large: &'a [Large],
+    /// Who the files belong to, where no mount can show them so.
+    pub(super) owner: Option<(u32, u32)>,
+}
+
+impl Wanted<'_> {
+    /// What another checkout must have in common with this one to be the same but for the commit.
+    fn settings(&self) -> String {
+        let mut settings = format!("{} {}", self.trust, self.pin.url().key());
+        if let Some((user, group)) = self.owner {
+            settings.push_str(&format!(" owner {user}:{group}"));
+        }
+        for one in self.nested {
+            let commit = one.resolved.as_ref().map(|resolved| resolved.commit.to_string()).unwrap_or_default();
+            settings.push_str(&format!(" submodule {:?} {:?} {} {commit}", one.path, one.git_dir, one.says.url));
+        }
+        for one in self.large {
+            settings.push_str(&format!(" large files {:?}", one.tree));
+        }
+        settings
+    }
+}
+
+/// A kept checkout. It stays on the disk while any [`Arc`] of it lives beside the one of [`Checkouts`].
+#[derive(Debug)]
+pub(super) struct Kept {
+    root: PathBuf,
+    record: Mutex<Record>,
+    /// The full one that it is a layer over.
+    base: Option<Arc<Kept>>,
+}
+
+impl Kept {
+    /// The directory with its files; in `.git` of it is the index alone, and that of each submodule.
+    fn tree(&self) -> PathBuf {
+        self.root.join("tree")
+    }
+
+    /// The directories that are the checkout, from the top down.
+    pub(super) fn layers(&self) -> Vec<PathBuf> {
+        [Some(self.tree()), self.base.as_ref().map(|base| base.tree())].into_iter().flatten().collect()
+    }
+
+    /// Entries of its indexes, and the bytes of its files.
+    pub(super) fn extent(&self) -> (u64, u64) {
+        let record = self.record();
+        (record.files, record.bytes)
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> String {
+        self.record().name.clone()
+    }
+
+    /// Two that write at once take turns: one file is written to.
+    fn write_down(&self) {
+        let record = self.record();
+        if let Err(error) = record::write(&self.root, &record) {
+            tracing::warn!(%error, checkout = record.name, "its record is not written");
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Inner {
+    pools: Pools,
+    git: Git,
+    reader: Reader,
+    boot: String,
+    kept: Mutex<BTreeMap<String, Arc<Kept>>>,
+    /// One fill of a checkout at a time; who comes meanwhile waits for it.
+    filling: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    evictions: Mutex<evict::Evictions>,
+    tasks: TaskTracker,
+}
+
+/// All kept checkouts of a pool. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Checkouts {
+    inner: Arc<Inner>,
+}
+
+impl Checkouts {
+    /// `boot` is the machine's: what was not on the disk when it went down is not trusted.
+    pub(super) fn new(pools: Pools, git: Git, reader: Reader, boot: &str, tasks: TaskTracker) -> Self {
+        let (kept, filling, evictions) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { pools, git, reader, boot: boot.to_owned(), kept, filling, evictions, tasks }) }
+    }
+
+    /// Takes up what an earlier agent left; what is not whole goes.
+    pub(super) fn take_up(&self, root: &Path) -> io::Result<()> {
+        let place = root.join(DIRECTORY);
+        directory(&place, 0o700)?;
+        let records: Vec<Record> = record::read_all(&place);
+        let mut known: BTreeMap<String, Arc<Kept>> = BTreeMap::new();
+        let trusted = |record: &&Record| record.durable || record.boot == self.inner.boot;
+        // Full ones first: layers stand on them.
+        for is_layer in [false, true] {
+            for record in records.iter().filter(trusted).filter(|record| record.base.is_some() == is_layer) {
+                let home = place.join(&record.name);
+                let base = match &record.base {
+                    None => None,
+                    Some(base) => match known.get(base) {
+                        Some(base) => Some(Arc::clone(base)),
+                        None => continue,
+                    },
+                };
+                if home.join("tree").is_dir() {
+                    let kept = Kept { root: home, record: Mutex::new(record.clone()), base };
+                    known.insert(record.name.clone(), Arc::new(kept));
+                }
+            }
+        }
+        for name in record::names(&place).into_iter().filter(|name| !known.contains_key(name)) {
+            self.remove(&place, &name)?;
+        }
+        *self.kept() = known;
+        Ok(())
+    }
+
+    /// The checkout, made where it is not there yet.
+    pub(super) async fn obtain(
+        &self,
+        root: &Path,
+        wanted: &Wanted<'_>,
+        steps: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<Kept>, Reason> {
+        let settings = wanted.settings();
+        let name = Component::of(&[wanted.pin.url().key(), &wanted.commit.to_string(), &settings]).as_str().to_owned();
+        let turn = Arc::clone(lock(&self.inner.filling).entry(name.clone()).or_default());
+        let filled = {
+            let _turn = turn.lock().await;
+            match self.known(&name) {
+                Some(known) => Ok(known),
+                None => self.make(root, &name, settings, wanted, steps, cancel).await,
+            }
+        };
+        let mut filling = lock(&self.inner.filling);
+        // Nobody else has it: one is here, one in the map.
+        if Arc::strong_count(&turn) <= 2 {
+            filling.remove(&name);
+        }
+        filled
+    }
+
+    /// The one of this name, where it is there: for who had it before.
+    pub(super) fn named(&self, name: &str) -> Option<Arc<Kept>> {
+        self.kept().get(name).cloned()
+    }
+
+    fn known(&self, name: &str) -> Option<Arc<Kept>> {
+        let known = Arc::clone(self.kept().get(name)?);
+        let moment = now();
+        let mut record = known.record();
+        let before = std::mem::replace(&mut record.used_at, moment);
+        record.uses = record.uses.saturating_add(1);
+        drop(record);
+        if moment.0.saturating_sub(before.0) > USED_EVERY_MS {
+            let written = Arc::clone(&known);
+            self.inner.tasks.spawn_blocking(move || written.write_down());
+        }
+        Some(known)
+    }
+
+    async fn make(
+        &self,
+        root: &Path,
+        name: &str,
+        settings: String,
+        wanted: &Wanted<'_>,
+        steps: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<Kept>, Reason> {
+        let place = root.join(DIRECTORY);
+        let home = place.join(name);
+        let (room, folder, gone) = (self.clone(), place.clone(), name.to_owned());
+        let begun = blocking(move || {
+            directory(&folder, 0o700)?;
+            spread(&folder);
+            // What a failed one left.
+            room.remove(&folder, &gone)?;
+            directory(&folder.join(&gone), 0o700)?;
+            directory(&folder.join(&gone).join("tree"), 0o755)
+        });
+        begun.await.map_err(|error| unwritable(&home, &error))?;
+        let base = self.nearest(wanted, &settings).await;
+        let tree = home.join("tree");
+        let filled = match &base {
+            Some((base, changes)) => fill::layer(&self.inner.git, &tree, wanted, base, changes, steps, cancel).await,
+            None => fill::full(&self.inner.git, &tree, wanted, steps, cancel).await,
+        };
+        let base = base.map(|(base, _)| base);
+        let kept = match filled {
+            Ok(filled) => {
+                let record = Record {
+                    name: name.to_owned(),
+                    url: wanted.pin.url().key().to_owned(),
+                    commit: wanted.commit,
+                    settings,
+                    base: base.as_ref().map(|base| base.name()),
+                    files: filled.files,
+                    bytes: filled.bytes,
+                    own_bytes: filled.own_bytes,
+                    stamp: filled.stamp,
+                    boot: self.inner.boot.clone(),
+                    durable: false,
+                    created_at: now(),
+                    used_at: now(),
+                    uses: 1,
+                };
+                let kept = Arc::new(Kept { root: home.clone(), record: Mutex::new(record.clone()), base });
+                let at = home.clone();
+                blocking(move || record::write(&at, &record)).await.map(|()| kept).map_err(|e| unwritable(&home, &e))
+            }
+            Err(reason) => Err(reason),
+        };
+        match kept {
+            Ok(kept) => {
+                self.kept().insert(name.to_owned(), Arc::clone(&kept));
+                self.make_durable(&kept);
+                Ok(kept)
+            }
+            Err(reason) => {
+                if let Err(error) = self.remove(&place, name) {
+                    tracing::warn!(%error, checkout = name, "a half-made checkout could not be removed yet");
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// The full one with the same settings that differs least, where a layer over it is worth it.
+    async fn nearest(&self, wanted: &Wanted<'_>, settings: &str) -> Option<(Arc<Kept>, crate::repository::Changes)> {
+        let mut full: Vec<(Timestamp, CommitId, Arc<Kept>)> = {
+            let kept = self.kept();
+            let full = kept.values().filter_map(|one| {
+                let record = one.record();
+                (record.base.is_none() && record.settings == settings)
+                    .then(|| (record.used_at, record.commit, Arc::clone(one)))
+            });
+            full.collect()
+        };
+        full.sort_by_key(|(used_at, ..)| std::cmp::Reverse(*used_at));
+        full.truncate(fill::BASES_MAX);
+        let (reader, pin, commit) = (self.inner.reader.clone(), wanted.pin.clone(), wanted.commit);
+        let found = blocking(move || Ok(fill::nearest(&reader, &pin, commit, full))).await;
+        found.ok().flatten()
+    }
+
+    /// Writes it through to the disk, and then says so.
+    fn make_durable(&self, kept: &Arc<Kept>) {
+        let kept = Arc::clone(kept);
+        self.inner.tasks.spawn_blocking(move || {
+            match fs::File::open(&kept.root).and_then(|home| Ok(rustix::fs::syncfs(&home)?)) {
+                Ok(()) => {
+                    kept.record().durable = true;
+                    kept.write_down();
+                }
+                Err(error) => tracing::warn!(%error, checkout = kept.name(), "not written through to the disk"),
+            }
+        });
+    }
+
+    /// Moves directory and record away. Again is the same as once.
+    fn remove(&self, place: &Path, name: &str) -> io::Result<()> {
+        // The record first: without it the directory is nothing.
+        record::remove(&place.join(name))?;
+        self.inner.pools.discard(&place.join(name))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Kept>>> {
+        lock(&self.inner.kept)
+    }
+}
+
+/// A poisoned lock guards a map that is still whole: every change to it is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,76 @@
+//! Directories of the room, its own way of failing, and work by all cores.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::Path;
+use std::thread;
+
+use stoker_core::reason::{Code, Reason};
+
+/// The most threads that work on the files of one tree.
+const THREADS_MAX: usize = 16;
+
+/// Makes a directory, but never what it lies in: where the pool has gone since it was looked at, its own directory is
+/// missing, and nothing is made on the disk below.
+pub(super) fn directory(path: &Path, mode: u32) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Asks ext4 to give each directory in this one a part of the disk of its own. Otherwise the next one is made where the
+/// last one was removed, and ext4 makes files some ten times slower next to recently deleted ones. Others do not have the
+/// flag.
+pub(super) fn spread(path: &Path) {
+    let Ok(directory) = fs::File::open(path) else { return };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&directory)
+        && !flags.contains(rustix::fs::IFlags::TOPDIR)
+    {
+        let _ = rustix::fs::ioctl_setflags(&directory, flags | rustix::fs::IFlags::TOPDIR);
+    }
+}
+
+/// Gives everything at and below a path to a user. Nothing runs in it yet, so a walk by path is safe.
+pub(super) fn hand_over(path: &Path, user: u32, group: u32) -> io::Result<()> {
+    let mut pending = vec![path.to_owned()];
+    while let Some(path) = pending.pop() {
+        std::os::unix::fs::lchown(&path, Some(user), Some(group))?;
+        if fs::symlink_metadata(&path)?.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                pending.push(entry?.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives one directory to a user, where it is not the agent's to keep.
+pub(super) fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    owner.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
+}
+
+/// Does something with each of many things, on all cores; ends at the first error of each core.
+pub(super) fn in_parallel<T: Sync>(all: &[T], work: impl Fn(&T) -> io::Result<()> + Sync) -> io::Result<()> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let part = all.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let working: Vec<_> = all.chunks(part).map(|part| scope.spawn(|| part.iter().try_for_each(&work))).collect();
+        let ended = working.into_iter().map(|one| one.join().map_err(|_| io::Error::other("a thread panicked"))?);
+        // All of them, also after an error: none may go on afterwards.
+        ended.collect::<Vec<_>>().into_iter().collect()
+    })
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+pub(super) fn unwritable(path: &Path, error: &io::Error) -> Reason {
+    let full = error.raw_os_error() == Some(nix::libc::ENOSPC);
+    let code = if full { Code::DiskFloor } else { Code::PoolNotReady };
+    Reason::new(code, path.to_string_lossy(), format!("workspace {}: {error}", path.display()))
+}
