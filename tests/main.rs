@@ -36,3 +36,4 @@ mod submodules;
 mod support;
 mod transfer;
 mod upkeep;
+mod workspaces;

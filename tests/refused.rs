@@ -1,7 +1,7 @@
 //! Bad input, over gRPC and over the command line: refused with the field named, and no trace on disk.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use stoker_proto::v1::{self, prepare_workspace_request::For};
 use tonic::{Code, Status};
@@ -353,6 +353,9 @@ fn calls() -> Vec<(&'static str, Call)> {
 fn on_disk(agent: &Agent) -> BTreeMap<PathBuf, String> {
     let mut found = listing(agent.root());
     found.remove(&PathBuf::from("agent.log"));
+    // What was tried at the start is on its way out.
+    let trash = Path::new("pool/stoker/trash");
+    found.retain(|path, _| path == trash || !path.starts_with(trash));
     found
 }
 

@@ -16,6 +16,8 @@ use super::snapshot::SnapshotPin;
 pub struct Changes {
     /// How many entries are other, new or gone.
     pub entries: usize,
+    /// What is other or new.
+    pub written: Vec<PathBuf>,
     /// What of the former must not be seen any more: the top of each that is gone.
     pub removed: BTreeSet<PathBuf>,
     /// Directories whose attributes differ: everything below may have another form.
@@ -48,9 +50,9 @@ impl Reader {
                     Some(b".gitmodules") => changes.submodules = true,
                     _ => {}
                 }
-                if delta.status() == Delta::Deleted
-                    && let Some(top) = gone(&new, path)
-                {
+                if delta.status() != Delta::Deleted {
+                    changes.written.push(path.to_owned());
+                } else if let Some(top) = gone(&new, path) {
                     changes.removed.insert(top);
                 }
             }

@@ -73,20 +73,51 @@ pub(super) fn stamp(tree: &Path, index: &Path, keep: Option<u32>, time: u32) -> 
         utimensat(&directory, *path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| named(path, &error.into()))
     })?;
     let places: Vec<usize> = fresh.into_iter().map(|(at, _)| at).collect();
-    // Seconds, then nanoseconds.
-    let mut written = [0; 8];
-    let (seconds, _) = written.split_at_mut(4);
-    seconds.copy_from_slice(&time.to_be_bytes());
     for at in places {
-        let from = at.saturating_add(MTIME_AT);
-        let place = bytes.get_mut(from..from.saturating_add(8)).ok_or_else(damaged)?;
-        place.copy_from_slice(&written);
+        put(&mut bytes, at, [time.to_be_bytes(), [0; 4]])?;
     }
+    write(index, bytes)?;
+    Ok(extent)
+}
+
+/// Gives files of a work tree, and their entries in its index, the time that `time` tells in nanoseconds since 1970; nothing
+/// leaves a file as it is.
+pub(super) fn touch(tree: &Path, index: &Path, time: impl Fn(&Path) -> Option<u64> + Sync) -> io::Result<()> {
+    const SECOND: u64 = 1_000_000_000;
+    let mut bytes = fs::read(index)?;
+    let entries = entries(&bytes)?;
+    let files = entries.iter().filter(|entry| entry.mode & KIND != GITLINK);
+    let changed: Vec<(usize, &Path, u64)> =
+        files.filter_map(|entry| Some((entry.at, entry.path, time(entry.path)?))).collect();
+    let directory = File::open(tree)?;
+    in_parallel(&changed, |(_, path, time)| {
+        let part = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let moment = Timespec { tv_sec: part(time / SECOND), tv_nsec: part(time % SECOND) };
+        let times = Timestamps { last_access: moment, last_modification: moment };
+        utimensat(&directory, *path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| named(path, &error.into()))
+    })?;
+    let places: Vec<(usize, u64)> = changed.into_iter().map(|(at, _, time)| (at, time)).collect();
+    for (at, time) in places {
+        let part = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_be_bytes();
+        put(&mut bytes, at, [part(time / SECOND), part(time % SECOND)])?;
+    }
+    write(index, bytes)
+}
+
+/// Seconds, then nanoseconds.
+fn put(bytes: &mut [u8], at: usize, time: [[u8; 4]; 2]) -> io::Result<()> {
+    let from = at.saturating_add(MTIME_AT);
+    let place = bytes.get_mut(from..from.saturating_add(8)).ok_or_else(damaged)?;
+    place.copy_from_slice(time.as_flattened());
+    Ok(())
+}
+
+/// With the sum over its content at its end.
+fn write(index: &Path, mut bytes: Vec<u8>) -> io::Result<()> {
     let content = bytes.len().saturating_sub(SUM_BYTES);
     let (content, sum) = bytes.split_at_mut(content);
     sum.copy_from_slice(&Sha1::digest(&*content));
-    fs::write(index, &bytes)?;
-    Ok(extent)
+    fs::write(index, &bytes)
 }
 
 /// How many entries an index has, and their bytes on the disk.

@@ -10,6 +10,7 @@ use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::caches;
 use super::checkouts::{Checkouts, Kept, Wanted, fill};
 use super::copy;
 use super::disk::{blocking, directory, give, hand_over, spread, unwritable};
@@ -36,13 +37,12 @@ pub(super) async fn materialise(
     means: Means<'_>,
     wanted: Wanted<'_>,
     workspace: Workspace,
-    cache_keys: &[String],
     steps: watch::Sender<Progress>,
     cancel: CancellationToken,
 ) -> Result<(Workspace, Option<Arc<Kept>>), Reason> {
     let home = workspace.home().to_owned();
-    let (given, keys) = (workspace.clone(), cache_keys.to_vec());
-    blocking(move || directories(&given, &keys)).await.map_err(|error| unwritable(&home, &error))?;
+    let given = workspace.clone();
+    blocking(move || directories(&given)).await.map_err(|error| unwritable(&home, &error))?;
     let owner = workspace.owner;
     let own = |owner: Option<(u32, u32)>| Wanted { owner, ..wanted };
     match means.chosen.method {
@@ -88,7 +88,7 @@ pub(super) async fn materialise(
     }
 }
 
-fn directories(workspace: &Workspace, cache_keys: &[String]) -> io::Result<()> {
+fn directories(workspace: &Workspace) -> io::Result<()> {
     let home = workspace.home();
     let all = home.parent().unwrap_or(home);
     directory(all, 0o755)?;
@@ -104,8 +104,10 @@ fn directories(workspace: &Workspace, cache_keys: &[String]) -> io::Result<()> {
     }
     directory(workspace.cache.parent().unwrap_or(home), 0o755)?;
     directory(&workspace.cache, 0o755)?;
-    for key in cache_keys {
-        let path = workspace.cache.join(key);
+    let folder = caches::folder(&workspace.cache, workspace.cache_slot);
+    directory(&folder, 0o755)?;
+    for key in &workspace.cache_keys {
+        let path = folder.join(key);
         directory(&path, 0o777)?;
         // The builds of a tenant may run as different users; the directory is the tenant's.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).or_else(|error| match error.kind() {

@@ -8,6 +8,7 @@
 //! A commit is checked out once and kept ([`checkouts`]); a workspace is a mount over that, a copy that shares its blocks,
 //! or, where the pool can do neither, files that git writes ([`method`]).
 
+mod caches;
 mod checkouts;
 mod content;
 mod copy;
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stoker_core::admission::Source;
-use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
+use stoker_core::identity::{CommitId, Component, LeaseId, RequestId, Scope};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
@@ -42,6 +43,7 @@ use crate::node::namespace::Namespaces;
 use crate::node::{Pools, mount};
 use crate::repository::git::Git;
 use crate::repository::{Nested, Repositories, SnapshotPin};
+use caches::{Line, Times, Turn};
 use checkouts::{Checkouts, Kept, Wanted};
 use disk::{blocking, unwritable};
 
@@ -51,6 +53,8 @@ pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
 pub use submodules::Submodule;
 
+/// Where the caches of tenants are, below the agent's directory of the pool.
+const CACHES: &str = "caches";
 /// What lies beside workspaces that are overlays, below the agent's directory of the pool: no build mounts it.
 const OVERLAYS: &str = "overlays";
 
@@ -78,8 +82,17 @@ pub struct Workspace {
     pub tmp: PathBuf,
     /// What the build leaves.
     pub out: PathBuf,
-    /// The caches of its tenant.
+    /// The caches of its tenant: what must be mounted for them.
     pub cache: PathBuf,
+    /// Those that it asked for.
+    #[serde(default)]
+    pub cache_keys: Vec<String>,
+    /// Which of the tenant's places for caches it has; the first is 1.
+    #[serde(default)]
+    pub cache_slot: u32,
+    /// With submodules, with large files.
+    #[serde(default)]
+    pub form: (bool, bool),
     /// What is checked out.
     pub source: Source,
     /// Who for.
@@ -123,7 +136,7 @@ impl Workspace {
         let mut environment = BTreeMap::from([
             ("STOKER_SRC".to_owned(), text(&self.src)),
             ("STOKER_OUT".to_owned(), text(&self.out)),
-            ("STOKER_CACHE".to_owned(), text(&self.cache)),
+            ("STOKER_CACHE".to_owned(), text(&caches::folder(&self.cache, self.cache_slot))),
             ("STOKER_COMMIT".to_owned(), self.source.commit.to_string()),
             ("TMPDIR".to_owned(), text(&self.tmp)),
         ]);
@@ -192,6 +205,8 @@ struct Entry {
     pins: Vec<SnapshotPin>,
     /// Keeps the files that `src` shows.
     kept: Option<Arc<Kept>>,
+    /// Which caches it uses.
+    line: Line,
 }
 
 struct Inner {
@@ -202,6 +217,9 @@ struct Inner {
     repositories: Repositories,
     admission: Admission,
     checkouts: Checkouts,
+    boot: String,
+    /// Held while times of caches are read and written.
+    turns: Mutex<()>,
     namespaces: Namespaces,
     /// What works on the pool, and the device on which that was tried.
     chosen: Mutex<Option<(u64, Chosen)>>,
@@ -242,6 +260,8 @@ impl Workspaces {
             repositories,
             admission: admission.clone(),
             checkouts,
+            boot: boot.to_owned(),
+            turns: Mutex::default(),
             namespaces: Namespaces::default(),
             chosen: Mutex::default(),
             entries: Mutex::default(),
@@ -296,6 +316,8 @@ impl Workspaces {
             let message = format!("{} workspaces are there, at most {WORKSPACES_MAX} may be", entries.len());
             return Err(Reason::new(Code::LeasesFull, "workspaces", message));
         }
+        let mut line = self.line_of(&order);
+        line.slot = caches::slot(entries.values().map(|entry| &entry.line), &line);
         let (stage, stages) = watch::channel(Preparing::Under(Progress::phase("preparing")));
         let cancel = self.inner.cancel.child_token();
         let entry = Entry {
@@ -305,18 +327,19 @@ impl Workspaces {
             cancel: cancel.clone(),
             pins: vec![order.pin.clone()],
             kept: None,
+            line: line.clone(),
         };
         entries.insert(order.id.clone(), entry);
         drop(entries);
-        self.inner.tasks.spawn(self.clone().prepare_now(order, stage, cancel));
+        self.inner.tasks.spawn(self.clone().prepare_now(order, line, stage, cancel));
         Ok(stages)
     }
 
-    async fn prepare_now(self, order: Order, stage: watch::Sender<Preparing>, cancel: CancellationToken) {
+    async fn prepare_now(self, order: Order, line: Line, stage: watch::Sender<Preparing>, cancel: CancellationToken) {
         let id = order.id.clone();
         let (steps, mut seen) = watch::channel(Progress::phase("preparing"));
         let end = {
-            let made = self.make(order, steps, cancel);
+            let made = self.make(order, line, steps, cancel);
             tokio::pin!(made);
             loop {
                 tokio::select! {
@@ -347,6 +370,7 @@ impl Workspaces {
     async fn make(
         &self,
         order: Order,
+        line: Line,
         steps: watch::Sender<Progress>,
         cancel: CancellationToken,
     ) -> Result<Made, Reason> {
@@ -360,7 +384,7 @@ impl Workspaces {
         let inner = &self.inner;
         let root = inner.pools.usable(&inner.pool)?;
         let chosen = self.chosen(&root).await;
-        let workspace = planned(&root, &order, &nested, &pins, chosen.method);
+        let workspace = planned(&root, &order, &nested, &pins, chosen.method, &line);
         let home = workspace.home().to_owned();
         let wanted = Wanted {
             pin: &order.pin,
@@ -378,12 +402,46 @@ impl Workspaces {
             chosen: &chosen,
             root: &root,
         };
-        let keys = &order.cache_keys;
-        let made = materialise::materialise(means, wanted, workspace, keys, steps, cancel).await;
+        let times = self.take_turn(&root, &order, line).await.map_err(|error| unwritable(&home, &error))?;
+        let made = materialise::materialise(means, wanted, workspace, steps, cancel).await;
         let (workspace, kept) = made?;
         let done = workspace.clone();
-        blocking(move || record::write(&root, &done)).await.map_err(|error| unwritable(&home, &error))?;
+        let last = move || {
+            times.apply(&done.src, done.submodules.iter().map(|one| one.path.as_str()))?;
+            record::write(&root, &done)
+        };
+        blocking(last).await.map_err(|error| unwritable(&home, &error))?;
         Ok(Made { workspace, pins, kept })
+    }
+
+    /// Which caches an order uses; its slot is not chosen yet.
+    fn line_of(&self, order: &Order) -> Line {
+        Line {
+            tenant: Component::of(&[&order.scope.tenant, &order.trust]).as_str().to_owned(),
+            keys: order.cache_keys.iter().cloned().collect(),
+            repository: order.pin.url().key().to_owned(),
+            commit: order.source.commit,
+            form: (order.submodules, order.lfs || self.inner.repositories.wants_lfs(order.pin.url())),
+            slot: 1,
+        }
+    }
+
+    /// Remembers that the commit uses its caches from now on: what times its files must have.
+    async fn take_turn(&self, root: &Path, order: &Order, line: Line) -> io::Result<Times> {
+        if line.keys.is_empty() {
+            return Ok(Times::default());
+        }
+        let (room, root, pin) = (self.clone(), root.to_owned(), order.pin.clone());
+        blocking(move || {
+            let reader = room.inner.repositories.reader();
+            // Where the former commit is gone from upstream, nothing is known.
+            let changes = |from: CommitId| reader.changes(&pin, from, line.commit).ok();
+            let folder = caches::folder(&root.join(CACHES).join(&line.tenant), line.slot);
+            let turn = Turn { root: &root, boot: &room.inner.boot, line: &line, folder: &folder, changes: &changes };
+            let _one = room.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turn.take()
+        })
+        .await
     }
 
     /// What works on the pool: tried once on each disk.
@@ -446,7 +504,7 @@ impl Workspaces {
         let read = move || {
             let folders = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
             let name = |entry: &std::fs::DirEntry| entry.file_name().into_string().ok();
-            let found = folders(root.join("caches")).flat_map(|tenant| {
+            let found = folders(root.join(CACHES)).flat_map(|tenant| {
                 let owner = name(&tenant);
                 let keys = folders(tenant.path()).filter_map(move |key| name(&key));
                 keys.filter_map(move |key| Some((owner.clone()?, key)))
@@ -583,7 +641,14 @@ struct Made {
 }
 
 /// A workspace as it will be; its files are not counted yet.
-fn planned(root: &Path, order: &Order, nested: &[Nested], pins: &[SnapshotPin], method: Method) -> Workspace {
+fn planned(
+    root: &Path,
+    order: &Order,
+    nested: &[Nested],
+    pins: &[SnapshotPin],
+    method: Method,
+    line: &Line,
+) -> Workspace {
     let mut also_mount: Vec<PathBuf> = vec![order.pin.path().to_owned()];
     for path in pins.iter().map(SnapshotPin::path) {
         if !also_mount.iter().any(|other| other == path) {
@@ -591,14 +656,16 @@ fn planned(root: &Path, order: &Order, nested: &[Nested], pins: &[SnapshotPin], 
         }
     }
     let home = root.join("workspaces").join(&order.id);
-    let tenant = Component::of(&[&order.scope.tenant, &order.trust]);
     let own = || (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let owner = (order.user.unwrap_or_else(|| own().0), order.group.unwrap_or_else(|| own().1));
     Workspace {
         src: home.join("src"),
         tmp: home.join("tmp"),
         out: home.join("out"),
-        cache: root.join("caches").join(tenant.as_str()),
+        cache: root.join(CACHES).join(&line.tenant),
+        cache_keys: order.cache_keys.clone(),
+        cache_slot: line.slot,
+        form: line.form,
         lease: order.lease.clone(),
         source: order.source.clone(),
         scope: order.scope.clone(),

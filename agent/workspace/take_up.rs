@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 
+use super::caches::Line;
 use super::disk::unwritable;
 use super::{Entry, Method, Preparing, Submodule, Workspace, Workspaces, record};
 use crate::admission::now;
@@ -52,10 +53,18 @@ impl Workspaces {
                 let pin = pin.or_else(|| admission.pin_named(&workspace.source));
                 let pins = pin.into_iter().chain(self.pins_of(&workspace)).collect();
                 let id = workspace.id.clone();
+                let line = Line {
+                    tenant: name_of(&workspace.cache),
+                    keys: workspace.cache_keys.iter().cloned().collect(),
+                    repository: workspace.source.repository.clone(),
+                    commit: workspace.source.commit,
+                    form: workspace.form,
+                    slot: workspace.cache_slot,
+                };
                 let (lease, expires_at) = (workspace.lease.clone(), workspace.expires_at);
                 let (_, stage) = watch::channel(Preparing::Ready(Arc::new(workspace)));
                 let cancel = self.inner.cancel.child_token();
-                known.insert(id, Entry { lease, expires_at, stage, cancel, pins, kept });
+                known.insert(id, Entry { lease, expires_at, stage, cancel, pins, kept, line });
             }
         }
         for id in record::names(root) {
@@ -80,6 +89,10 @@ impl Workspaces {
         };
         workspace.submodules.iter().filter_map(pin).collect()
     }
+}
+
+fn name_of(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Whether its files are there. Those of an overlay go with its mount, so with the machine.

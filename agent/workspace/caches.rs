@@ -1,0 +1,235 @@
+//! Caches that builds of one tenant share, and the file times that make them safe.
+//!
+//! Tools like make and cargo reuse an output that is younger than its sources. In a cache that several commits use one
+//! after the other that is only right if a file that changed is younger than every output that was made from it before. So
+//! for each cache it is remembered when each path last changed from one build's commit to the next one's, and files get
+//! those times; all others keep the one time of their checkout, which is old. Two commits at once would still disturb each
+//! other: the second gets a place ("slot") of its own, as a second workspace of a CI job does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use stoker_core::identity::{CommitId, Component};
+
+use super::disk::directory;
+use super::index;
+use crate::repository::Changes;
+
+/// Where the times are remembered, below the agent's directory of the pool.
+const TIMES: &str = "times";
+/// More paths than these make all files look changed.
+const PATHS_MAX: usize = 50_000;
+const RECORD_BYTES_MAX: u64 = 32 << 20;
+/// Slots of one tenant.
+const SLOTS_MAX: u32 = 1024;
+
+/// Who uses which caches for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    /// The folder of tenant and trust class.
+    pub(super) tenant: String,
+    pub(super) keys: BTreeSet<String>,
+    /// The repository's key.
+    pub(super) repository: String,
+    pub(super) commit: CommitId,
+    /// With submodules, with large files: the same commit in another form.
+    pub(super) form: (bool, bool),
+    /// Which of the tenant's places it has; the first is 1.
+    pub(super) slot: u32,
+}
+
+/// The slot for a line that begins, among those that live: the first in which no other commit uses one of its caches.
+pub(super) fn slot<'a>(live: impl Iterator<Item = &'a Line>, new: &Line) -> u32 {
+    let disturbs = |other: &Line| {
+        other.tenant == new.tenant
+            && !other.keys.is_disjoint(&new.keys)
+            && (&other.repository, other.commit, other.form) != (&new.repository, new.commit, new.form)
+    };
+    let taken: BTreeSet<u32> = live.filter(|other| disturbs(other)).map(|other| other.slot).collect();
+    (1..SLOTS_MAX).find(|slot| !taken.contains(slot)).unwrap_or(SLOTS_MAX)
+}
+
+/// What a build sees as `STOKER_CACHE`, below the tenant's folder.
+pub(super) fn folder(cache: &Path, slot: u32) -> PathBuf {
+    // No key begins so.
+    if slot <= 1 { cache.to_owned() } else { cache.join(format!("~{slot}")) }
+}
+
+/// When files of a work tree last changed, as nanoseconds since 1970.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Times {
+    /// All files that are not among `paths`.
+    pub(super) all: Option<u64>,
+    /// Those that changed later.
+    pub(super) paths: BTreeMap<PathBuf, u64>,
+}
+
+impl Times {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_none() && self.paths.is_empty()
+    }
+
+    /// The later time of each.
+    fn merge(&mut self, other: &Self) {
+        self.all = self.all.max(other.all);
+        for (path, time) in &other.paths {
+            let own = self.paths.entry(path.clone()).or_default();
+            *own = (*own).max(*time);
+        }
+    }
+
+    /// Gives the files of a work tree these times, and its index; `nested`: the folders of its submodules.
+    pub(super) fn apply<'a>(&self, src: &Path, nested: impl Iterator<Item = &'a str>) -> io::Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let time = |path: &Path| self.paths.get(path).copied().max(self.all);
+        index::touch(src, &src.join(".git/index"), time)?;
+        for tree in nested.filter(|_| self.all.is_some()).map(|path| src.join(path)) {
+            let git_dir = fs::read_to_string(tree.join(".git"))?;
+            let git_dir = tree.join(git_dir.trim_start_matches("gitdir:").trim());
+            index::touch(&tree, &git_dir.join("index"), |_| self.all)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is remembered of one cache and one repository.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    commit: CommitId,
+    form: (bool, bool),
+    /// Under which the machine ran: what was written last may be lost with it.
+    boot: String,
+    times: Times,
+}
+
+/// What is done for one line before its build begins.
+pub(super) struct Turn<'a> {
+    /// The agent's directory of the pool.
+    pub(super) root: &'a Path,
+    pub(super) boot: &'a str,
+    pub(super) line: &'a Line,
+    /// The folder of the caches, as the build sees it.
+    pub(super) folder: &'a Path,
+    /// What differs between a commit and the line's; nothing where that is not known.
+    pub(super) changes: &'a dyn Fn(CommitId) -> Option<Changes>,
+}
+
+impl Turn<'_> {
+    /// Remembers that this commit uses the caches from now on, and tells what times its files must have. Before the
+    /// caches' directories are made.
+    pub(super) fn take(&self) -> io::Result<Times> {
+        let place = self.root.join(TIMES);
+        directory(&place, 0o700)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        let mut all = Times::default();
+        for key in &self.line.keys {
+            let (tenant, slot) = (&self.line.tenant, self.line.slot.to_string());
+            let name = Component::of(&[key, &slot, tenant, &self.line.repository]);
+            let file = place.join(format!("{name}.json"));
+            let times = match (read(&file), self.folder.join(key).exists()) {
+                // Nothing was made from anything yet.
+                (None, false) => Times::default(),
+                (Some(record), _) if record.boot == self.boot && record.form == self.line.form => {
+                    self.advance(record, now)
+                }
+                // Whatever it holds may be younger than any file.
+                _ => Times { all: Some(now), paths: BTreeMap::new() },
+            };
+            all.merge(&times);
+            let (commit, form) = (self.line.commit, self.line.form);
+            let record = Record { commit, form, boot: self.boot.to_owned(), times };
+            let new = file.with_extension("json.new");
+            fs::write(&new, serde_json::to_vec(&record)?)?;
+            fs::rename(&new, &file)?;
+        }
+        Ok(all)
+    }
+
+    fn advance(&self, record: Record, now: u64) -> Times {
+        let Record { commit, mut times, .. } = record;
+        if commit == self.line.commit {
+            return times;
+        }
+        match (self.changes)(commit) {
+            Some(changes) if changes.attributes.is_empty() && !changes.submodules => {
+                times.paths.extend(changes.written.into_iter().map(|path| (path, now)));
+            }
+            // Any file may have another form.
+            _ => times = Times { all: Some(now), paths: BTreeMap::new() },
+        }
+        if times.paths.len() > PATHS_MAX {
+            times = Times { all: Some(now), paths: BTreeMap::new() };
+        }
+        times
+    }
+}
+
+fn read(file: &Path) -> Option<Record> {
+    let small = fs::metadata(file).ok()?.len() <= RECORD_BYTES_MAX;
+    serde_json::from_slice(&small.then(|| fs::read(file).ok())??).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn line(tenant: &str, keys: &[&str], commit: u8, slot: u32) -> Line {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        Line {
+            tenant: tenant.into(),
+            keys,
+            repository: "r".into(),
+            commit: CommitId::new([commit; 20]),
+            form: (false, false),
+            slot,
+        }
+    }
+
+    #[test]
+    fn another_commit_on_the_same_cache_gets_a_place_of_its_own() {
+        let live = [line("a", &["target"], 1, 1), line("a", &["target"], 2, 2), line("b", &["target"], 3, 1)];
+        let slot_of = |new: Line| slot(live.iter(), &new);
+        assert_eq!(slot_of(line("a", &["target", "x"], 3, 0)), 3);
+        assert_eq!(slot_of(line("a", &["target"], 1, 0)), 1, "the same commit shares");
+        assert_eq!(slot_of(line("a", &["target"], 2, 0)), 2, "where its own is");
+        assert_eq!(slot_of(line("a", &["other"], 9, 0)), 1);
+        assert_eq!(slot_of(line("c", &["target"], 9, 0)), 1);
+    }
+
+    #[test]
+    fn what_changed_on_the_way_stays_young_whoever_comes_next() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("cache");
+        let written = |path: &str| Changes { written: vec![path.into()], ..Changes::default() };
+        let take = |commit: u8, boot: &str, changes: Option<Changes>| {
+            let line = line("a", &["target"], commit, 1);
+            let changes = |_| changes.clone();
+            let (root, folder) = (place.path(), folder.as_path());
+            Turn { root, boot, line: &line, folder, changes: &changes }.take().unwrap()
+        };
+        assert!(take(1, "boot", None).is_empty(), "an empty cache needs nothing");
+        fs::create_dir_all(folder.join("target")).unwrap();
+        let second = take(2, "boot", Some(written("x")));
+        assert_eq!(second.paths.keys().collect::<Vec<_>>(), [Path::new("x")]);
+        // The same commit again, though its first build may not have come to x: it must not trust what is there.
+        assert_eq!(take(2, "boot", None), second);
+        let back = take(1, "boot", Some(written("x")));
+        assert!(back.paths[Path::new("x")] > second.paths[Path::new("x")]);
+        let third = take(3, "boot", Some(written("y")));
+        assert_eq!(third.paths[Path::new("x")], back.paths[Path::new("x")]);
+        // What is not known to be safe makes all files young.
+        for changes in [None, Some(Changes { submodules: true, ..Changes::default() })] {
+            assert!(take(4, "boot", changes).all.is_some());
+            take(3, "boot", Some(Changes::default()));
+        }
+        assert!(take(3, "another boot", Some(Changes::default())).all.is_some());
+    }
+}
