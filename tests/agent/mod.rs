@@ -1,6 +1,7 @@
 //! The agent that stays up: killed, unmounted, cut off from upstream, out of room, and well again afterwards.
 
 mod admission;
+mod caches;
 mod containment;
 mod cpu;
 mod credentials;

@@ -76,32 +76,3 @@ fn an_older_commit_on_a_shared_target_runs_as_itself_and_builds_only_what_differ
     said(2, &["app"]);
     said(2, &[]);
 }
-
-/// Two at once: one writes outputs that the other would take for its own.
-#[test]
-fn commits_that_build_at_once_do_not_share_a_target() {
-    let (repo, commits) = project();
-    let (_upstream, url) = Upstream::of(&repo);
-    let agent = Agent::start(
-        "node: {othersCpuCounts: false, rootFloor: {bytes: 0, inodes: 0}}\npressure: {memoryFloor: 1MiB, memoryNarrow: 2MiB, diskForecast: 0s}\n\
-         pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 10}}]\nrepositories: \
-         {refresh: 24h, add: on-demand, allow: [127.0.0.1], protocols: [http]}\n",
-    );
-    let gate = crate::support::gate::Gate::new();
-    let start = |commit: &str, script: String| {
-        let reference = format!("sha:{commit}");
-        let command = ["run", "--repo", &url, "--ref", &reference, "--", "sh", "-euc", &script];
-        agent.stoker().command(command).deadline(LIMIT).spawn()
-    };
-    let where_it_is = "echo $STOKER_CACHE; mkdir -p $STOKER_CACHE/target";
-    let first = start(&commits[0], format!("{where_it_is}; {}", gate.stop()));
-    gate.reached();
-    let other = start(&commits[1], where_it_is.to_owned()).wait().expect_code(0).stdout;
-    let same = start(&commits[0], where_it_is.to_owned()).wait().expect_code(0).stdout;
-    gate.open();
-    let first = first.wait().expect_code(0).stdout;
-    assert_eq!(first, same, "one commit, one place");
-    assert_ne!(first, other);
-    let later = start(&commits[1], where_it_is.to_owned()).wait().expect_code(0).stdout;
-    assert_eq!(later, first, "nobody else is there any more");
-}
