@@ -203,7 +203,7 @@ impl Survey {
         if keys.is_empty() {
             return CacheKeys::default();
         }
-        let trust = self.repositories.get(&build.source.url).map(|view| view.trust).unwrap_or_default();
+        let trust = self.repositories.trust_of(&build.source.url).unwrap_or_default();
         let (caches, owner) = (self.caches.borrow(), Component::of(&[&build.scope.tenant, &trust]).to_string());
         let wanted = keys.len();
         CacheKeys {

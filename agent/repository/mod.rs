@@ -321,6 +321,12 @@ impl Repositories {
         self.shared.get(url).map(|entry| self.shared.view(&entry))
     }
 
+    /// The trust class of one that is here.
+    #[must_use]
+    pub fn trust_of(&self, url: &RepositoryUrl) -> Option<String> {
+        self.shared.get(url).map(|entry| entry.state().meta.trust.clone())
+    }
+
     /// What is known of all, by key.
     #[must_use]
     pub fn list(&self) -> Vec<View> {

@@ -11,6 +11,7 @@ use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryOpenFlags, TreeWalk
 use stoker_core::identity::CommitId;
 use stoker_core::source::Probed;
 
+use super::listing::Head;
 use super::refs::RefTable;
 use super::snapshot::SnapshotPin;
 
@@ -89,7 +90,9 @@ pub struct Reader {
 struct Inner {
     /// The one used last is at the back.
     handles: Mutex<VecDeque<(PathBuf, Repository)>>,
+    /// As `handles`.
     tables: Mutex<VecDeque<(PathBuf, Arc<RefTable>)>>,
+    heads: Mutex<HashMap<PathBuf, Head>>,
     /// What the refs of a snapshot name.
     tips: Mutex<VecDeque<(PathBuf, Arc<HashSet<CommitId>>)>>,
     memo: Mutex<HashMap<(PathBuf, CommitId), Probed>>,
@@ -137,7 +140,7 @@ impl Reader {
 
     /// Whether [`Self::refs`] reads nothing.
     pub(super) fn has_refs(&self, pin: &SnapshotPin) -> bool {
-        lock(&self.inner.tables).iter().any(|(of, _)| of == pin.path())
+        lock(&self.inner.tables).iter().rev().any(|(of, _)| same(of, pin.path()))
     }
 
     /// Whether [`Self::subject`] reads nothing.
@@ -178,8 +181,19 @@ impl Reader {
     /// When they cannot be read.
     pub fn refs(&self, pin: &SnapshotPin) -> Result<Arc<RefTable>, ReadError> {
         let path = pin.path();
-        if let Some((_, table)) = lock(&self.inner.tables).iter().find(|(of, _)| of == path) {
-            return Ok(Arc::clone(table));
+        {
+            let mut tables = lock(&self.inner.tables);
+            let last = tables.len().saturating_sub(1);
+            if let Some(at) = tables.iter().rposition(|(of, _)| same(of, path)) {
+                if at < last
+                    && let Some(used) = tables.remove(at)
+                {
+                    tables.push_back(used);
+                }
+                if let Some((_, table)) = tables.back() {
+                    return Ok(Arc::clone(table));
+                }
+            }
         }
         let table = pin.refs().map_err(|error| ReadError::Refs { path: path.to_owned(), error })?;
         let table = Arc::new(table);
@@ -189,6 +203,21 @@ impl Reader {
             tables.pop_front();
         }
         Ok(table)
+    }
+
+    /// What the snapshot's HEAD names, where it names something that is there.
+    pub(super) fn head(&self, pin: &SnapshotPin) -> Option<Head> {
+        if let Some(known) = lock(&self.inner.heads).get(pin.path()) {
+            return Some(known.clone());
+        }
+        // One that cannot be read now may be read later.
+        let head = pin.head()?;
+        let mut heads = lock(&self.inner.heads);
+        if heads.len() >= MEMO_MAX {
+            heads.clear();
+        }
+        heads.insert(pin.path().to_owned(), head.clone());
+        Some(head)
     }
 
     /// How many of these objects the snapshot has.
@@ -339,6 +368,7 @@ impl Reader {
     pub(super) fn forget(&self, path: &Path) {
         lock(&self.inner.handles).retain(|(of, _)| of != path);
         lock(&self.inner.tables).retain(|(of, _)| of != path);
+        lock(&self.inner.heads).remove(path);
         lock(&self.inner.subjects).retain(|(of, _), _| of != path);
         lock(&self.inner.tips).retain(|(of, _)| of != path);
         lock(&self.inner.memo).retain(|(of, _), _| of != path);
@@ -348,6 +378,7 @@ impl Reader {
     pub(super) fn forget_all(&self) {
         lock(&self.inner.handles).clear();
         lock(&self.inner.tables).clear();
+        lock(&self.inner.heads).clear();
         lock(&self.inner.subjects).clear();
         // Paths may come back with other content, on another disk.
         lock(&self.inner.tips).clear();
@@ -363,7 +394,7 @@ impl Reader {
         let wrong = |error| ReadError::Git { path: path.to_owned(), error };
         let kept = {
             let mut handles = lock(&self.inner.handles);
-            let at = handles.iter().rposition(|(of, _)| of == path);
+            let at = handles.iter().rposition(|(of, _)| same(of, path));
             at.and_then(|at| handles.remove(at)).map(|(_, repository)| repository)
         };
         let flags = RepositoryOpenFlags::NO_SEARCH | RepositoryOpenFlags::BARE | RepositoryOpenFlags::NO_DOTGIT;
@@ -456,6 +487,12 @@ fn extension(name: &[u8]) -> Option<String> {
 fn add(extent: &mut Extent, bytes: u64) {
     extent.files = extent.files.saturating_add(1);
     extent.bytes = extent.bytes.saturating_add(bytes);
+}
+
+/// Whether both are spelled alike. A path's own comparison takes it apart, which is twenty times as long; ours are made in
+/// one place, so that one snapshot has one spelling.
+fn same(a: &Path, b: &Path) -> bool {
+    a.as_os_str() == b.as_os_str()
 }
 
 /// A poisoned lock guards a cache that is still whole: every change to it is one call.

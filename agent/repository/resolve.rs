@@ -64,6 +64,35 @@ impl Repositories {
     }
 }
 
+/// What an answer needs of what is remembered of a repository: all of it may be a thousand commits and as many pull
+/// requests, and is not copied for each answer.
+#[derive(Clone)]
+struct Known {
+    clone_url: String,
+    /// When upstream last listed its refs and we had them all.
+    confirmed_at: Option<Timestamp>,
+    /// When upstream listed the refs that are here.
+    mirror_at: Timestamp,
+    /// The pull request that is asked for, under each of its names, and when upstream last said so.
+    pulls: Vec<(String, Timestamp)>,
+}
+
+impl Known {
+    fn of(meta: &Meta, reference: &SourceRef) -> Self {
+        let names = if matches!(reference, SourceRef::PullRequest(_)) { reference.full_names() } else { Vec::new() };
+        let pulls = names.into_iter().filter_map(|name| {
+            let at = meta.pin(&name)?.confirmed_at;
+            Some((name, at))
+        });
+        Self {
+            clone_url: meta.url.fetch_url().to_owned(),
+            confirmed_at: meta.confirmed_at,
+            mirror_at: meta.confirmed_at.or(meta.partial_at).unwrap_or_default(),
+            pulls: pulls.collect(),
+        }
+    }
+}
+
 pub(super) async fn resolve_in(
     shared: &Arc<Shared>,
     entry: &Arc<Entry>,
@@ -73,9 +102,9 @@ pub(super) async fn resolve_in(
     let mut facts = Facts::default();
     for _ in 0..STEPS_MAX {
         let pin = entry.current();
-        let meta = entry.state().meta.clone();
-        facts.confirmed_at = meta.confirmed_at;
-        facts.found = find(shared, pin.as_ref(), &meta, request).await?;
+        let known = Known::of(&entry.state().meta, &request.reference);
+        facts.confirmed_at = known.confirmed_at;
+        facts.found = find(shared, pin.as_ref(), &known, request).await?;
         facts.known |= facts.found.is_some();
         let patience = deadline.saturating_duration_since(Instant::now()).as_millis();
         facts.patience = Span(i64::try_from(patience).unwrap_or(i64::MAX));
@@ -87,7 +116,7 @@ pub(super) async fn resolve_in(
                 if other_fork {
                     tracing::info!(repository = entry.url.key(), %commit, "a commit that only another fork has, as allowed");
                 }
-                let resolved = answer(shared, pin, meta, request, commit, origin, as_of).await?;
+                let resolved = answer(shared, pin, known, request, commit, origin, as_of).await?;
                 return Ok(Resolved { other_fork, ..resolved });
             }
             Step::Probe(commit) => facts.probed = Some(probe(shared, pin.as_ref(), commit, deadline).await?),
@@ -128,8 +157,8 @@ pub(super) async fn resolve_in(
 
 /// Where a ref stands here, whatever its age.
 pub(super) async fn pull_commit(shared: &Shared, entry: &Entry, request: &Request) -> Option<CommitId> {
-    let (pin, meta) = (entry.current()?, entry.state().meta.clone());
-    find(shared, Some(&pin), &meta, request).await.ok()?.map(|found| found.commit)
+    let (pin, known) = (entry.current()?, Known::of(&entry.state().meta, &request.reference));
+    find(shared, Some(&pin), &known, request).await.ok()?.map(|found| found.commit)
 }
 
 async fn ask(shared: &Shared, entry: &Entry, wanted: Wanted, deadline: Instant) -> Result<(), Reason> {
@@ -176,7 +205,7 @@ async fn probe(
 async fn find(
     shared: &Shared,
     pin: Option<&SnapshotPin>,
-    meta: &Meta,
+    known: &Known,
     request: &Request,
 ) -> Result<Option<Found>, Reason> {
     let Some(pin) = pin.cloned() else { return Ok(None) };
@@ -185,10 +214,10 @@ async fn find(
     }
     let key = request.url.key();
     let found = match shared.reader.has_refs(&pin) {
-        true => look_up(&shared.reader, &pin, meta, &request.reference),
+        true => look_up(&shared.reader, &pin, known, &request.reference),
         false => {
-            let (reader, meta, reference) = (shared.reader.clone(), meta.clone(), request.reference.clone());
-            blocking(key, move || look_up(&reader, &pin, &meta, &reference)).await?
+            let (reader, known, reference) = (shared.reader.clone(), known.clone(), request.reference.clone());
+            blocking(key, move || look_up(&reader, &pin, &known, &reference)).await?
         }
     };
     Ok(found.map_err(|error| unreadable(key, &error))?.map(|(found, _)| found))
@@ -196,10 +225,12 @@ async fn find(
 
 /// What the snapshot has under a ref, and the ref's full name there.
 fn named(reader: &Reader, pin: &SnapshotPin, reference: &SourceRef) -> Result<Option<(CommitId, String)>, ReadError> {
-    let names = match (reference, pin.head()) {
-        (SourceRef::Head, Some(Head::Detached(commit))) => return Ok(Some((commit, "HEAD".to_owned()))),
-        (SourceRef::Head, Some(Head::Branch(name))) => vec![format!("refs/heads/{name}")],
-        _ => reference.full_names(),
+    // Only who asks for HEAD needs it, and it is a file.
+    let head = if *reference == SourceRef::Head { reader.head(pin) } else { None };
+    let names = match head {
+        Some(Head::Detached(commit)) => return Ok(Some((commit, "HEAD".to_owned()))),
+        Some(Head::Branch(name)) => vec![format!("refs/heads/{name}")],
+        None => reference.full_names(),
     };
     let refs = reader.refs(pin)?;
     Ok(names.into_iter().find_map(|name| Some((refs.get(name.as_bytes())?.target(), name))))
@@ -209,15 +240,16 @@ fn named(reader: &Reader, pin: &SnapshotPin, reference: &SourceRef) -> Result<Op
 fn look_up(
     reader: &Reader,
     pin: &SnapshotPin,
-    meta: &Meta,
+    known: &Known,
     reference: &SourceRef,
 ) -> Result<Option<(Found, String)>, ReadError> {
-    let mirror = meta.confirmed_at.or(meta.partial_at).unwrap_or_default();
     Ok(named(reader, pin, reference)?.map(|(commit, name)| {
         // A pull request is as old as the last question for it, not as the last refresh.
         let confirmed_at = match reference {
-            SourceRef::PullRequest(_) => meta.pin(&name).map_or(Timestamp(0), |pin| pin.confirmed_at),
-            _ => mirror,
+            SourceRef::PullRequest(_) => {
+                known.pulls.iter().find(|(of, _)| *of == name).map_or(Timestamp(0), |(_, at)| *at)
+            }
+            _ => known.mirror_at,
         };
         (Found { commit, confirmed_at }, name)
     }))
@@ -226,24 +258,24 @@ fn look_up(
 async fn answer(
     shared: &Shared,
     pin: SnapshotPin,
-    meta: Meta,
+    known: Known,
     request: &Request,
     commit: CommitId,
     origin: Origin,
     as_of: Timestamp,
 ) -> Result<Resolved, Reason> {
     if shared.reader.has_subject(&pin, commit) && shared.reader.has_refs(&pin) {
-        return describe(&shared.reader, pin, &meta, request, commit, origin, as_of);
+        return describe(&shared.reader, pin, &known, request, commit, origin, as_of);
     }
     let (reader, request) = (shared.reader.clone(), request.clone());
     let key = request.url.key().to_owned();
-    blocking(&key, move || describe(&reader, pin, &meta, &request, commit, origin, as_of)).await?
+    blocking(&key, move || describe(&reader, pin, &known, &request, commit, origin, as_of)).await?
 }
 
 fn describe(
     reader: &Reader,
     pin: SnapshotPin,
-    meta: &Meta,
+    known: &Known,
     request: &Request,
     commit: CommitId,
     origin: Origin,
@@ -254,12 +286,12 @@ fn describe(
         let message = format!("{} of {} names no commit", request.reference, request.url);
         return Err(Reason::new(Code::RefNotFound, request.reference.to_string(), message));
     };
-    let named = look_up(reader, &pin, meta, &request.reference).map_err(|error| unreadable(key, &error))?;
+    let named = look_up(reader, &pin, known, &request.reference).map_err(|error| unreadable(key, &error))?;
     let clone_ref = match named {
         Some((_, name)) if name != "HEAD" => name,
         _ => commit.to_string(),
     };
-    let clone_url = meta.url.fetch_url().to_owned();
+    let clone_url = known.clone_url.clone();
     Ok(Resolved { commit, pin, clone_url, clone_ref, as_of, origin, subject, other_fork: false })
 }
 
