@@ -8,6 +8,7 @@
 mod changes;
 mod journal;
 mod measured;
+mod sums;
 pub(crate) mod survey;
 mod upkeep;
 mod waiters;
@@ -45,6 +46,7 @@ use crate::repository::SnapshotPin;
 use changes::Changes;
 use journal::Journal;
 use measured::Told;
+use sums::LastTotals;
 use writer::{Published, WriterHandle};
 
 /// How long tickets that were read back wait for their callers to come again.
@@ -92,6 +94,7 @@ pub struct Admission {
     survey: Survey,
     facts: FactsSource,
     measured: Measured,
+    totals: LastTotals,
     thread: Arc<std::sync::Mutex<Option<std::thread::JoinHandle<()>>>>,
     upkeep: Arc<tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>>,
 }
@@ -130,11 +133,12 @@ impl Admission {
         journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
         let pins = survey.pins(survey::held(&ledger));
         let changes = Changes::new(new_id::<LeaseId>().to_string());
-        let published = Published { ledger, changes, pins, history, journal_error: None, journal_failures: 0 };
+        let published =
+            Published { ledger, revision: 0, changes, pins, history, journal_error: None, journal_failures: 0 };
         let (writer, thread) = writer::start(journal, published, Arc::clone(&facts), state)
             .map_err(|source| JournalError::Io { path: state.to_owned(), source })?;
         let thread = Arc::new(std::sync::Mutex::new(Some(thread)));
-        Ok(Self { writer, survey, facts, measured, thread, upkeep: Arc::default() })
+        Ok(Self { writer, survey, facts, measured, totals: LastTotals::default(), thread, upkeep: Arc::default() })
     }
 
     /// Starts watching time and holders, until `cancel`.
@@ -232,7 +236,7 @@ impl Admission {
         };
         let seen: Vec<Evaluated> = builds.iter().map(survey).collect();
         self.writer.read(|published| {
-            let view = published.ledger.view(&facts, now());
+            let view = published.ledger.view_with(self.totals.of(published, &facts), &facts, now());
             let judge = |(build, seen): (&Build, Evaluated)| {
                 let fit = view.would_be(&wanted(build, &seen.sizing));
                 seen.judged(fit, view.totals())
@@ -244,7 +248,10 @@ impl Admission {
     /// Reads the ledger as it stands at this moment, with whose turn it is. Keep `read` short: the writer waits.
     pub fn look<R>(&self, read: impl FnOnce(&View<'_>, &Ledger) -> R) -> R {
         let (facts, now) = ((self.facts)(), now());
-        self.writer.read(|published| read(&published.ledger.view(&facts, now), &published.ledger))
+        self.writer.read(|published| {
+            let totals = self.totals.of(published, &facts);
+            read(&published.ledger.view_with(totals, &facts, now), &published.ledger)
+        })
     }
 
     /// Why a build that asked now would be told so, with its size; without any network.
@@ -367,7 +374,7 @@ impl Admission {
     /// The same with the totals of the moment.
     pub fn totals<R>(&self, read: impl FnOnce(&Ledger, &Totals) -> R) -> R {
         let facts = (self.facts)();
-        self.read(|ledger| read(ledger, &ledger.totals(&facts)))
+        self.writer.read(|published| read(&published.ledger, &self.totals.of(published, &facts)))
     }
 
     /// Why the journal cannot be written, where it cannot.

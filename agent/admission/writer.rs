@@ -72,6 +72,8 @@ pub(super) struct Ask {
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) ledger: Ledger,
+    /// Another with each batch that changed the ledger.
+    pub(super) revision: u64,
     pub(super) changes: Changes,
     pub(super) pins: BTreeMap<String, SnapshotPin>,
     pub(super) history: BTreeMap<String, std::collections::VecDeque<Sample>>,
@@ -239,6 +241,7 @@ impl Writer {
         self.shorten(&facts, now, &mut entries);
         debug_assert!(invariants::one_place_a_request(&self.working));
         debug_assert!(invariants::lives_are_whole(&self.working));
+        debug_assert!(invariants::sizes_add_up(&self.working));
         if let Err(error) = self.commit(&entries) {
             tracing::error!(%error, reason = Code::JournalUnavailable.word(), "nothing of this batch was recorded");
             entries.retain(|entry| !self.must_last(entry));
@@ -430,6 +433,7 @@ impl Writer {
     ) {
         let lasting = entries.iter().any(|entry| self.must_last(entry));
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        published.revision = published.revision.wrapping_add(u64::from(!entries.is_empty()));
         let told = published.journal_error != error;
         published.journal_failures += u64::from(failed);
         published.journal_error = error;

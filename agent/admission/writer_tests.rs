@@ -45,6 +45,7 @@ fn writer(state: &Path) -> Writer {
     let journal = Journal::open(state).unwrap();
     let published = Published {
         ledger: Ledger::default(),
+        revision: 0,
         changes: Changes::new("test".to_owned()),
         pins: BTreeMap::new(),
         history: BTreeMap::new(),

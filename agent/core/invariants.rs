@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeSet;
 
-use crate::admission::{Facts, Ledger};
+use crate::admission::{Facts, Ledger, Sizes};
 use crate::quantity::Resource;
 
 /// The leases hold no more than the budget, unless a single one does (the first build on an idle node).
@@ -31,4 +31,10 @@ pub fn lives_are_whole(ledger: &Ledger) -> bool {
         true => lease.ended_at.is_none() && lease.holder.is_some() == lease.bound_at.is_some(),
         false => lease.ended_at.is_some() && lease.outcome.is_some(),
     })
+}
+
+/// What is added up as leases come and go is what they are.
+#[must_use]
+pub fn sizes_add_up(ledger: &Ledger) -> bool {
+    *ledger.sizes() == Sizes::of(ledger.live().map(|lease| lease.sizing.size.amounts))
 }

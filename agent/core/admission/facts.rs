@@ -95,7 +95,7 @@ fn held(size: Amounts, seen: Option<&InUse>) -> Amounts {
 }
 
 /// Live leases, added up.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Sums {
     leased: Amounts,
     /// Of the pool: what is held and not written, and what was written.
@@ -121,16 +121,29 @@ impl Sums {
 }
 
 impl Ledger {
-    /// What is held, what is left.
-    #[must_use]
-    pub fn totals(&self, facts: &Facts) -> Totals {
+    fn sums(&self, facts: &Facts) -> Sums {
+        // Where none was looked at, each holds its size.
+        if facts.in_use.is_empty() {
+            let leased = self.sizes().amounts();
+            return Sums { leased, unwritten: on_disk(leased), ..Sums::default() };
+        }
+        self.sums_one_by_one(facts)
+    }
+
+    fn sums_one_by_one(&self, facts: &Facts) -> Sums {
         // Both are in the order of their ids: one walk, and no search for each lease.
         let mut looked_at = facts.in_use.iter().peekable();
-        let sums = self.live().fold(Sums::default(), |sums, lease| {
+        self.live().fold(Sums::default(), |sums, lease| {
             while looked_at.next_if(|(id, _)| **id < lease.id).is_some() {}
             let seen = looked_at.next_if(|(id, _)| **id == lease.id).map(|(_, seen)| seen);
             sums.add(lease.sizing.size.amounts, seen)
-        });
+        })
+    }
+
+    /// What is held, what is left.
+    #[must_use]
+    pub fn totals(&self, facts: &Facts) -> Totals {
+        let sums = self.sums(facts);
         let budget = facts.capacity.less(facts.reserve);
         // On the pool all that lies there and that no lease is known to have written is others'.
         let lies = on_disk(budget.less(facts.disk_free).less(sums.written));
@@ -138,6 +151,44 @@ impl Ledger {
         let Sums { leased, unwritten, .. } = sums;
         let free = with_disk(budget.less(others).less(leased), facts.disk_free.less(unwritten));
         Totals { capacity: facts.capacity, reserve: facts.reserve, budget, others, leased, unwritten, free }
+    }
+}
+
+/// What live leases are worth by their sizes alone. Wider than their parts, so that what goes is taken off exactly.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    cpu_millis: u128,
+    memory_bytes: u128,
+    disk_bytes: u128,
+    disk_inodes: u128,
+}
+
+impl Sizes {
+    /// With one lease that was so big, and is now.
+    pub(super) fn changed(self, before: Option<Amounts>, now: Option<Amounts>) -> Self {
+        let (before, now) = (before.unwrap_or_default(), now.unwrap_or_default());
+        let part = |sum: u128, was: u64, is: u64| sum.saturating_sub(u128::from(was)).saturating_add(u128::from(is));
+        Self {
+            cpu_millis: part(self.cpu_millis, before.cpu_millis, now.cpu_millis),
+            memory_bytes: part(self.memory_bytes, before.memory_bytes, now.memory_bytes),
+            disk_bytes: part(self.disk_bytes, before.disk_bytes, now.disk_bytes),
+            disk_inodes: part(self.disk_inodes, before.disk_inodes, now.disk_inodes),
+        }
+    }
+
+    /// Of all of these.
+    pub(crate) fn of(sizes: impl Iterator<Item = Amounts>) -> Self {
+        sizes.fold(Self::default(), |sum, size| sum.changed(None, Some(size)))
+    }
+
+    fn amounts(&self) -> Amounts {
+        let part = |sum: u128| u64::try_from(sum).unwrap_or(u64::MAX);
+        Amounts {
+            cpu_millis: part(self.cpu_millis),
+            memory_bytes: part(self.memory_bytes),
+            disk_bytes: part(self.disk_bytes),
+            disk_inodes: part(self.disk_inodes),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::quantity::Timestamp;
 
 use super::order::{self, Rank};
 use super::tenant::Holds;
-use super::{Facts, Lease, Mode, ModeState, Ticket};
+use super::{Facts, Lease, Mode, ModeState, Sizes, Ticket};
 
 /// One change: the whole new record of what changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Ledger {
     clocks: BTreeSet<(u64, LeaseId)>,
     heads: BTreeSet<(Timestamp, u64)>,
     lines: BTreeMap<String, Line>,
+    /// Of the live ones together: added up as they come and go, for there may be thousands and each build asks.
+    sizes: Sizes,
     mode: ModeState,
 }
 
@@ -106,6 +108,7 @@ impl Ledger {
         if let Some(at) = lease.ended_at {
             self.ends.insert((at, lease.id.clone()));
         }
+        let before_size = self.live.get(&lease.id).map(|before| before.sizing.size.amounts);
         let line = self.lines.entry(lease.scope.tenant.clone()).or_default();
         line.turns.insert((lease.place.turn, lease.id.clone()));
         let (to, from) = match lease.live() {
@@ -118,8 +121,10 @@ impl Ledger {
                 (&mut self.ended, &mut self.live)
             }
         };
+        let now_size = lease.live().then_some(lease.sizing.size.amounts);
         from.remove(&lease.id);
         to.insert(lease.id.clone(), lease);
+        self.sizes = self.sizes.changed(before_size, now_size);
     }
 
     fn forget(&mut self, id: &LeaseId) {
@@ -189,6 +194,11 @@ impl Ledger {
     /// Those that hold something, oldest first.
     pub fn live(&self) -> impl Iterator<Item = &Arc<Lease>> {
         self.live.values()
+    }
+
+    /// The sizes of those that hold something.
+    pub(crate) const fn sizes(&self) -> &Sizes {
+        &self.sizes
     }
 
     /// Those that ended and are remembered, oldest first.

@@ -32,6 +32,7 @@ pub mod view;
 
 pub use command::{Answer, Command, PRIORITY_MAX, Refused, Reply, Request, Waiting};
 pub use explain::Explanation;
+pub(crate) use facts::Sizes;
 pub use facts::{Facts, InUse, Totals};
 pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Place, Retry, Source, Ticket};
 pub use ledger::{Event, Ledger};

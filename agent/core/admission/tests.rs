@@ -169,6 +169,7 @@ impl Node {
         assert!(invariants::never_over_budget(&self.ledger, &self.facts));
         assert!(invariants::one_place_a_request(&self.ledger));
         assert!(invariants::lives_are_whole(&self.ledger));
+        assert!(invariants::sizes_add_up(&self.ledger));
         let mut again = self.ledger.clone();
         events.iter().for_each(|event| again.apply(event.clone()));
         assert_eq!(again, self.ledger, "applying {events:?} twice is the same as once");

@@ -105,11 +105,17 @@ impl Ledger {
     /// The ledger at this moment.
     #[must_use]
     pub fn view<'a>(&'a self, facts: &'a Facts, now: Timestamp) -> View<'a> {
+        self.view_with(self.totals(facts), facts, now)
+    }
+
+    /// The same with totals that were made before, of this very ledger by the same facts.
+    #[must_use]
+    pub fn view_with<'a>(&'a self, totals: Totals, facts: &'a Facts, now: Timestamp) -> View<'a> {
         View {
             ledger: self,
             facts,
             now,
-            totals: self.totals(facts),
+            totals,
             head: OnceCell::new(),
             rival: OnceCell::new(),
             next: OnceCell::new(),
