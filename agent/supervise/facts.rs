@@ -33,11 +33,10 @@ pub(super) fn facts_source(
     let (cpu_millis, memory_bytes) = (machine.cpu_millis, machine.memory_bytes);
     Arc::new(move || {
         let config = Arc::clone(&config.borrow());
-        let views = views.borrow().clone();
-        let now = pressure.borrow().clone();
+        let (views, now) = (Arc::clone(&views.borrow()), Arc::clone(&pressure.borrow()));
         let memory = now.readings.memory;
-        let disk =
-            views.iter().find(|view| view.name == config.workspaces.pool).and_then(|view| view.filesystem.clone());
+        let pool = views.iter().find(|view| view.name == config.workspaces.pool);
+        let disk = pool.and_then(|view| view.filesystem.as_ref());
         let (total, free) = disk.map_or((Amounts::default(), Amounts::default()), |disk| {
             let inodes = |value: u64| match disk.total_inodes {
                 0 => INODES_WITHOUT_BOUND,

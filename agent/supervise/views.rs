@@ -18,6 +18,10 @@ use crate::workspace::Workspaces;
 /// Workspaces without a lease, and caches, come and go without a change of the ledger: they are looked at so often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// After they were told they are left alone for so long: what changed meanwhile is told once, not for each of a thousand
+/// leases a second.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// The senders; those who are told subscribe before the rooms are there that tell.
 #[derive(Debug, Default)]
 pub(super) struct Views {
@@ -51,6 +55,9 @@ impl Views {
                     needed.extend(workspace.submodules.iter().map(|one| one.commit));
                 }
                 tell(&self.needed, Some(Arc::new(needed)));
+            }
+            if cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                return;
             }
             tokio::select! {
                 () = cancel.cancelled() => return,
