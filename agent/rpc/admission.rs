@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{decision, lease, reasons, ticket};
 use super::error::bad;
 use super::explain::evaluation;
-use super::request::{build, id, outcome, page, span, usage};
+use super::request::{Field, build, id, outcome, page, span, usage};
 use super::waiting::{wait_for, watch};
 use super::{Rooms, explain, patience};
 use crate::admission::{self, BIND_WITHIN, Order};
@@ -32,7 +32,7 @@ impl AdmissionService for Admission {
         if builds.len() > BUILDS_MAX {
             return Err(bad("builds", format!("has {} entries, at most {BUILDS_MAX} are allowed", builds.len())));
         }
-        let named = |(i, given)| build(&format!("builds[{i}]"), Some(given));
+        let named = |(i, given)| build(Field::At("builds", i), Some(given));
         let builds = builds.into_iter().enumerate().map(named).collect::<Result<Vec<_>, _>>()?;
         let evaluations = self.0.admission.evaluate(&builds).into_iter().map(evaluation).collect();
         Ok(Response::new(v1::EvaluateResponse { node: Some(self.0.node()), evaluations }))
@@ -50,7 +50,7 @@ impl AdmissionService for Admission {
     async fn await_admission(&self, request: Request<v1::AwaitAdmissionRequest>) -> Result<Response<Awaiting>, Status> {
         let patience = patience(&request);
         let admit = request.into_inner().admit.ok_or_else(|| bad("admit", "is missing"))?;
-        let order = Order { take_ticket: true, awaited: true, ..order("admit.", admit)? };
+        let order = Order { take_ticket: true, awaited: true, ..order("admit", admit)? };
         let (answers, stream) = mpsc::channel(4);
         let rooms = self.0.clone();
         self.0.tasks.spawn(async move {
@@ -186,28 +186,29 @@ impl AdmissionService for Admission {
     }
 }
 
-fn order(field: &str, request: v1::AdmitRequest) -> Result<Order, Status> {
+fn order(field: &'static str, request: v1::AdmitRequest) -> Result<Order, Status> {
+    let field = Field::Of(field);
+    let at = |name: &'static str| Field::In(&field, name);
     let content = v1::AdmitRequest { request_id: String::new(), take_ticket: false, ..request.clone() };
     let retry_of = match request.retry_of {
         first if first.is_empty() => None,
-        first => Some(id(&format!("{field}retry_of"), first)?),
+        first => Some(id(at("retry_of"), first)?),
     };
     // A retry builds what its first attempt did: it need not say so again.
-    let told = (retry_of.is_none() || request.build.is_some())
-        .then(|| build(&format!("{field}build"), request.build))
-        .transpose()?;
+    let told =
+        (retry_of.is_none() || request.build.is_some()).then(|| build(at("build"), request.build)).transpose()?;
     if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&request.priority) {
         let what = format!("is {}; give -{PRIORITY_MAX} to {PRIORITY_MAX}", request.priority);
-        return Err(bad(format!("{field}priority"), what));
+        return Err(bad(at("priority"), what));
     }
     Ok(Order {
-        request_id: id(&format!("{field}request_id"), request.request_id)?,
+        request_id: id(at("request_id"), request.request_id)?,
         digest: admission::digest(&prost::Message::encode_to_vec(&content)),
         build: told,
         retry_of,
         priority: request.priority,
         take_ticket: request.take_ticket,
         awaited: false,
-        bind_within: span(&format!("{field}bind_within"), request.bind_within, BIND_WITHIN, BIND_WITHIN_MAX)?,
+        bind_within: span(at("bind_within"), request.bind_within, BIND_WITHIN, BIND_WITHIN_MAX)?,
     })
 }

@@ -1,5 +1,6 @@
 //! Messages in, the core's words out: each field is checked here once, and refused by its name.
 
+use std::fmt;
 use std::str::FromStr;
 
 use prost_types::Duration as ProtoDuration;
@@ -20,20 +21,61 @@ const BYTES_MAX: i64 = 1 << 60;
 const INODES_MAX: i64 = 1 << 50;
 const CACHE_KEYS_MAX: usize = 16;
 
-/// An id, at most 128 visible ASCII characters.
-pub(super) fn id<T: TryFrom<String, Error = NameError>>(field: &str, text: String) -> Result<T, Status> {
-    T::try_from(text).map_err(|why| bad(field, format!("{why}; give 1 to 128 visible ASCII characters")))
+/// The name of a field. It is spelled out only where something is wrong with it: schedulers ask often, and rightly.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Field<'a> {
+    /// By its name.
+    Of(&'a str),
+    /// One of another's. The request itself has no name.
+    In(&'a Field<'a>, &'a str),
+    /// One of many, from 0.
+    At(&'a str, usize),
 }
 
-pub(super) fn url(field: &str, text: &str) -> Result<RepositoryUrl, Status> {
-    RepositoryUrl::from_str(text).map_err(|why| bad(field, why.to_string()))
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Of(name) | Self::In(Self::Of(""), name) => f.write_str(name),
+            Self::In(outer, name) => write!(f, "{outer}.{name}"),
+            Self::At(name, place) => write!(f, "{name}[{place}]"),
+        }
+    }
+}
+
+impl<'a> From<&'a str> for Field<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::Of(name)
+    }
+}
+
+impl From<Field<'_>> for String {
+    fn from(field: Field<'_>) -> Self {
+        field.to_string()
+    }
+}
+
+/// An id, at most 128 visible ASCII characters.
+pub(super) fn id<'a, T: TryFrom<String, Error = NameError>>(
+    field: impl Into<Field<'a>>,
+    text: String,
+) -> Result<T, Status> {
+    T::try_from(text).map_err(|why| bad(field.into(), format!("{why}; give 1 to 128 visible ASCII characters")))
+}
+
+pub(super) fn url<'a>(field: impl Into<Field<'a>>, text: &str) -> Result<RepositoryUrl, Status> {
+    RepositoryUrl::from_str(text).map_err(|why| bad(field.into(), why.to_string()))
 }
 
 /// A span of at least a second and at most `max`; `default` where it is unset.
-pub(super) fn span(field: &str, given: Option<ProtoDuration>, default: Span, max: Span) -> Result<Span, Status> {
+pub(super) fn span<'a>(
+    field: impl Into<Field<'a>>,
+    given: Option<ProtoDuration>,
+    default: Span,
+    max: Span,
+) -> Result<Span, Status> {
     let Some(given) = given else { return Ok(default) };
     let span = exact_span(given).filter(|span| (1_000..=max.0).contains(&span.0));
-    span.ok_or_else(|| bad(field, format!("is {}s; give 1s to {}s", given.seconds, max.0 / 1000)))
+    span.ok_or_else(|| bad(field.into(), format!("is {}s; give 1s to {}s", given.seconds, max.0 / 1000)))
 }
 
 fn exact_span(given: ProtoDuration) -> Option<Span> {
@@ -41,17 +83,19 @@ fn exact_span(given: ProtoDuration) -> Option<Span> {
     (millis >= 0).then_some(Span(millis))
 }
 
-pub(super) fn scope(field: &str, scope: Option<v1::Scope>) -> Result<Scope, Status> {
+pub(super) fn scope<'a>(field: impl Into<Field<'a>>, scope: Option<v1::Scope>) -> Result<Scope, Status> {
+    let field = field.into();
     let v1::Scope { tenant, project, branch } = scope.unwrap_or_default();
     for (name, text) in [("tenant", &tenant), ("project", &project), ("branch", &branch)] {
-        check_name(text).map_err(|why| bad(format!("{field}.{name}"), why.to_string()))?;
+        check_name(text).map_err(|why| bad(Field::In(&field, name), why.to_string()))?;
     }
     Ok(Scope { tenant, project, branch })
 }
 
-pub(super) fn source(field: &str, source: Option<v1::Source>) -> Result<source::Request, Status> {
+pub(super) fn source<'a>(field: impl Into<Field<'a>>, source: Option<v1::Source>) -> Result<source::Request, Status> {
+    let field = field.into();
     let source = source.ok_or_else(|| bad(field, "is missing; name the repository and the ref"))?;
-    let at = |name: &str| format!("{field}.{name}");
+    let at = |name: &'static str| Field::In(&field, name);
     let reference = match source.r#ref {
         None | Some(v1::source::Ref::Head(_)) => SourceRef::Head,
         Some(v1::source::Ref::Branch(name)) => {
@@ -62,7 +106,7 @@ pub(super) fn source(field: &str, source: Option<v1::Source>) -> Result<source::
         }
         Some(v1::source::Ref::PullRequest(0)) => return Err(bad(at("pull_request"), "is 0; numbers begin at 1")),
         Some(v1::source::Ref::PullRequest(number)) => SourceRef::PullRequest(number),
-        Some(v1::source::Ref::Commit(hex)) => SourceRef::Commit(commit(&at("commit"), &hex)?),
+        Some(v1::source::Ref::Commit(hex)) => SourceRef::Commit(commit(at("commit"), &hex)?),
     };
     let max_age = match source.max_age {
         None => None,
@@ -70,10 +114,10 @@ pub(super) fn source(field: &str, source: Option<v1::Source>) -> Result<source::
     };
     let expected_commit = match source.expected_commit.as_str() {
         "" => None,
-        hex => Some(commit(&at("expected_commit"), hex)?),
+        hex => Some(commit(at("expected_commit"), hex)?),
     };
     Ok(source::Request {
-        url: url(&at("repository_url"), &source.repository_url)?,
+        url: url(at("repository_url"), &source.repository_url)?,
         reference,
         max_age,
         allow_stale: source.allow_stale,
@@ -82,25 +126,26 @@ pub(super) fn source(field: &str, source: Option<v1::Source>) -> Result<source::
     })
 }
 
-fn commit(field: &str, hex: &str) -> Result<stoker_core::identity::CommitId, Status> {
+fn commit(field: Field<'_>, hex: &str) -> Result<stoker_core::identity::CommitId, Status> {
     hex.parse().map_err(|why| bad(field, format!("{why}; give all 40 lower-case hexadecimal digits")))
 }
 
 /// A whole build.
-pub(super) fn build(field: &str, build: Option<v1::Build>) -> Result<Build, Status> {
+pub(super) fn build<'a>(field: impl Into<Field<'a>>, build: Option<v1::Build>) -> Result<Build, Status> {
+    let field = field.into();
     let build = build.ok_or_else(|| bad(field, "is missing"))?;
-    let at = |name: &str| format!("{field}.{name}");
+    let at = |name: &'static str| Field::In(&field, name);
     for (name, text) in [("target", &build.target), ("architecture", &build.architecture)] {
         if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
             return Err(bad(at(name), format!("has control characters or more than {NAME_BYTES_MAX} bytes")));
         }
     }
-    cache_keys(&at("cache_keys"), &build.cache_keys)?;
-    let declared = declared(&at("declared"), build.declared.unwrap_or_default())?;
-    let measured = build.measured.map(|measured| self::measured(&at("measured"), measured)).transpose()?;
+    cache_keys(at("cache_keys"), &build.cache_keys)?;
+    let declared = declared(at("declared"), build.declared.unwrap_or_default())?;
+    let measured = build.measured.map(|measured| self::measured(at("measured"), measured)).transpose()?;
     Ok(Build {
-        source: source(&at("source"), build.source)?,
-        scope: scope(&at("scope"), build.scope)?,
+        source: source(at("source"), build.source)?,
+        scope: scope(at("scope"), build.scope)?,
         target: build.target,
         architecture: build.architecture,
         declared: Declared { measured, ..declared },
@@ -108,7 +153,7 @@ pub(super) fn build(field: &str, build: Option<v1::Build>) -> Result<Build, Stat
     })
 }
 
-fn cache_keys(field: &str, keys: &[String]) -> Result<(), Status> {
+fn cache_keys(field: Field<'_>, keys: &[String]) -> Result<(), Status> {
     if keys.len() > CACHE_KEYS_MAX {
         return Err(bad(field, format!("has {} entries, at most {CACHE_KEYS_MAX} are allowed", keys.len())));
     }
@@ -125,17 +170,17 @@ fn cache_keys(field: &str, keys: &[String]) -> Result<(), Status> {
     }
 }
 
-fn declared(field: &str, size: v1::Size) -> Result<Declared, Status> {
-    let amount = |name: &str, value: Option<i64>, max: i64, unit: &str| match value {
+fn declared(field: Field<'_>, size: v1::Size) -> Result<Declared, Status> {
+    let amount = |name: &'static str, value: Option<i64>, max: i64, unit: &str| match value {
         None => Ok(None),
         Some(value) if (1..=max).contains(&value) => Ok(u64::try_from(value).ok()),
         Some(value) => {
-            Err(bad(format!("{field}.{name}"), format!("is {value}; give 1 to {max} {unit}, or leave it out")))
+            Err(bad(Field::In(&field, name), format!("is {value}; give 1 to {max} {unit}, or leave it out")))
         }
     };
     let time_budget = match size.time_budget {
         None => None,
-        given => Some(span(&format!("{field}.time_budget"), given, Span(0), Span::hours(24))?),
+        given => Some(span(Field::In(&field, "time_budget"), given, Span(0), Span::hours(24))?),
     };
     Ok(Declared {
         cpu_millis: amount("cpu_millis", size.cpu_millis, CPU_MILLIS_MAX, "thousandths of a core")?,
@@ -147,15 +192,15 @@ fn declared(field: &str, size: v1::Size) -> Result<Declared, Status> {
     })
 }
 
-fn measured(field: &str, measured: v1::Measured) -> Result<Measured, Status> {
+fn measured(field: Field<'_>, measured: v1::Measured) -> Result<Measured, Status> {
     let positive = |name: &str, value: i64, max: i64| match u64::try_from(value) {
         Ok(value) if i64::try_from(value).is_ok_and(|v| v <= max) => Ok(value),
-        _ => Err(bad(format!("{field}.{name}"), format!("is {value}; give 0 to {max}"))),
+        _ => Err(bad(Field::In(&field, name), format!("is {value}; give 0 to {max}"))),
     };
     Ok(Measured {
         cpu_millis_p95: positive("cpu_millis_p95", measured.cpu_millis_p95, CPU_MILLIS_MAX)?,
         memory_bytes_p95: positive("memory_bytes_p95", measured.memory_bytes_p95, BYTES_MAX)?,
-        runs: u32::try_from(measured.runs).map_err(|_| bad(format!("{field}.runs"), "is negative"))?,
+        runs: u32::try_from(measured.runs).map_err(|_| bad(Field::In(&field, "runs"), "is negative"))?,
     })
 }
 

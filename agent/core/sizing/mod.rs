@@ -425,7 +425,12 @@ pub fn size(
     node: &Amounts,
 ) -> Sizing {
     let default = policy.defaults.of(language);
-    let mut sizing = Sizing { size: Size::default(), basis: Vec::new(), clamped: false, provisional: false };
+    let mut sizing = Sizing {
+        size: Size::default(),
+        basis: Vec::with_capacity(RESOURCES.len()),
+        clamped: false,
+        provisional: false,
+    };
     for resource in RESOURCES {
         let fallback = part(&default, resource);
         let declared = declared(request, spec, resource);

@@ -185,19 +185,22 @@ impl RepositoryUrl {
     }
 
     fn build(protocol: Protocol, user: Option<&str>, host: Host, path: &str, scp: bool) -> Result<Self, UrlError> {
-        let caseless = CASELESS_HOSTS.contains(&host.name.as_str());
-        let canonical = canonical_path(path, protocol)?;
-        let canonical = if caseless { canonical.to_ascii_lowercase() } else { canonical };
-        let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+        let mut canonical = canonical_path(path, protocol)?;
+        if CASELESS_HOSTS.contains(&host.name.as_str()) {
+            canonical.make_ascii_lowercase();
+        }
         let port = host.port.filter(|port| Some(*port) != protocol.default_port());
-        let name = if host.name.contains(':') { format!("[{}]", host.name) } else { host.name.clone() };
         let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        let (left, right) = if host.name.contains(':') { ("[", "]") } else { ("", "") };
+        let name = host.name;
+        let (user, at) = user.map_or(("", ""), |user| (user, "@"));
         let path = path.trim_end_matches('/');
         let fetch = match scp {
-            true => format!("{user}{name}:{path}"),
-            false => format!("{}://{user}{name}{port}{path}", protocol.word()),
+            true => [user, at, left, &name, right, ":", path].concat(),
+            false => [protocol.word(), "://", user, at, left, &name, right, &port, path].concat(),
         };
-        Ok(Self { protocol, key: format!("{name}{port}/{canonical}"), host: Some(host.name), fetch })
+        let key = [left, &name, right, &port, "/", &canonical].concat();
+        Ok(Self { protocol, key, host: Some(name), fetch })
     }
 
     /// `path` is absolute and escaped.
@@ -313,31 +316,38 @@ fn canonical_path(path: &str, protocol: Protocol) -> Result<String, UrlError> {
     if inner.starts_with('-') {
         return Err(UrlError::Option(brief(inner)));
     }
-    let mut segments = Vec::new();
+    let mut canonical = String::with_capacity(inner.len());
     for segment in inner.split('/') {
-        let segment = canonical_segment(segment)?;
-        if matches!(segment.as_str(), "" | "." | "..") {
-            return Err(UrlError::Segment(segment));
+        if !canonical.is_empty() {
+            canonical.push('/');
         }
-        segments.push(segment);
+        let before = canonical.len();
+        push_segment(&mut canonical, segment)?;
+        let segment = canonical.get(before..).unwrap_or_default();
+        if matches!(segment, "" | "." | "..") {
+            return Err(UrlError::Segment(segment.to_owned()));
+        }
     }
-    let bare = |name: &str| name.strip_suffix(".git").map(ToOwned::to_owned);
     if protocol == Protocol::File {
         // `/a/b.git` and `/a/b` can be two repositories of one machine, `/a/b/.git` and `/a/b` cannot.
-        if segments.len() > 1 && segments.last().is_some_and(|last| last == ".git") {
-            segments.pop();
+        if let Some(without) = canonical.strip_suffix("/.git").map(str::len) {
+            canonical.truncate(without);
         }
-    } else if let Some(last) = segments.last_mut() {
-        while let Some(shorter) = bare(last).filter(|shorter| !matches!(shorter.as_str(), "" | "." | "..")) {
-            *last = shorter;
+    } else {
+        let bare = |path: &str| {
+            let shorter = path.strip_suffix(".git")?;
+            let last = shorter.rsplit('/').next().unwrap_or(shorter);
+            (!matches!(last, "" | "." | "..")).then_some(shorter.len())
+        };
+        while let Some(shorter) = bare(&canonical) {
+            canonical.truncate(shorter);
         }
     }
-    Ok(segments.join("/"))
+    Ok(canonical)
 }
 
 /// Unescapes what needs no escape, escapes what is not ASCII, refuses escapes that hide a meaning.
-fn canonical_segment(segment: &str) -> Result<String, UrlError> {
-    let mut out = String::with_capacity(segment.len());
+fn push_segment(out: &mut String, segment: &str) -> Result<(), UrlError> {
     let mut rest = segment.bytes();
     while let Some(byte) = rest.next() {
         match byte {
@@ -350,14 +360,14 @@ fn canonical_segment(segment: &str) -> Result<String, UrlError> {
                 match hex_pair(high, low).ok_or_else(shown)? {
                     plain if plain.is_ascii_alphanumeric() || b"_~".contains(&plain) => out.push(char::from(plain)),
                     0..0x20 | 0x7f | b'.' | b'/' | b'\\' | b'-' => return Err(shown()),
-                    other => push_escape(&mut out, other),
+                    other => push_escape(out, other),
                 }
             }
-            0x80.. => push_escape(&mut out, byte),
+            0x80.. => push_escape(out, byte),
             plain => out.push(char::from(plain)),
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 fn push_escape(out: &mut String, byte: u8) {
