@@ -383,6 +383,12 @@ impl Admission {
         self.writer.read(|published| published.journal_error.clone())
     }
 
+    /// What keeps build specs from being read, on this node.
+    #[must_use]
+    pub fn sizing_fault(&self) -> Option<Reason> {
+        self.survey.fault()
+    }
+
     /// Batches that could not be written since the start.
     #[must_use]
     pub fn journal_failures(&self) -> u64 {

@@ -212,6 +212,11 @@ impl Survey {
         }
     }
 
+    /// What keeps sizes from being found, on this node.
+    pub(super) fn fault(&self) -> Option<Reason> {
+        self.facts.fault()
+    }
+
     fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.config.borrow().sizing.policy)
     }

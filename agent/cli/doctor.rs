@@ -199,6 +199,9 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
             return format!("`stoker repo remove {url}` and add it again; check the disk below it");
         }
         Code::ModeMaintenance | Code::ModeDrain => "when the work is done: `stoker mode accepting`",
+        Code::SpecUnevaluated => {
+            "install stoker-nickel there, or name its place in `sizing.nickel.program`; it is looked for at each use"
+        }
         Code::LeasesFull | Code::QueueFull => "release what has ended, or send builds to other nodes",
         _ => "",
     };

@@ -232,6 +232,7 @@ impl Rooms {
             .chain(journal)
             .chain(config)
             .chain(containment)
+            .chain(self.admission.sizing_fault())
             .collect()
     }
 }

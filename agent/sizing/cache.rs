@@ -1,10 +1,13 @@
-//! Facts of commits, read once and remembered: a commit never changes.
+//! Facts of commits, read once and remembered: a commit never changes. Who asks for one that is being read waits for that
+//! reading and begins none of its own.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stoker_core::identity::CommitId;
 use stoker_core::reason::{Code, Reason};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Facts, Nickel};
@@ -19,10 +22,50 @@ const READINGS_MAX: usize = 2;
 /// How many are read at a time that somebody waits for.
 const FOREGROUND_MAX: usize = 8;
 
+/// What a reading came to.
+type Outcome = Result<Arc<Facts>, Reason>;
+type Reading = watch::Receiver<Option<Outcome>>;
+/// Of which commit, out of which snapshot: one that is damaged says nothing of another.
+type Place = (CommitId, PathBuf);
+
 #[derive(Debug, Default)]
 struct Known {
     facts: BTreeMap<CommitId, Arc<Facts>>,
     order: VecDeque<CommitId>,
+    /// Those that are being read: one for each place, so no more than the semaphores let in or that wait for them.
+    readings: BTreeMap<Place, Reading>,
+}
+
+/// How one who asks gets them.
+enum Joined {
+    Known(Arc<Facts>),
+    /// Somebody reads them.
+    Reading(Reading),
+    /// Nobody did: it is the caller's turn.
+    Turn(Reading, Turn),
+}
+
+/// The one who reads a commit, and tells the others; gone without a word where its caller is.
+struct Turn {
+    cache: FactsCache,
+    pin: SnapshotPin,
+    commit: CommitId,
+    told: watch::Sender<Option<Outcome>>,
+}
+
+impl Turn {
+    /// Blocks on the disk, and on the evaluation of a build spec.
+    fn read(self) {
+        let outcome = self.cache.read(&self.pin, self.commit);
+        self.told.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Turn {
+    /// After what it found is known: whoever comes now finds that, or begins anew.
+    fn drop(&mut self) {
+        self.cache.known().readings.remove(&(self.commit, self.pin.path().to_owned()));
+    }
 }
 
 /// What commits say of their builds. Cheap to clone.
@@ -45,23 +88,42 @@ impl FactsCache {
         Self { reader, nickel, known: Arc::default(), background, foreground, cancel }
     }
 
+    /// What keeps build specs from being read, on this node.
+    #[must_use]
+    pub fn fault(&self) -> Option<Reason> {
+        self.nickel.fault()
+    }
+
     /// Reads them where they are not known.
     ///
     /// # Errors
     /// When the commit cannot be read.
-    pub async fn of(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Arc<Facts>, Reason> {
-        let known = || self.known().facts.get(&commit).cloned();
-        if let Some(facts) = known() {
-            return Ok(facts);
+    pub async fn of(&self, pin: &SnapshotPin, commit: CommitId) -> Outcome {
+        loop {
+            let mut reading = match self.join(pin, commit) {
+                Joined::Known(facts) => return Ok(facts),
+                Joined::Reading(reading) => reading,
+                Joined::Turn(reading, turn) => {
+                    // Few at a time: a reading may wait long for its spec, on a thread that others need too. It is never
+                    // closed.
+                    let permit = Arc::clone(&self.foreground).acquire_owned().await;
+                    tokio::task::spawn_blocking(move || {
+                        turn.read();
+                        drop(permit);
+                    });
+                    reading
+                }
+            };
+            if let Ok(outcome) = reading.wait_for(Option::is_some).await
+                && let Some(outcome) = outcome.clone()
+            {
+                return outcome;
+            }
+            if self.cancel.is_cancelled() {
+                return Err(Reason::new(Code::RepositoryCorrupt, commit.to_string(), "the agent is stopping"));
+            }
+            // Whose turn it was went away before it came to its end: somebody else's now.
         }
-        // Few at a time: a reading may wait long for its spec, on a thread that others need too. It is never closed.
-        let _turn = self.foreground.acquire().await;
-        if let Some(facts) = known() {
-            return Ok(facts);
-        }
-        let (reader, pin) = (self.clone(), pin.clone());
-        let read = tokio::task::spawn_blocking(move || reader.read(&pin, commit)).await;
-        read.unwrap_or_else(|error| Err(Reason::new(Code::RepositoryCorrupt, commit.to_string(), error.to_string())))
     }
 
     /// What is known now. Where nothing is, it is read in the background, for the next time.
@@ -73,16 +135,34 @@ impl FactsCache {
         if !self.cancel.is_cancelled()
             && let Ok(permit) = Arc::clone(&self.background).try_acquire_owned()
         {
-            let (reader, pin) = (self.clone(), pin.clone());
-            tokio::task::spawn_blocking(move || {
-                let _ = reader.read(&pin, commit);
-                drop(permit);
-            });
+            match self.join(pin, commit) {
+                Joined::Known(facts) => return Some(facts),
+                Joined::Reading(_) => {}
+                Joined::Turn(_, turn) => drop(tokio::task::spawn_blocking(move || {
+                    turn.read();
+                    drop(permit);
+                })),
+            }
         }
         None
     }
 
-    fn read(&self, pin: &SnapshotPin, commit: CommitId) -> Result<Arc<Facts>, Reason> {
+    /// What is known; else the reading that is under way, and the turn to do it where there was none.
+    fn join(&self, pin: &SnapshotPin, commit: CommitId) -> Joined {
+        let mut known = self.known();
+        if let Some(facts) = known.facts.get(&commit) {
+            return Joined::Known(Arc::clone(facts));
+        }
+        let place = (commit, pin.path().to_owned());
+        if let Some(reading) = known.readings.get(&place) {
+            return Joined::Reading(reading.clone());
+        }
+        let (told, reading) = watch::channel(None);
+        known.readings.insert(place, reading.clone());
+        Joined::Turn(reading, Turn { cache: self.clone(), pin: pin.clone(), commit, told })
+    }
+
+    fn read(&self, pin: &SnapshotPin, commit: CommitId) -> Outcome {
         let damaged = |error: ReadError| Reason::new(Code::RepositoryCorrupt, pin.url().key(), error.to_string());
         let found = self.reader.summarise(pin, commit, FILES_MAX).map_err(damaged)?;
         let by_extension = found.by_extension.into_iter();

@@ -5,14 +5,17 @@
 //! bounded, and its end is read. Where it is not installed, `.build-spec.ncl` is refused by name.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde::Deserialize;
+use stoker_core::reason::{Code, Reason};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
@@ -35,6 +38,8 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 pub struct Nickel {
     config: Configured,
     permits: Arc<Semaphore>,
+    /// A commit had a spec for it.
+    wanted: Arc<AtomicBool>,
 }
 
 /// What the program says.
@@ -56,7 +61,21 @@ impl Nickel {
     /// As the configuration wants it at each use.
     #[must_use]
     pub fn new(config: Configured) -> Self {
-        Self { config, permits: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { config, permits: Arc::new(Semaphore::new(AT_ONCE)), wanted: Arc::default() }
+    }
+
+    /// That its program is missing, where one is named, or a commit had a spec for it. Looks at the disk.
+    #[must_use]
+    pub fn fault(&self) -> Option<Reason> {
+        let named = self.config.borrow().sizing.nickel.program.clone();
+        if named.is_none() && !self.wanted.load(Ordering::Relaxed) {
+            return None;
+        }
+        let program = named.unwrap_or_else(beside_this_program);
+        let is_there = std::fs::metadata(&program).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
+        let place = program.display();
+        let message = format!("there is no {NICKEL_PROGRAM} that starts at {place}: {NAME_NICKEL} is refused");
+        (!is_there).then(|| Reason::new(Code::SpecUnevaluated, "sizing.nickel.program", message))
     }
 
     /// The build spec that `source` evaluates to.
@@ -64,6 +83,7 @@ impl Nickel {
     /// # Errors
     /// When the program is not there, reached a limit, or found something wrong; and for fields that are not valid.
     pub async fn evaluate(&self, source: &[u8]) -> Result<SpecFile, SpecError> {
+        self.wanted.store(true, Ordering::Relaxed);
         let limits = self.config.borrow().sizing.nickel.clone();
         if source.len() > BYTES_MAX {
             return Err(refused(format!("has more than {BYTES_MAX} bytes")));
@@ -120,6 +140,10 @@ async fn capture(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
 }
 
 fn read(status: ExitStatus, answer: &[u8], limits: &NickelLimits) -> Result<SpecFile, SpecError> {
+    // Before its end, which comes of that nobody listens any longer: the same source would say as much again.
+    if u64::try_from(answer.len()).is_ok_and(|bytes| bytes >= ANSWER_BYTES_MAX) {
+        return Err(refused(format!("says more than {ANSWER_BYTES_MAX} bytes")));
+    }
     if let Some(signal) = status.signal().and_then(|signal| Signal::try_from(signal).ok()) {
         return Err(match signal {
             Signal::SIGXCPU => refused(format!("takes more than {} of CPU", shown(limits.cpu_time))),
@@ -130,9 +154,6 @@ fn read(status: ExitStatus, answer: &[u8], limits: &NickelLimits) -> Result<Spec
             // The kernel's killer, or a person.
             other => passing(format!("was not evaluated: {NICKEL_PROGRAM} was ended by {other}")),
         });
-    }
-    if u64::try_from(answer.len()).is_ok_and(|bytes| bytes >= ANSWER_BYTES_MAX) {
-        return Err(refused(format!("says more than {ANSWER_BYTES_MAX} bytes")));
     }
     match serde_json::from_slice(answer) {
         Ok(Said::Fields(fields)) => {

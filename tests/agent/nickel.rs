@@ -154,6 +154,10 @@ async fn nickel_is_refused_by_name_where_its_program_is_missing() {
         place.display()
     );
     assert_eq!((code, message), (v1::reason::Code::SpecUnevaluated, said));
+    let told = format!("there is no stoker-nickel that starts at {}: .build-spec.ncl is refused", place.display());
+    let examined = world.agent.stoker().run(["doctor"]).expect_code(1).stdout;
+    let examined = examined.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(examined.contains(&told) && examined.contains("install stoker-nickel there"), "{examined}");
 
     let program = needs_nickel!();
     symlink(program, place).unwrap();
@@ -161,4 +165,73 @@ async fn nickel_is_refused_by_name_where_its_program_is_missing() {
     let request = v1::AdmitRequest { request_id: "installed".into(), build: Some(build), ..Default::default() };
     let lease = admit(&world.agent, request).await.unwrap().granted();
     assert_eq!(lease.sizing.unwrap().size.unwrap().cpu_millis, Some(1000));
+}
+
+/// A program in the place of `stoker-nickel` that notes each start of it and says `answer` once it may.
+fn stand_in(agent: &Agent, answer: &str) {
+    let (program, root) = (agent.root().join("stoker-nickel"), agent.root().display());
+    let script = format!(
+        "#!/bin/sh\ncat >/dev/null\necho start >>{root}/nickel.log\nwhile [ ! -e {root}/go ]; do /bin/sleep 0.02; done\n\
+         echo end >>{root}/nickel.log\n{answer}\n"
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn noted(agent: &Agent, word: &str) -> usize {
+    let text = std::fs::read_to_string(agent.root().join("nickel.log")).unwrap_or_default();
+    text.lines().filter(|line| *line == word).count()
+}
+
+/// Many who ask for one commit wait for one evaluation; of many commits two are evaluated at once; and what was found is
+/// not looked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nickel_is_evaluated_once_a_commit_and_twice_at_once() {
+    let world = World::new("program: $ROOT/stoker-nickel, cpuTime: 60s");
+    let agent = &world.agent;
+    std::fs::write(agent.root().join("nickel.log"), "").unwrap();
+    // What evaluates may be a user of its own.
+    std::fs::set_permissions(agent.root(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    stand_in(
+        agent,
+        r#"echo '{"fields": [{"name": "schema_version", "line": 1, "value": 1}, {"name": "cpu", "line": 2, "value": 1}]}'"#,
+    );
+    let commits: Vec<String> =
+        (0..4).map(|n| world.repo.commit_file("main", SPEC, format!("spec {n}").as_bytes())).collect();
+    let ask = async |commit: String, number: usize| {
+        // All of them have room.
+        let declared = Some(v1::Size { disk_bytes: Some(MIB), memory_bytes: Some(MIB), ..Default::default() });
+        let source = Some(super::commit(&world.url, &commit));
+        let build = v1::Build { source, declared, ..Default::default() };
+        let request_id = format!("{commit}-{number}");
+        let lease = admit(agent, v1::AdmitRequest { request_id, build: Some(build), ..Default::default() }).await;
+        assert_eq!(lease.unwrap().granted().sizing.unwrap().size.unwrap().cpu_millis, Some(1000));
+    };
+    let all = commits.iter().flat_map(|commit| (0..2).map(|number| ask(commit.clone(), number)));
+    let asked = futures_util::future::join_all(all);
+    let looked = async {
+        wait::until_async(LIMIT, "two are evaluated", async || noted(agent, "start") == 2).await;
+        // A third would be there by now, for all eight ask at once.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!((noted(agent, "start"), noted(agent, "end")), (2, 0));
+        std::fs::write(agent.root().join("go"), "").unwrap();
+    };
+    tokio::join!(asked, looked);
+    assert_eq!((noted(agent, "start"), noted(agent, "end")), (4, 4), "one evaluation a commit");
+    ask(commits[0].clone(), 9).await;
+    assert_eq!(noted(agent, "start"), 4, "what was found is known");
+}
+
+/// One that says more than a spec can is not listened to any longer, and not asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nickel_that_says_too_much_is_refused_and_not_evaluated_again() {
+    let world = World::new("program: $ROOT/stoker-nickel");
+    let agent = &world.agent;
+    std::fs::write(agent.root().join("go"), "").unwrap();
+    std::fs::set_permissions(agent.root(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    stand_in(agent, "while echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; do :; done");
+    let (code, message) = world.refused("endless").await;
+    assert_eq!((code, &*message), (v1::reason::Code::SpecInvalid, ".build-spec.ncl: says more than 1048576 bytes"));
+    world.refused_again("endless").await;
+    assert_eq!(noted(agent, "start"), 1);
 }
