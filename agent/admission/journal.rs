@@ -17,6 +17,8 @@ use stoker_core::admission::{Event, Lease, LeaseState, Ledger, ModeState, Ticket
 use stoker_core::identity::{LeaseId, TicketId};
 use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
 
+use super::history::RUNS_MAX;
+
 const SCHEMA: i64 = 2;
 /// Leases and tickets are rows by number, so that a new one is written at the end of its table and nowhere else; which
 /// number each has is known as long as the journal is open.
@@ -41,8 +43,6 @@ const LOG_BYTES_MAX: u32 = 8 << 20;
 const BALLAST_BYTES: u64 = 16 << 20;
 /// From three quarters of its bound on, the journal forgets ended leases before their time.
 const PAGES_PLENTY: u32 = PAGES_MAX / 4 * 3;
-/// Keys of the history beyond which the oldest go.
-const HISTORY_ROWS_MAX: i64 = 40_000;
 
 /// What a record could not be written or read for.
 #[derive(Debug, thiserror::Error)]
@@ -405,7 +405,7 @@ fn write(transaction: &Transaction<'_>, numbers: &mut Numbers, entry: &Entry) ->
                            ORDER BY number DESC LIMIT 1 OFFSET ?2)";
             transaction.prepare_cached(surplus)?.execute(params![key, i64::try_from(SAMPLES_MAX).unwrap_or(32)])?;
             let oldest = "DELETE FROM history WHERE number <= (SELECT max(number) FROM history) - ?1";
-            transaction.prepare_cached(oldest)?.execute([HISTORY_ROWS_MAX])
+            transaction.prepare_cached(oldest)?.execute([i64::try_from(RUNS_MAX).unwrap_or(i64::MAX)])
         }
     }
     .map(|_| ())

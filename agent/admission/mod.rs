@@ -6,15 +6,16 @@
 //! its facts. `upkeep` tells the writer what time and the machine did to leases.
 
 mod changes;
+mod history;
 mod journal;
 mod measured;
+mod resize;
 mod sums;
 pub(crate) mod survey;
 mod upkeep;
 mod waiters;
 mod writer;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,7 @@ use stoker_core::admission::{
 use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
 use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::history::{SAMPLES_MAX, Sample};
-use stoker_core::sizing::{Outcome, Sizing};
+use stoker_core::sizing::{Outcome, Sample, Sizing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,7 @@ pub(crate) use crate::node::now;
 use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
 use changes::Changes;
+use history::History;
 use journal::Journal;
 use measured::Told;
 use sums::LastTotals;
@@ -129,8 +130,8 @@ impl Admission {
         if journal.meta("boot_id")?.as_deref() != Some(boot_id) {
             journal.set_meta("boot_id", boot_id)?;
         }
-        let mut history = BTreeMap::new();
-        journal.history()?.into_iter().for_each(|(key, sample)| remember(&mut history, key, sample));
+        let mut history = History::default();
+        journal.history()?.into_iter().for_each(|(key, sample)| history.push(&key, sample));
         let pins = survey.pins(survey::held(&ledger));
         let changes = Changes::new(new_id::<LeaseId>().to_string());
         let published =
@@ -454,8 +455,7 @@ impl Admission {
     }
 
     fn samples(&self, key: &str) -> Vec<Sample> {
-        self.writer
-            .read(|published| published.history.get(key).map(|s| s.iter().copied().collect()).unwrap_or_default())
+        self.writer.read(|published| published.history.of(key).collect())
     }
 }
 
@@ -485,14 +485,6 @@ pub(crate) fn new_id<T: TryFrom<String, Error = NameError>>() -> T {
         if let Ok(id) = T::try_from(text) {
             return id; // always: 16 visible characters
         }
-    }
-}
-
-fn remember(history: &mut BTreeMap<String, VecDeque<Sample>>, key: String, sample: Sample) {
-    let samples = history.entry(key).or_default();
-    samples.push_back(sample);
-    while samples.len() > SAMPLES_MAX {
-        samples.pop_front();
     }
 }
 

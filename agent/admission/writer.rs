@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Tenants, Ticket, Waiting};
+use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Ticket, Waiting};
 use stoker_core::identity::{LeaseId, RequestId, TicketId};
 use stoker_core::invariants;
-use stoker_core::quantity::{Amounts, Span, Timestamp};
+use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::{HistorySummary, Policy, Sample, summary};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::changes::Changes;
+use super::history::History;
 use super::journal::{Entry, Journal, JournalError};
+use super::resize::Resizing;
 use super::survey::history_key_of;
 use super::waiters::{Waiters, Word};
 use super::{new_id, now};
@@ -76,7 +77,7 @@ pub(super) struct Published {
     pub(super) revision: u64,
     pub(super) changes: Changes,
     pub(super) pins: BTreeMap<String, SnapshotPin>,
-    pub(super) history: BTreeMap<String, std::collections::VecDeque<Sample>>,
+    pub(super) history: History,
     pub(super) journal_error: Option<String>,
     pub(super) journal_failures: u64,
 }
@@ -128,31 +129,11 @@ impl WriterHandle {
 }
 
 /// Owns the journal and the working ledger; lives in a thread of its own, because it waits for the disk.
-/// What sizes follow from, beside the runs.
-#[derive(PartialEq)]
-struct SizedBy {
-    policy: Arc<Policy>,
-    tenants: Arc<Tenants>,
-    /// Of the budget, the disk in whole hundredths: what a pool has follows from how full it is, on some filesystems.
-    budget: Amounts,
-}
-
-impl SizedBy {
-    fn of(facts: &Facts) -> Self {
-        let budget = facts.capacity.less(facts.reserve);
-        let rough = |amount: u64| {
-            amount.checked_ilog2().map_or(0, |bits| amount >> bits.saturating_sub(6) << bits.saturating_sub(6))
-        };
-        let budget = Amounts { disk_bytes: rough(budget.disk_bytes), disk_inodes: rough(budget.disk_inodes), ..budget };
-        Self { policy: Arc::clone(&facts.sizing), tenants: Arc::clone(&facts.tenants), budget }
-    }
-}
-
-struct Writer {
+pub(super) struct Writer {
     journal: Journal,
-    working: Ledger,
+    pub(super) working: Ledger,
     facts: FactsSource,
-    published: Arc<RwLock<Published>>,
+    pub(super) published: Arc<RwLock<Published>>,
     version: watch::Sender<u64>,
     waiters: Waiters,
     state: std::path::PathBuf,
@@ -160,8 +141,7 @@ struct Writer {
     /// Entries since the journal's length was asked for, and since it was tidied.
     unasked: usize,
     untidied: usize,
-    /// By what the tickets were sized.
-    sized_by: Option<SizedBy>,
+    pub(super) resizing: Resizing,
 }
 
 /// Starts the writer's thread. It ends when the last handle is gone.
@@ -190,7 +170,7 @@ pub(super) fn start(
         starved,
         unasked: LOOK_AFTER,
         untidied: 0,
-        sized_by: None,
+        resizing: Resizing::default(),
     };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(queue))?;
     Ok((WriterHandle { messages, published, version: seen, waiters }, thread))
@@ -199,7 +179,14 @@ pub(super) fn start(
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Message>) {
         let (mut messages, mut stopping) = (Vec::new(), false);
-        while !stopping && queue.blocking_recv_many(&mut messages, BATCH_MAX) > 0 {
+        while !stopping {
+            // Without room in the journal nothing is sized anew: the next message looks whether there is some.
+            match self.resizing.is_done() || self.starved {
+                true if queue.blocking_recv_many(&mut messages, BATCH_MAX) == 0 => return,
+                true => {}
+                // There is work: nobody is waited for.
+                false => messages.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH_MAX)),
+            }
             let asks = messages.drain(..).filter_map(|message| match message {
                 Message::Ask(ask) => Some(*ask),
                 Message::Stop => {
@@ -227,8 +214,11 @@ impl Writer {
                 decided.push((Ok(starved_reply(&ask.command)), ask, false));
                 continue;
             }
-            let (reply, events) = self.working.decide(&ask.command, &facts, now);
             let begin = entries.len();
+            if !self.starved {
+                self.resize_for(&ask.command, &facts, now, &mut entries);
+            }
+            let (reply, events) = self.working.decide(&ask.command, &facts, now);
             self.take(events, &mut entries);
             let must_last = entries.iter().skip(begin).any(|entry| self.must_last(entry));
             decided.push((Ok(reply), ask, must_last));
@@ -236,7 +226,10 @@ impl Writer {
         // Nor does anyone come out of the queue: what the ballast left is for ends.
         if !self.starved {
             self.resize(&facts, now, &mut entries);
-            self.next(&facts, now, &mut entries);
+            // Nobody is granted a size of before.
+            if self.resizing.is_done() {
+                self.next(&facts, now, &mut entries);
+            }
         }
         self.shorten(&facts, now, &mut entries);
         debug_assert!(invariants::one_place_a_request(&self.working));
@@ -246,7 +239,7 @@ impl Writer {
             tracing::error!(%error, reason = Code::JournalUnavailable.word(), "nothing of this batch was recorded");
             entries.retain(|entry| !self.must_last(entry));
             self.rebuild(&entries);
-            self.sized_by = None; // what was sized anew may be gone with the batch
+            self.resizing = Resizing::default(); // what was sized anew may be gone with the batch
             for (outcome, ask, must_last) in &mut decided {
                 if *must_last {
                     *outcome = match ask.command {
@@ -279,44 +272,6 @@ impl Writer {
             entries.push(Entry::Ledger(event.clone()));
             self.working.apply(event);
         }
-    }
-
-    /// Sizes those anew that wait: whose runs taught something with this batch, or all where the operator's table, the cap
-    /// or the budget changed. What is granted next has the size that it would get if it asked now.
-    fn resize(&mut self, facts: &Facts, now: Timestamp, entries: &mut Vec<Entry>) {
-        let by = SizedBy::of(facts);
-        let all = self.sized_by.as_ref() != Some(&by);
-        let taught: BTreeSet<&str> = entries.iter().filter_map(Entry::taught).collect();
-        if self.working.queued() == 0 || !all && taught.is_empty() {
-            self.sized_by = Some(by);
-            return;
-        }
-        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-        let mut histories: BTreeMap<&str, Option<HistorySummary>> = BTreeMap::new();
-        let sized = self.working.tickets().filter_map(|ticket| {
-            let asked = ticket.request.asked.as_ref()?;
-            let key = asked.history_key.as_str();
-            if !all && !taught.contains(key) {
-                return None;
-            }
-            let history = *histories.entry(key).or_insert_with(|| {
-                let known = published.history.get(key).into_iter().flatten().copied();
-                let new = entries.iter().filter_map(|entry| match entry {
-                    Entry::Sample(of, sample) if of == key => Some(*sample),
-                    _ => None,
-                });
-                let samples: Vec<Sample> = known.chain(new).collect();
-                (!samples.is_empty()).then(|| summary(&samples))
-            });
-            let room = super::room_of(facts, &ticket.request.scope.tenant);
-            Some((ticket.id.clone(), asked.size(history.as_ref(), &by.policy, &room)))
-        });
-        let sized = sized.collect();
-        drop(published);
-        let (_, events) = self.working.decide(&Command::Resize(sized), facts, now);
-        entries.extend(events.iter().cloned().map(Entry::Ledger));
-        events.into_iter().for_each(|event| self.working.apply(event));
-        self.sized_by = Some(by);
     }
 
     /// Grants to those who are next, as long as there is room, and some at once.
@@ -419,7 +374,7 @@ impl Writer {
         if free.is_ok_and(|free| free >= ROOM_BYTES) && self.journal.make_ballast().is_ok() {
             self.starved = false;
             // What runs taught meanwhile was not used.
-            self.sized_by = None;
+            self.resizing = Resizing::default();
             tracing::info!("the journal has room again");
         }
     }
@@ -456,7 +411,7 @@ impl Writer {
         for entry in entries {
             match entry {
                 Entry::Ledger(event) => published.take(event, &cancelled, &mut touched, &mut woken),
-                Entry::Sample(key, sample) => super::remember(&mut published.history, key, sample),
+                Entry::Sample(key, sample) => published.history.push(&key, sample),
             }
         }
         // Only what was touched can have lost its right to its pin.

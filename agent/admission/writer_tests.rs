@@ -48,7 +48,7 @@ fn writer(state: &Path) -> Writer {
         revision: 0,
         changes: Changes::new("test".to_owned()),
         pins: BTreeMap::new(),
-        history: BTreeMap::new(),
+        history: History::default(),
         journal_error: None,
         journal_failures: 0,
     };
@@ -62,7 +62,7 @@ fn writer(state: &Path) -> Writer {
         state: state.to_owned(),
         starved: false,
         unasked: 0,
-        sized_by: None,
+        resizing: Resizing::default(),
         untidied: 0,
     }
 }
@@ -117,4 +117,72 @@ fn who_waits_keeps_its_place_and_its_time_where_another_cannot_be_recorded() {
     let published = writer.published.read().unwrap();
     assert_eq!(published.ledger, writer.working);
     assert_eq!((writer.working.queued(), published.journal_failures), (2, 1));
+}
+
+/// An operator's table that says another size for those who declare nothing.
+fn other_table(facts: &Facts) -> Facts {
+    let mut policy = (*facts.sizing).clone();
+    policy.defaults.other.memory_bytes *= 2;
+    Facts { sizing: Arc::new(policy), ..facts.clone() }
+}
+
+#[test]
+fn many_who_wait_are_sized_anew_in_parts_and_who_asks_at_once() {
+    const WAITING: usize = 1300;
+    let state = tempfile::tempdir().unwrap();
+    let mut writer = writer(state.path());
+    let undeclared = |number: usize| {
+        let mut admit = admit(&format!("waits{number:04}"));
+        if let Command::Admit { request, .. } = &mut admit {
+            let asked = stoker_core::sizing::Asked {
+                declared: Default::default(),
+                spec: None,
+                language: Default::default(),
+                history_key: "key".to_owned(),
+            };
+            (request.sizing, request.asked) =
+                (asked.size(None, &facts().sizing, &super::super::room_of(&facts(), "")), Some(Box::new(asked)));
+        }
+        admit
+    };
+    writer.facts = Arc::new(|| Facts { tickets_max: WAITING, ..facts() });
+    told(&mut writer, (0..WAITING).map(undeclared).collect());
+    assert_eq!((writer.working.queued(), writer.resizing.is_done()), (WAITING, false));
+    while !writer.resizing.is_done() {
+        told(&mut writer, Vec::new());
+    }
+    let memory = |writer: &Writer, id: &str| {
+        let ticket = writer.working.ticket_of(&id.to_owned().try_into().unwrap()).cloned().unwrap();
+        ticket.request.sizing.size.amounts.memory_bytes
+    };
+    let before = memory(&writer, "waits0000");
+    writer.facts = Arc::new(|| other_table(&Facts { tickets_max: WAITING, ..facts() }));
+    let anew = |writer: &Writer| {
+        writer.working.tickets().filter(|t| t.request.sizing.size.amounts.memory_bytes > before).count()
+    };
+    let mut parts = Vec::new();
+    loop {
+        let last = format!("waits{:04}", WAITING - 1);
+        let asks = if parts.len() == 1 { vec![Command::Await(last.clone().try_into().unwrap())] } else { Vec::new() };
+        let already = anew(&writer);
+        told(&mut writer, asks);
+        parts.push(anew(&writer) - already);
+        if parts.len() == 2 {
+            assert_eq!(memory(&writer, &last), before * 2, "who asks has its size at once");
+        }
+        if writer.resizing.is_done() {
+            break;
+        }
+    }
+    assert_eq!(parts, [512, 513, 275]);
+    assert_eq!(
+        writer
+            .journal
+            .ledger()
+            .unwrap()
+            .tickets()
+            .filter(|t| t.request.sizing.size.amounts.memory_bytes > before)
+            .count(),
+        WAITING
+    );
 }
