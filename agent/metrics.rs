@@ -330,6 +330,8 @@ fn agent(seen: &Seen<'_>, all: &mut Gauges) {
     all.one("sizes_over_declared", help, None, Some(counts.over_declared.into()));
     let help = "Leases whose holder has no limit of CPU or memory within its size";
     all.one("leases_unlimited", help, None, Some(counts.unlimited.into()));
+    let help = "Live leases that have used up nine tenths of their time budget";
+    all.one("leases_time_budget_near", help, None, Some(counts.time_budget_near.into()));
     all.one("workspaces", "Workspaces on the pool", None, Some(counts.workspaces.into()));
 }
 

@@ -345,7 +345,14 @@ fn calls() -> Vec<(&'static str, Call)> {
         ("unleased.source.branch", unleased("1", 60, "branch:..")),
         ("id", Call::Delete("")),
         ("mode", Call::Mode(v1::SetModeRequest::default())),
-        ("note", Call::Mode(v1::SetModeRequest { mode: v1::Mode::Drain.into(), note: "\u{1b}".into(), until: None })),
+        (
+            "note",
+            Call::Mode(v1::SetModeRequest {
+                mode: v1::Mode::Drain.into(),
+                note: "\u{1b}".into(),
+                ..Default::default()
+            }),
+        ),
     ]
 }
 

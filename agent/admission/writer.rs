@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use stoker_core::admission::{Answer, Command, Event, Facts, Ledger, Refused, Reply, Ticket, Waiting};
+use stoker_core::admission::{Answer, Command, Event, Facts, Lease, Ledger, Refused, Reply, Ticket, Waiting};
 use stoker_core::identity::{LeaseId, RequestId, TicketId};
 use stoker_core::invariants;
 use stoker_core::quantity::{Span, Timestamp};
@@ -439,6 +439,7 @@ impl Published {
         match &event {
             Event::Lease(lease) => {
                 touched.insert(lease.request_id.clone());
+                self.warn(lease);
                 if self.ledger.lease(&lease.id).is_none() {
                     woken.insert(lease.request_id.clone(), Word::Changed);
                 }
@@ -453,6 +454,16 @@ impl Published {
             Event::Forgotten(_) | Event::Ticket(_) | Event::Mode(_) => {}
         }
         self.ledger.apply(event);
+    }
+}
+
+impl Published {
+    /// Says once what people may want to do something about: its time is nearly over, or over by a drain.
+    fn warn(&self, lease: &Lease) {
+        let Some(before) = self.ledger.lease(&lease.id).filter(|_| lease.live()) else { return };
+        for reason in lease.reasons.iter().filter(|reason| !before.was_told(reason.code)) {
+            tracing::warn!(lease = %lease.id, reason = reason.code.word(), "{}", reason.message);
+        }
     }
 }
 

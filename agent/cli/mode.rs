@@ -18,6 +18,10 @@ pub(super) struct Args {
     /// After what time it goes back to accepting by itself, as 2h
     #[arg(long = "for", value_name = "DURATION", value_parser = amount::span, requires = "mode")]
     lasting: Option<prost_types::Duration>,
+    /// Of a drain: after what time what still runs is ended as at its time budget, as 2h; the node stays drained. Where
+    /// `admission.timeBudget` is `report`, it is told by name
+    #[arg(long, value_name = "DURATION", value_parser = amount::span, requires = "mode")]
+    deadline: Option<prost_types::Duration>,
     /// Why, for those who look
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "mode")]
     note: String,
@@ -51,11 +55,13 @@ async fn obey(common: &Common, args: &Args) -> Ended {
         ask::answer(common.output, &answer, |answer, view| render(answer.status.as_ref(), view))?;
         return Ok(DONE);
     };
-    let from_now = args
-        .lasting
-        .map(|span| prost_types::Timestamp { seconds: (table::now() / 1000).saturating_add(span.seconds), nanos: 0 });
-    let mut request =
-        v1::SetModeRequest { until: args.until.or(from_now), note: args.note.clone(), ..Default::default() };
+    let from_now = |span: prost_types::Duration| prost_types::Timestamp {
+        seconds: (table::now() / 1000).saturating_add(span.seconds),
+        nanos: 0,
+    };
+    let until = args.until.or(args.lasting.map(from_now));
+    let deadline = args.deadline.map(from_now);
+    let mut request = v1::SetModeRequest { until, deadline, note: args.note.clone(), ..Default::default() };
     request.set_mode(match mode {
         Mode::Accepting => v1::Mode::Accepting,
         Mode::Maintenance => v1::Mode::Maintenance,
@@ -72,6 +78,9 @@ fn render(status: Option<&v1::Status>, view: &View) -> String {
     let tone = if status.mode() == v1::Mode::Accepting { Tone::Good } else { Tone::Warn };
     fields.put("mode", cell(mode_word(status.mode())).tone(tone));
     fields.add("ends", view.when(status.mode_until.as_ref()));
+    if let Some(deadline) = &status.mode_deadline {
+        fields.add("deadline", view.when(Some(deadline)));
+    }
     fields.add("note", &status.mode_note);
     fields.add("gate", status.gate.as_ref().map_or("-", |gate| gate_word(gate.state())));
     let counts = status.counts.unwrap_or_default();

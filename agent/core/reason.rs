@@ -171,6 +171,8 @@ codes! {
     LeaseExpired = "LEASE_EXPIRED",
     /// The build ran longer than its time budget.
     TimeBudgetExceeded = "TIME_BUDGET_EXCEEDED",
+    /// Nine tenths of the build's time budget are used up.
+    TimeBudgetNear = "TIME_BUDGET_NEAR",
     /// The process or pod that held the lease is gone.
     HolderGone = "HOLDER_GONE",
     /// The node booted since.

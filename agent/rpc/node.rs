@@ -11,7 +11,7 @@ use stoker_core::identity::LeaseId;
 use stoker_core::pressure::{
     ControlPlane, DiskReading, GateState, Load, Probe, Readings, StallReading, WatchedReading,
 };
-use stoker_core::quantity::{Amounts, Timestamp};
+use stoker_core::quantity::{Amounts, Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1::{self, node_service_server::NodeService};
 use tokio::sync::mpsc;
@@ -28,6 +28,8 @@ use crate::repository::RepositoryState;
 /// Changes are told at most so often.
 const EVERY: Duration = Duration::from_millis(250);
 const NOTE_BYTES_MAX: usize = 512;
+/// Leases that an alarm names.
+const NAMED_MAX: usize = 5;
 
 pub(super) struct Node(pub(super) Rooms);
 
@@ -96,7 +98,14 @@ impl NodeService for Node {
         if until.is_some_and(|until| until <= now) {
             return Err(bad("until", "lies in the past; give a time to come, or leave it out"));
         }
-        self.0.admission.set_mode(ModeState { mode: wanted, until, note: request.note }).await?;
+        let deadline = request.deadline.map(|at| Timestamp(at.seconds.saturating_mul(1000)));
+        if deadline.is_some() && wanted != Mode::Drain {
+            return Err(bad("deadline", "is of a drain alone; leave it out"));
+        }
+        if deadline.is_some_and(|deadline| deadline <= now || until.is_some_and(|until| until <= deadline)) {
+            return Err(bad("deadline", "lies in the past, or past the end of the drain; give a time before it"));
+        }
+        self.0.admission.set_mode(ModeState { mode: wanted, until, note: request.note, deadline }).await?;
         Ok(Response::new(v1::SetModeResponse { status: Some(self.0.status()) }))
     }
 
@@ -124,12 +133,13 @@ impl Rooms {
         let (ledger, mode_state, leases, tickets) = self.admission.totals(|ledger, sums| {
             (totals(sums), ledger.mode_at(now), count(ledger.live_count()), count(ledger.queued()))
         });
-        let (sizes, over_declared) = self.admission.read(|ledger| {
+        let (sizes, over_declared, near) = self.admission.read(|ledger| {
             let sizings = ledger.tickets().map(|ticket| &ticket.request.sizing);
             let sizings = sizings.chain(ledger.live().map(|lease| &lease.sizing));
             let over_declared = sizings.filter(|sizing| sizing.is_over_declared()).count();
             let sizes = ledger.live().map(|lease| (lease.id.clone(), lease.sizing.size.amounts));
-            (sizes.collect::<BTreeMap<_, _>>(), over_declared)
+            let near = ledger.live().filter(|lease| lease.was_told(Code::TimeBudgetNear)).count();
+            (sizes.collect::<BTreeMap<_, _>>(), over_declared, near)
         });
         let uses = self.lease_meter.view();
         let uses = uses.leases.iter().map(|(lease, seen)| lease_use(lease, seen, sizes.get(lease)));
@@ -145,6 +155,7 @@ impl Rooms {
             repositories_empty: with(&[RepositoryState::Empty]),
             fetching: with(&[RepositoryState::Filling, RepositoryState::Fetching]),
             over_declared: count(over_declared),
+            time_budget_near: count(near),
             unlimited: count(uses.iter().filter(|seen| !seen.reasons.is_empty()).count()),
         };
         let machine = &self.identity.machine;
@@ -153,6 +164,7 @@ impl Rooms {
             mode: mode(mode_state.mode).into(),
             mode_until: mode_state.until.map(timestamp),
             mode_note: mode_state.note,
+            mode_deadline: mode_state.deadline.map(timestamp),
             gate: Some(v1::Gate {
                 state: match view.gate.state {
                     GateState::Open => v1::GateState::Open,
@@ -196,6 +208,27 @@ impl Rooms {
         }
     }
 
+    /// Which leases still run although the deadline of the drain has passed.
+    fn overdue(&self) -> Option<Reason> {
+        let now = crate::admission::now();
+        self.admission.read(|ledger| {
+            let mode = ledger.mode_at(now);
+            let deadline = mode.deadline.filter(|deadline| mode.mode == Mode::Drain && *deadline <= now)?;
+            let named = ledger.live().take(NAMED_MAX).map(|lease| match lease.scope.tenant.as_str() {
+                "" => lease.id.to_string(),
+                tenant => format!("{} of tenant {tenant:?}", lease.id),
+            });
+            let named = named.collect::<Vec<_>>().join(", ");
+            let more = match ledger.live_count().saturating_sub(NAMED_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let ago = Resource::Time.show(now.since(deadline).0.unsigned_abs() / 1000 * 1000);
+            let message = format!("the deadline of the drain passed {ago} ago, and still there are: {named}{more}");
+            (ledger.live_count() > 0).then(|| Reason::new(Code::ModeDrain, "node", message))
+        })
+    }
+
     /// What an operator should mend.
     #[must_use]
     pub fn alarms(&self) -> Vec<Reason> {
@@ -233,6 +266,7 @@ impl Rooms {
             .chain(config)
             .chain(containment)
             .chain(self.admission.sizing_fault())
+            .chain(self.overdue())
             .collect()
     }
 }

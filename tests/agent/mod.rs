@@ -18,6 +18,7 @@ mod pressure;
 mod reload;
 mod restart;
 mod sizing;
+mod time;
 mod upstream;
 
 use std::collections::BTreeMap;

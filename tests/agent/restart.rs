@@ -178,7 +178,12 @@ async fn the_mode_outlives_a_kill() {
     let (_upstream, url) = Upstream::of(&repo);
     let mut agent = start(&configuration(PLAIN, &[&url]));
     mirror_ready(&agent, &url).await;
-    let mode = v1::SetModeRequest { mode: v1::Mode::Maintenance.into(), until: None, note: "new disks".to_owned() };
+    let mode = v1::SetModeRequest {
+        mode: v1::Mode::Maintenance.into(),
+        until: None,
+        note: "new disks".to_owned(),
+        deadline: None,
+    };
     agent.node().await.set_mode(mode).await.unwrap();
     agent.restart();
     let now = status(&agent).await;

@@ -7,7 +7,7 @@ use crate::identity::LeaseId;
 use crate::quantity::{Span, Timestamp};
 
 use super::fit::HINT_MAX;
-use super::time::{CONFIRM_WITHIN, drawn_in, lasting, run_out, sooner};
+use super::time::{CONFIRM_WITHIN, lasting, of_time, sooner};
 use super::{Event, Facts, Ledger, Ticket};
 
 /// How long an ended lease and its request id are remembered.
@@ -18,8 +18,8 @@ pub(super) const REMEMBERED_MAX: usize = 10_000;
 impl Ledger {
     /// What has run out.
     pub(super) fn over(&self, facts: &Facts, now: Timestamp) -> Vec<Event> {
-        let mut events: Vec<Event> =
-            self.live().filter_map(|lease| run_out(lease, facts, now).or_else(|| drawn_in(lease, now))).collect();
+        let mode = self.mode_at(now);
+        let mut events: Vec<Event> = self.live().filter_map(|lease| of_time(lease, &mode, facts, now)).collect();
         let surplus = self.ended_count().saturating_sub(REMEMBERED_MAX);
         let by_end = self.by_end().enumerate();
         let forgotten = by_end.take_while(|(place, (at, _))| *place < surplus || now.since(*at) >= REMEMBERED);

@@ -13,7 +13,7 @@ use crate::sizing::{Outcome, Sizing};
 
 use super::admit::Ids;
 use super::fit::HINT_MAX;
-use super::time::{ASK_WITHIN, BIND_WITHIN_MAX, ended, past_budget};
+use super::time::{ASK_WITHIN, BIND_WITHIN_MAX, ended, past_budget, time_is_over};
 use super::{Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply, Request, Ticket, Usage, retry};
 
 impl Ledger {
@@ -78,9 +78,7 @@ impl Ledger {
         lost.map(|lease| {
             let why = match code {
                 Code::NodeRebooted => (Outcome::Lost, code, "the node booted since it was granted"),
-                _ if past_budget(lease, now) => {
-                    (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded, "it was ended at its time budget")
-                }
+                _ if past_budget(lease, now) => time_is_over(lease, "it was ended at its time budget"),
                 _ => (Outcome::Lost, code, "its holder ended without a release"),
             };
             ended(lease, LeaseState::Orphaned, why, facts, now)

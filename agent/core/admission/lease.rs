@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::{CommitId, LeaseId, RequestId, Scope, TicketId};
 use crate::quantity::{Size, Span, Timestamp};
-use crate::reason::Reason;
+use crate::reason::{Code, Reason};
 use crate::sizing::{Outcome, Sizing};
 
 use super::Usage;
@@ -58,7 +58,7 @@ pub struct Lease {
     pub outcome: Option<Outcome>,
     /// The build's own code.
     pub exit_code: Option<i32>,
-    /// Why it ended, where nobody released it.
+    /// What befell it: that its time is nearly over, that it must end; why it ended, where nobody released it.
     pub reasons: Vec<Reason>,
     /// Where it stood in the queue.
     #[serde(default)]
@@ -102,6 +102,12 @@ impl Lease {
             _ if likely > now => likely,
             _ => self.ends_at.unwrap_or(now),
         }
+    }
+
+    /// Whether it was told this.
+    #[must_use]
+    pub fn was_told(&self, code: Code) -> bool {
+        self.reasons.iter().any(|reason| reason.code == code)
     }
 
     /// When it has ended at the latest, where it is ended at its time budget.
@@ -244,4 +250,7 @@ pub struct ModeState {
     pub until: Option<Timestamp>,
     /// The operator's words.
     pub note: String,
+    /// Of a drain: when what still runs must end. The node stays drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
 }

@@ -303,7 +303,7 @@ impl Ledger {
     #[must_use]
     pub fn mode_at(&self, now: Timestamp) -> ModeState {
         match self.mode.until {
-            Some(until) if until <= now => ModeState { mode: Mode::Accepting, until: None, note: String::new() },
+            Some(until) if until <= now => ModeState::default(),
             _ => self.mode.clone(),
         }
     }

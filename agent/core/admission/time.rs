@@ -4,14 +4,15 @@
 //! learns the right one later). So no deadline may lie further ahead than if it were set now: else a reservation of
 //! five minutes would hold its room for as long as the clock was wrong.
 
+use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec;
 
-use crate::quantity::{Span, Timestamp};
+use crate::quantity::{Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
-use crate::sizing::Outcome;
+use crate::sizing::{Outcome, millis};
 
-use super::{Event, Facts, Lease, LeaseState, Ticket};
+use super::{Event, Facts, Lease, LeaseState, Mode, ModeState, Ticket};
 
 /// How long a reservation may stay unbound at most, whatever was asked.
 pub const BIND_WITHIN_MAX: Span = Span::minutes(30);
@@ -28,7 +29,7 @@ pub(super) fn past_budget(lease: &Lease, now: Timestamp) -> bool {
 }
 
 /// The end of a live lease whose time is over.
-pub(super) fn run_out(lease: &Lease, facts: &Facts, now: Timestamp) -> Option<Event> {
+fn run_out(lease: &Lease, facts: &Facts, now: Timestamp) -> Option<Event> {
     let unconfirmed = lease.confirm_by.is_some_and(|by| by < now);
     match lease.state {
         LeaseState::Reserved if unconfirmed || lease.bind_by < now => {
@@ -36,11 +37,61 @@ pub(super) fn run_out(lease: &Lease, facts: &Facts, now: Timestamp) -> Option<Ev
             Some(ended(lease, LeaseState::Expired, (Outcome::Lost, Code::LeaseExpired, words), facts, now))
         }
         LeaseState::Bound if facts.end_at_budget && lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
-            let why = (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded, "its time budget was used up");
+            let why = time_is_over(lease, "its time budget was used up");
             Some(ended(lease, LeaseState::Expired, why, facts, now))
         }
         _ => None,
     }
+}
+
+/// What time does to a live lease: one thing at once, the next when time is looked at again.
+pub(super) fn of_time(lease: &Lease, mode: &ModeState, facts: &Facts, now: Timestamp) -> Option<Event> {
+    run_out(lease, facts, now)
+        .or_else(|| drained(lease, mode, facts, now))
+        .or_else(|| drawn_in(lease, now))
+        .or_else(|| warned(lease, now))
+}
+
+/// How one ended that had no more time.
+pub(super) fn time_is_over(lease: &Lease, words: &'static str) -> (Outcome, Code, &'static str) {
+    match lease.was_told(Code::ModeDrain) {
+        true => (Outcome::Evicted, Code::ModeDrain, "it still ran at the deadline of the drain"),
+        false => (Outcome::TimeBudgetExceeded, Code::TimeBudgetExceeded, words),
+    }
+}
+
+/// At the deadline of a drain nothing begins any more, and what runs has no more time, where time ends anything.
+fn drained(lease: &Lease, mode: &ModeState, facts: &Facts, now: Timestamp) -> Option<Event> {
+    if mode.mode != Mode::Drain || mode.deadline.is_none_or(|deadline| deadline > now) {
+        return None;
+    }
+    if lease.state == LeaseState::Reserved {
+        let why = (Outcome::Evicted, Code::ModeDrain, "it was not bound by the deadline of the drain");
+        return Some(ended(lease, LeaseState::Expired, why, facts, now));
+    }
+    let is_to_end = facts.end_at_budget && lease.ends_at.is_some_and(|at| at > now);
+    let reason = || Reason::new(Code::ModeDrain, lease.id.as_str(), "the deadline of the drain has come: it is ended");
+    is_to_end.then(|| Event::Lease(Arc::new(Lease { ends_at: Some(now), ..told(lease, reason()) })))
+}
+
+/// The same lease, told once that nine tenths of its time are used up.
+fn warned(lease: &Lease, now: Timestamp) -> Option<Event> {
+    let ends_at = lease.ends_at.filter(|_| lease.state == LeaseState::Bound)?;
+    let budget = lease.sizing.size.time_budget;
+    let left = Span(ends_at.0.saturating_sub(now.0).max(0));
+    if left.0 > budget.0 / 10 || lease.was_told(Code::TimeBudgetNear) || lease.was_told(Code::ModeDrain) {
+        return None;
+    }
+    let (used, budget) = (millis(budget).saturating_sub(millis(left)), millis(budget));
+    let message = format!("nine tenths of its time budget of {} are used up", Resource::Time.show(budget));
+    let reason = Reason::new(Code::TimeBudgetNear, lease.id.as_str(), message).about(Resource::Time, used, budget);
+    Some(Event::Lease(Arc::new(told(lease, Reason { expected_until: Some(ends_at), ..reason }))))
+}
+
+fn told(lease: &Lease, reason: Reason) -> Lease {
+    let mut reasons = lease.reasons.clone();
+    reasons.push(reason);
+    Lease { reasons, ..lease.clone() }
 }
 
 /// A lease that nobody released, ended at `now`, with what was seen of it.
@@ -58,7 +109,7 @@ pub(super) fn ended(
 }
 
 /// The same lease with nearer deadlines, where the clock was set back.
-pub(super) fn drawn_in(lease: &Lease, now: Timestamp) -> Option<Event> {
+fn drawn_in(lease: &Lease, now: Timestamp) -> Option<Event> {
     let confirm_by = lease.confirm_by.map(|by| by.min(now.plus(CONFIRM_WITHIN)));
     let bind_by = match lease.state {
         LeaseState::Reserved => lease.bind_by.min(now.plus(BIND_WITHIN_MAX)),

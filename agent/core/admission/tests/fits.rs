@@ -223,7 +223,7 @@ fn maintenance_and_drain_hold_builds_back_with_the_note_and_the_end() {
         let mut node = Node::new();
         let until = node.now.plus(Span::minutes(10));
         let note = String::from("new kernel");
-        node.tell(&Command::SetMode(ModeState { mode, until: Some(until), note }));
+        node.tell(&Command::SetMode(ModeState { mode, until: Some(until), note, deadline: None }));
         let waiting = node.waiting(request("first", 2, 4));
         assert_eq!(codes(&waiting.reasons), [code]);
         assert!(waiting.reasons[0].message.ends_with(": new kernel"), "{}", waiting.reasons[0].message);
@@ -237,7 +237,7 @@ fn maintenance_and_drain_hold_builds_back_with_the_note_and_the_end() {
 fn what_runs_goes_on_in_maintenance() {
     let mut node = Node::new();
     let id = node.granted(request("first", 2, 4));
-    node.tell(&Command::SetMode(ModeState { mode: Mode::Maintenance, until: None, note: String::new() }));
+    node.tell(&Command::SetMode(ModeState { mode: Mode::Maintenance, ..ModeState::default() }));
     node.lease_reply(&Command::Bind(id.clone(), pod("a")));
     node.pass(Span::minutes(10));
     assert_eq!(node.release(&id).state, LeaseState::Released);

@@ -239,3 +239,60 @@ fn a_build_that_nobody_released_tells_what_was_seen_of_it_too() {
         assert_eq!(node.release(&id).sample(), Some(sample));
     }
 }
+
+#[test]
+fn nine_tenths_of_a_time_budget_are_told_once() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 20, 40), "a");
+    node.pass(Span(27 * MINUTE - 1));
+    assert_eq!(node.lease(&id).reasons, []);
+    assert_eq!(node.pass(Span(1)).len(), 1);
+    let told = node.lease(&id);
+    assert_eq!((told.state, codes(&told.reasons)), (LeaseState::Bound, Vec::from([Code::TimeBudgetNear])));
+    assert_eq!((told.reasons[0].wanted, told.reasons[0].available), (27 * 60_000, 30 * 60_000));
+    assert_eq!(node.pass(Span::minutes(1)), [], "once");
+    let ended = node.release(&id);
+    assert_eq!((ended.outcome, codes(&ended.reasons)), (Some(Outcome::Succeeded), Vec::from([Code::TimeBudgetNear])));
+}
+
+/// A node in a drain with a deadline in ten minutes: what runs, and what is not bound.
+fn drained(end_at_budget: bool) -> (Node, LeaseId, LeaseId) {
+    let mut node = Node::new();
+    node.facts.end_at_budget = end_at_budget;
+    let runs = node.running(request("runs", 2, 4), "a");
+    let unbound = node.granted(Request { bind_within: Span::minutes(30), ..request("unbound", 2, 4) });
+    let deadline = Some(node.now.plus(Span::minutes(10)));
+    node.tell(&Command::SetMode(ModeState { mode: Mode::Drain, deadline, ..ModeState::default() }));
+    assert_eq!(node.pass(Span(10 * MINUTE - 1)), [], "nothing before the deadline");
+    node.pass(Span(1));
+    let ended = node.lease(&unbound);
+    assert_eq!((ended.state, ended.outcome), (LeaseState::Expired, Some(Outcome::Evicted)));
+    assert_eq!(codes(&ended.reasons), [Code::ModeDrain]);
+    (node, runs, unbound)
+}
+
+#[test]
+fn the_deadline_of_a_drain_ends_what_runs_and_the_node_stays_drained() {
+    let (mut node, runs, _) = drained(true);
+    let told = node.lease(&runs);
+    assert_eq!(
+        (told.state, told.ends_at, codes(&told.reasons)),
+        (LeaseState::Bound, Some(node.now), Vec::from([Code::ModeDrain]))
+    );
+    assert_eq!(node.pass(Span::seconds(30)), [], "its grace");
+    node.pass(Span(1));
+    let ended = node.lease(&runs);
+    assert_eq!((ended.state, ended.outcome), (LeaseState::Expired, Some(Outcome::Evicted)));
+    assert_eq!(codes(&node.waiting(request("new", 2, 4)).reasons), [Code::ModeDrain]);
+    // And one whose holder heard and went.
+    let (mut node, runs, _) = drained(true);
+    node.tell(&Command::Gone(Vec::from([runs.clone()]), Code::HolderGone));
+    assert_eq!(node.lease(&runs).outcome, Some(Outcome::Evicted));
+}
+
+#[test]
+fn where_budgets_end_nothing_the_deadline_of_a_drain_does_neither() {
+    let (mut node, runs, _) = drained(false);
+    node.pass(Span::minutes(5));
+    assert_eq!((node.lease(&runs).state, node.lease(&runs).reasons), (LeaseState::Bound, Vec::new()));
+}

@@ -165,7 +165,12 @@ impl Node {
                     1 => Mode::Drain,
                     _ => Mode::Accepting,
                 };
-                Command::SetMode(ModeState { mode, until: Some(self.now.plus(Span(*until))), note: String::new() })
+                Command::SetMode(ModeState {
+                    mode,
+                    until: Some(self.now.plus(Span(*until))),
+                    note: String::new(),
+                    deadline: (until % 2 == 0).then(|| self.now.plus(Span(until / 2))),
+                })
             }
             Step::Advance(span) => {
                 self.now = self.now.plus(Span(*span));

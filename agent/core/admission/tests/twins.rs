@@ -40,7 +40,11 @@ fn a_ledger_that_is_read_back_is_the_one_that_was_lived_through() {
     node.waiting(request("third", 2, 40));
     node.waiting(request("fourth", 2, 40));
     node.release(&second);
-    node.tell(&Command::SetMode(ModeState { mode: Mode::Maintenance, until: None, note: String::from("disk") }));
+    node.tell(&Command::SetMode(ModeState {
+        mode: Mode::Maintenance,
+        note: String::from("disk"),
+        ..ModeState::default()
+    }));
     node.pass(Span::seconds(1));
     assert_eq!(node.twin.read(), node.ledger);
     assert_eq!(node.twin.read().lease_of(&request_id("first")).unwrap().id, first);
