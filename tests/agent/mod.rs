@@ -11,6 +11,7 @@ mod kill;
 mod leases;
 mod lifecycle;
 mod measured;
+mod memory;
 mod nickel;
 mod pools;
 mod power;
