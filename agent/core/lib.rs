@@ -10,6 +10,7 @@
 //! - [`pressure`]: the gate.
 //! - [`admission`]: the ledger of leases and tickets.
 //! - [`upkeep`]: what stores need, and what goes when the disk is short.
+//! - [`retention`]: how long things are kept on a pool, what goes, and why.
 //! - [`invariants`]: what always holds, as named predicates.
 #![no_std]
 
@@ -21,6 +22,7 @@ pub mod invariants;
 pub mod pressure;
 pub mod quantity;
 pub mod reason;
+pub mod retention;
 pub mod sizing;
 pub mod source;
 pub mod upkeep;

@@ -179,6 +179,16 @@ codes! {
     NodeRebooted = "NODE_REBOOTED",
     /// No further retry is given.
     RetriesUsedUp = "RETRIES_USED_UP",
+    /// It was kept for as long as its retention says.
+    RetentionOver = "RETENTION_OVER",
+    /// Scratch whose leases have ended.
+    ScratchOver = "SCRATCH_OVER",
+    /// Caches of tenants above their limit.
+    CacheLimit = "CACHE_LIMIT",
+    /// A declared directory above its limit.
+    DirectoryLimit = "DIRECTORY_LIMIT",
+    /// No lease, output or rule knows it.
+    Orphan = "ORPHAN",
 }
 
 /// One reason, with the figures on both sides.
