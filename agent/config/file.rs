@@ -14,6 +14,7 @@ mod git;
 pub use admission::{AdmissionSection, ShareSection, TenantSection, TimeBudgetWord};
 pub use git::{BasicSection, CredentialSection, ForgeSection, ForgeWord, GitSection, SshSection, TokenSection};
 
+use super::keeping::{CachesSection, OrphansSection, OutputsSection};
 use super::sensing::{ControlPlaneSection, FilesystemSection};
 use super::serve::ServeSection;
 use super::sizing::SizingSection;
@@ -43,6 +44,15 @@ pub struct File {
     /// Where workspaces are made.
     #[serde(default)]
     pub workspaces: WorkspacesSection,
+    /// What builds leave.
+    #[serde(default)]
+    pub outputs: OutputsSection,
+    /// Caches of tenants.
+    #[serde(default)]
+    pub caches: CachesSection,
+    /// What nobody knows.
+    #[serde(default)]
+    pub orphans: OrphansSection,
     /// When the gate shuts.
     #[serde(default)]
     pub pressure: PressureSection,
@@ -223,11 +233,11 @@ fn default_mode() -> Mode {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RetentionWord {
-    /// Until its lease ends.
+    /// Until the leases that lived when it was first seen have ended, and at least as long as orphans are left alone.
     Scratch,
-    /// Least recently used, within its limit.
+    /// Others fill it and keep it within a quota of their own: it is counted and held against its limit, not emptied.
     Cache,
-    /// 14 days unless released.
+    /// As long as outputs are kept (14 days), counted from when it was first seen; above its limit the oldest goes.
     Output,
     /// Until removed: the agent deletes nothing that nobody told it to.
     #[default]

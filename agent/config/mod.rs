@@ -12,6 +12,7 @@
 mod document;
 pub mod file;
 pub mod git;
+pub mod keeping;
 mod problem;
 pub mod reload;
 pub mod run;
@@ -40,6 +41,7 @@ use stoker_core::source::{RepositoryUrl, SourceRef};
 
 pub use document::FILE_BYTES_MAX;
 pub use file::File;
+pub use keeping::Keeping;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
 pub use sensing::{ControlPlane, WatchedFilesystem};
@@ -147,6 +149,8 @@ pub struct Config {
     pub repositories: Repositories,
     /// Where workspaces are made: the name of a pool.
     pub workspaces: Workspaces,
+    /// How long outputs, caches and what nobody knows are kept.
+    pub keeping: Keeping,
     /// When the gate shuts.
     pub pressure: Pressure,
     /// Bounds of leases and tickets.
@@ -249,11 +253,11 @@ pub struct Directory {
 /// How long a thing is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// Until its lease ends.
+    /// Until the leases have ended under which it came.
     Scratch,
-    /// Least recently used, within its limit.
+    /// Others keep it within its limit.
     Cache,
-    /// 14 days unless released.
+    /// For a time after it came.
     Output,
     /// Until removed.
     Mirror,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use stoker_core::sizing::{Defaults, Policy};
 
-use super::{Admission, Config, Listen, Mirror, Node, Pool, Pressure, Sizing, Workspaces};
+use super::{Admission, Config, Keeping, Listen, Mirror, Node, Pool, Pressure, Sizing, Workspaces};
 
 /// The fields that differ, as they are written in the file; pools and mirrors by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -49,9 +49,10 @@ pub fn take_over(old: &Config, new: &Config) -> (Config, Changes) {
 /// What differs between the configuration that runs and a new one.
 fn diff(old: &Config, new: &Config) -> Changes {
     // Named in full, so that a new field cannot be forgotten here.
-    let Config { state, node, pools, repositories, workspaces, pressure, admission, sizing, listen } = old;
+    let Config { state, node, pools, repositories, workspaces, keeping, pressure, admission, sizing, listen } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
     let Workspaces { pool: of_workspaces, method, checkouts_limit } = workspaces;
+    let Keeping { outputs, caches_limit, tenant_limit, orphan_grace } = keeping;
     let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
     let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
     let Listen { socket, grpc, http, private_git } = listen;
@@ -71,6 +72,11 @@ fn diff(old: &Config, new: &Config) -> Changes {
     changes.restart(*of_workspaces != new.workspaces.pool, "workspaces.pool");
     changes.restart(*method != new.workspaces.method, "workspaces.method");
     changes.live(*checkouts_limit != new.workspaces.checkouts_limit, "workspaces.checkouts.limit");
+    changes.live(outputs.keep != new.keeping.outputs.keep, "outputs.retention");
+    changes.live(outputs.rules != new.keeping.outputs.rules, "outputs.rules");
+    changes.live(*caches_limit != new.keeping.caches_limit, "caches.limit");
+    changes.live(*tenant_limit != new.keeping.tenant_limit, "caches.tenantLimit");
+    changes.live(*orphan_grace != new.keeping.orphan_grace, "orphans.grace");
     changes.live(*memory_floor != new.pressure.memory_floor, "pressure.memoryFloor");
     changes.live(*memory_narrow != new.pressure.memory_narrow, "pressure.memoryNarrow");
     changes.live(*disk_forecast != new.pressure.disk_forecast, "pressure.diskForecast");
@@ -265,6 +271,9 @@ repositories:
   submodules: {depth: 1}
   lfs: {objectLimit: 1GiB}
 workspaces: {pool: data}
+outputs: {retention: 3d, rules: [{branch: main, keep: 30d}]}
+caches: {limit: 2GiB, tenantLimit: 1GiB}
+orphans: {grace: 1h}
 pressure: {memoryFloor: 1%, memoryNarrow: 2%, hold: 1s, diskForecast: 5s, controlPlane: {cgroups: [/etcd]}}
 admission:
   {leasesMax: 1, ticketsMax: 1, timeBudget: report, passFor: 0s, ageAfter: 1m, tenants: [{name: red}], otherTenants: {weight: 2}}
@@ -302,9 +311,14 @@ listen: {socket: /run/x.sock, grpc: {address: '127.0.0.1:1', insecure: loopback}
     admission.tenants
     admission.ticketsMax
     admission.timeBudget
+    caches.limit
+    caches.tenantLimit
     node.filesystems
     node.reserve
     node.rootFloor
+    orphans.grace
+    outputs.retention
+    outputs.rules
     pools[data].directories
     pools[data].floor
     pools[data].mount

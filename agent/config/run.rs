@@ -107,6 +107,7 @@ impl Config {
                 serve: super::Serve::default(),
             },
             workspaces: Workspaces { pool: POOL_NAME.to_owned(), ..Workspaces::default() },
+            keeping: super::Keeping::default(),
             pressure: Pressure {
                 memory_floor: pressure.memory_floor.share().unwrap_or_default(),
                 memory_narrow: pressure.memory_narrow.share().unwrap_or_default(),

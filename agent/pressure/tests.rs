@@ -76,6 +76,7 @@ fn config(host_root: &Path) -> Config {
             serve: config::Serve::default(),
         },
         workspaces: Workspaces { pool: "data".to_owned(), ..Workspaces::default() },
+        keeping: config::Keeping::default(),
         pressure: config::Pressure {
             memory_floor: Share::Basis(500),
             memory_narrow: Share::Basis(1000),

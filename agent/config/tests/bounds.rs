@@ -11,7 +11,9 @@ fn more_than_the_bounds() {
     let mirrors = many(10_001, &|n| format!("{{url: 'https://a.org/{n}'}}"));
     let manifests = many(65, &|n| format!("{{url: 'https://a.org/{n}'}}"));
     let filesystems = many(17, &|n| format!("{{path: /f/{n}}}"));
+    let rules = many(257, &|n| format!("{{tenant: t{n}, keep: 1d}}"));
     let rows = [
+        (format!("{POOL}outputs: {{rules: [{rules}]}}"), "outputs.rules", "257 rules"),
         (format!("{POOL}repositories: {{manifests: [{manifests}]}}"), "repositories.manifests", "65 manifests"),
         (format!("repositories: {{pool: p1}}\npools: [{pools}]"), "pools", "65 pools"),
         (format!("pools: [{{name: d, path: /d, directories: [{directories}]}}]"), "pools[0].directories", "257 dir"),

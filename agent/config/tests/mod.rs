@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bounds;
+mod keeping;
 mod properties;
 mod refused;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use stoker_core::identity::Scope;
+use stoker_core::quantity::Span;
 
 use super::*;
 
@@ -53,6 +57,13 @@ repositories:
   serve: {trust: [default, public], anonymous: everyone, clients: 9, patience: 2s, spool: 0, url: "http://stoker:9418/git"}
   mirrors:
     - {url: https://github.com/projectbluefin/dakota, pin: true, trust: public}
+outputs:
+  retention: 7d
+  rules:
+    - {tenant: red, branch: "release/*", keep: 90d}
+    - {project: "stx-?", keep: 1d 12h}
+caches: {limit: 200GiB, tenantLimit: 50GiB}
+orphans: {grace: 48h}
 pressure: {memoryFloor: 2GiB, memoryNarrow: 12.5%, hold: 1m30s}
 listen:
   socket: /run/stoker/stoker.sock
@@ -129,6 +140,13 @@ fn the_example_is_read_in_units() {
         url: Some("http://stoker:9418/git/".to_owned()),
     };
     assert_eq!(config.repositories.serve, serve);
+    let keeping = &config.keeping;
+    assert_eq!((keeping.caches_limit, keeping.tenant_limit), (Some(200 << 30), Some(50 << 30)));
+    assert_eq!((keeping.outputs.keep, keeping.orphan_grace), (Span::hours(7 * 24), Span::hours(48)));
+    let [release, stx] = keeping.outputs.rules.as_slice() else { panic!() };
+    assert_eq!((release.keep, stx.keep), (Span::hours(90 * 24), Span::hours(36)));
+    assert!(release.matches(&Scope { tenant: "red".into(), project: "x".into(), branch: "release/1".into() }));
+    assert!(!stx.matches(&Scope { project: "stx-10".into(), ..Scope::default() }));
     assert_eq!(config.pressure.memory_narrow, Share::Basis(1250));
     assert_eq!(config.pressure.hold, Duration::from_secs(90));
     assert_eq!(config.listen.grpc.unwrap().to_string(), "127.0.0.1:9417");
@@ -213,6 +231,11 @@ fn the_defaults_are_these() {
         spool: 8GiB
     workspaces:
       pool: data
+    outputs:
+      retention: 14d
+    caches: {}
+    orphans:
+      grace: 24h
     pressure:
       memoryFloor: 5%
       memoryNarrow: 10%

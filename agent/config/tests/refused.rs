@@ -3,7 +3,13 @@
 use super::*;
 
 /// A text, and what must be said of it: the field, the line, a part of the message, a part of the remedy.
-struct Row(&'static str, &'static str, u64, &'static str, &'static str);
+pub(super) struct Row(
+    pub(super) &'static str,
+    pub(super) &'static str,
+    pub(super) u64,
+    pub(super) &'static str,
+    pub(super) &'static str,
+);
 
 /// The text of a row stands below these lines: it begins in line 3.
 pub(super) const HEAD: &str = "apiVersion: stoker.build/v1\nkind: AgentConfig\n";
@@ -17,7 +23,7 @@ pub(super) fn problems(text: &str) -> Vec<Problem> {
     }
 }
 
-fn refused(head: &str, rows: &[Row]) {
+pub(super) fn refused(head: &str, rows: &[Row]) {
     for Row(text, field, line, message, remedy) in rows {
         let text = format!("{head}{text}");
         let problems = problems(&text);

@@ -6,6 +6,7 @@
 mod admission;
 mod forges;
 mod git;
+mod keeping;
 mod listen;
 mod lists;
 mod pools;
@@ -46,6 +47,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         pools,
         repositories,
         workspaces: workspaces::validate(&file.workspaces, workspaces_pool, &root.field("workspaces"), problems),
+        keeping: keeping::validate(file, root, problems),
         pressure: pressure(&file.pressure, &root.field("pressure"), problems),
         admission: admission::validate(&file.admission, &root.field("admission"), problems),
         sizing: sizing::validate(&file.sizing, &root.field("sizing"), problems),
