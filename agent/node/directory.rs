@@ -36,7 +36,8 @@ pub(super) fn open_trash(own: BorrowedFd<'_>) -> Result<OwnedFd, Trouble> {
     owned(own, TRASH, 0o700)
 }
 
-fn owned(parent: BorrowedFd<'_>, name: &str, mode: u32) -> Result<OwnedFd, Trouble> {
+/// Opens a directory of the agent's, made with this mode where it is missing, and kept as narrow.
+pub(super) fn owned(parent: BorrowedFd<'_>, name: &str, mode: u32) -> Result<OwnedFd, Trouble> {
     let trouble = |error| Trouble::system(format!("the agent's directory {name}"), error);
     let c_name = c_name(OsStr::new(name)).map_err(trouble)?;
     let directory = make(parent, &c_name, mode).map_err(trouble)?;

@@ -1,7 +1,8 @@
 //! The node itself: its pools, and what the machine is.
 //!
 //! In come the pools of the configuration and the machine's filesystems. Out go, for other rooms, a directory to write
-//! to that was guarded a moment ago ([`Pools::usable`]), deletion that returns at once ([`Pools::discard`]), the
+//! to that was guarded a moment ago ([`Pools::usable`]), deletion that returns at once ([`Pools::discard`]),
+//! what lies in a directory ([`Pools::names`], [`Pools::open_beneath`]), the
 //! published state of every pool ([`Pools::subscribe`]), [`facts`] of the machine and whether a [`process`] lives.
 //!
 //! Two promises rule this room. While a pool that must be a mount is not mounted, nothing is created at or below its
@@ -18,6 +19,7 @@ pub(crate) mod namespace;
 mod pool;
 mod remove;
 mod trash;
+pub(crate) mod tree;
 mod uuid;
 mod view;
 
@@ -28,9 +30,12 @@ pub(crate) mod processes;
 pub use filesystem::Filesystem;
 pub(crate) use pool::now;
 pub use pool::{PoolTrouble, Pools};
+pub use tree::{Found, Identity, Measure, Opened};
 pub use view::{DirectoryView, PoolView, State};
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_root;
+#[cfg(test)]
+mod tests_tree;

@@ -174,25 +174,45 @@ impl Pools {
     /// microseconds, however large the tree. What is not there is gone already, and no error.
     ///
     /// # Errors
-    /// `InvalidInput` where `path` does not lie below a pool's `stoker` directory; `NotFound` with the pool's state
-    /// where that pool is not ready; `ResourceBusy` where something is mounted in the tree; those of the filesystem.
+    /// `InvalidInput` where `path` lies neither below a pool's `stoker` directory nor in a declared directory whose
+    /// content goes in time; `NotFound` with the pool's state where that pool is not ready; `ResourceBusy` where something
+    /// is mounted in the tree; those of the filesystem.
     pub fn discard(&self, path: &Path) -> io::Result<()> {
-        let own = |entry: &&Arc<Entry>| path.starts_with(entry.pool.path.join(OWN));
-        let entries = self.entries();
-        let entry = entries.iter().find(own).ok_or_else(|| {
-            let message = format!("{} lies in no pool's directory of the agent, and is not removed", path.display());
-            io::Error::new(io::ErrorKind::InvalidInput, message)
-        })?;
-        let within = path.strip_prefix(entry.pool.path.join(OWN)).map_err(io::Error::other)?;
-        let enter = || {
-            let root = entry.enter()?;
-            directory::open_own(root.as_fd())
-        };
-        let own = enter().map_err(|trouble| io::Error::new(io::ErrorKind::NotFound, trouble.message))?;
-        trash::discard(own.as_fd(), within)?;
+        let (entry, within) = self.entry_of(path)?;
+        let root = entry.enter().map_err(not_found)?;
+        let own = directory::open_own(root.as_fd()).map_err(not_found)?;
+        match within.strip_prefix(OWN) {
+            Ok(within) => trash::discard(own.as_fd(), own.as_fd(), within)?,
+            Err(_) if entry.empties(&within) => trash::discard(own.as_fd(), root.as_fd(), &within)?,
+            Err(_) => {
+                let message =
+                    format!("{} lies in nothing that the agent may empty, and is not removed", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            }
+        }
         entry.discarded.fetch_add(1, Ordering::SeqCst);
         entry.sweep_now.notify_one();
         Ok(())
+    }
+
+    fn entry_of(&self, path: &Path) -> io::Result<(Arc<Entry>, PathBuf)> {
+        let found = self.entries().iter().find_map(|entry| {
+            let within = path.strip_prefix(&entry.pool.path).ok()?;
+            Some((Arc::clone(entry), within.to_owned()))
+        });
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} lies in no pool", path.display())))
+    }
+
+    /// The root of the pool that a path lies in, after the guard, and the path in it.
+    pub(super) fn enter_at(&self, path: &Path) -> io::Result<(std::os::fd::OwnedFd, PathBuf)> {
+        let (entry, within) = self.entry_of(path)?;
+        Ok((entry.enter().map_err(not_found)?, within))
+    }
+
+    /// The pools as they are declared, with their directories.
+    #[must_use]
+    pub fn declared(&self) -> Vec<config::Pool> {
+        self.entries().iter().map(|entry| entry.pool.clone()).collect()
     }
 
     /// Waits until all that was thrown away before this call is gone, or cannot be removed now.
@@ -300,6 +320,15 @@ impl Entry {
         Filesystem::of(&root, self.pool.floor).map_err(|_| PoolTrouble::Silent)
     }
 
+    /// Whether a path of the pool lies in a declared directory from which things are removed.
+    fn empties(&self, within: &Path) -> bool {
+        let goes = |declared: &config::Directory| {
+            let content = within.strip_prefix(&declared.path).is_ok_and(|rest| !rest.as_os_str().is_empty());
+            content && matches!(declared.retention, config::Retention::Output | config::Retention::Scratch)
+        };
+        self.pool.directories.iter().any(goes)
+    }
+
     /// The guard, now.
     fn enter(&self) -> Result<std::os::fd::OwnedFd, Trouble> {
         if self.detached.load(Ordering::SeqCst) {
@@ -372,6 +401,10 @@ impl Entry {
         let (name, path) = (self.pool.name.clone(), self.pool.path.clone());
         PoolView { name, path, state, message, since: now(), filesystem, directories }
     }
+}
+
+fn not_found(trouble: Trouble) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, trouble.message)
 }
 
 fn log_change(view: &PoolView) {

@@ -32,13 +32,13 @@ impl Default for Pace {
     }
 }
 
-/// Renames `path`, relative to the agent's directory `own`, into the trash. Success where it is not there.
-pub(super) fn discard(own: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+/// Renames `path`, relative to `base`, into the trash of the agent's directory `own`. Success where it is not there.
+pub(super) fn discard(own: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     if path.as_os_str().is_empty() || path.starts_with(TRASH) {
         let message = format!("{} is kept by the agent, and is not removed", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let (parent, name) = match directory::open_parent(own, path) {
+    let (parent, name) = match directory::open_parent(base, path) {
         Err(Errno::NOENT) => return Ok(()),
         opened => opened?,
     };
@@ -77,14 +77,14 @@ pub(super) fn discard(own: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn busy(path: &Path) -> io::Error {
+pub(super) fn busy(path: &Path) -> io::Error {
     let message = format!("something is mounted in {}; unmount it first", path.display());
     io::Error::new(io::ErrorKind::ResourceBusy, message)
 }
 
 /// Whether anything is mounted at or below an open file, as far as this process sees. The kernel only refuses to rename
 /// a mount point itself.
-fn mounted_below(target: BorrowedFd<'_>) -> io::Result<bool> {
+pub(super) fn mounted_below(target: BorrowedFd<'_>) -> io::Result<bool> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", target.as_raw_fd()))?;
     Ok(!mount::mounts_below(&path)?.is_empty())
 }
