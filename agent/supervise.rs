@@ -37,7 +37,8 @@ use crate::repository::serve::{Base, Serve};
 use crate::repository::{Containment, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::{FactsCache, Nickel};
-use crate::workspace::Workspaces;
+use crate::workspace::outputs::Outputs;
+use crate::workspace::{self, Workspaces};
 use facts::facts_source;
 use views::Views;
 
@@ -363,9 +364,15 @@ async fn build(
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
-    let (stop, boot_id) = (closing.child_token(), machine.boot_id.as_str());
-    let rooms = (pools.clone(), git.clone(), repositories.clone(), admission.clone());
-    let workspaces = Workspaces::open(configured.subscribe(), boot_id, rooms.0, rooms.1, rooms.2, rooms.3, stop).await;
+    let outputs = Outputs::new(&config.workspaces.pool, pools.clone(), configured.subscribe());
+    let beside = workspace::Rooms {
+        pools: pools.clone(),
+        git: git.clone(),
+        repositories: repositories.clone(),
+        admission: admission.clone(),
+        outputs,
+    };
+    let workspaces = Workspaces::open(configured.subscribe(), &machine.boot_id, beside, closing.child_token()).await;
     repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let incarnation: stoker_core::identity::LeaseId = new_id();

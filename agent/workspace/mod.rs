@@ -18,6 +18,8 @@ mod index;
 mod large_files;
 mod materialise;
 mod method;
+#[allow(dead_code, reason = "retention will use the rest")]
+pub mod outputs;
 mod record;
 mod submodules;
 mod take_up;
@@ -121,6 +123,9 @@ pub struct Workspace {
     /// `src/.git` has all its objects itself.
     #[serde(default)]
     pub self_contained: bool,
+    /// The trust class of its repository.
+    #[serde(default)]
+    pub trust: String,
 }
 
 impl Workspace {
@@ -223,6 +228,7 @@ struct Inner {
     namespaces: Namespaces,
     /// What works on the pool, and the device on which that was tried.
     chosen: Mutex<Option<(u64, Chosen)>>,
+    outputs: outputs::Outputs,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
     taken_up: Mutex<bool>,
@@ -230,6 +236,20 @@ struct Inner {
     holds: watch::Sender<bool>,
     tasks: TaskTracker,
     cancel: CancellationToken,
+}
+
+/// The rooms that this one calls.
+pub struct Rooms {
+    /// Where workspaces lie.
+    pub pools: Pools,
+    /// Checks them out.
+    pub git: Git,
+    /// Their sources.
+    pub repositories: Repositories,
+    /// Their leases.
+    pub admission: Admission,
+    /// What is kept of them.
+    pub outputs: outputs::Outputs,
 }
 
 /// The room's face. Cheap to clone.
@@ -243,12 +263,10 @@ impl Workspaces {
     pub async fn open(
         config: watch::Receiver<Arc<Config>>,
         boot: &str,
-        pools: Pools,
-        git: Git,
-        repositories: Repositories,
-        admission: Admission,
+        rooms: Rooms,
         cancel: CancellationToken,
     ) -> Self {
+        let Rooms { pools, git, repositories, admission, outputs } = rooms;
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
         let checkouts = Checkouts::new(pools.clone(), git.clone(), repositories.reader(), boot, tasks.clone());
@@ -264,6 +282,7 @@ impl Workspaces {
             turns: Mutex::default(),
             namespaces: Namespaces::default(),
             chosen: Mutex::default(),
+            outputs,
             entries: Mutex::default(),
             taken_up: Mutex::default(),
             holds: watch::Sender::new(false),
@@ -526,8 +545,8 @@ impl Workspaces {
         cancel.cancel();
         // One that is being made ends first: two must not work in one directory.
         let _ = stage.wait_for(|stage| !matches!(stage, Preparing::Under(_))).await;
-        let (room, name) = (self.clone(), id.to_owned());
-        blocking(move || room.discard(&name)).await.map_err(|error| unwritable(Path::new(id), &error))?;
+        let (room, name, whole) = (self.clone(), id.to_owned(), self.get(id));
+        blocking(move || room.end(&name, whole.as_deref())).await.map_err(|error| unwritable(Path::new(id), &error))?;
         self.entries().remove(id);
         Ok(true)
     }
@@ -552,7 +571,8 @@ impl Workspaces {
     fn forget_lost(&self, id: &str) -> Result<(), Reason> {
         if self.get(id).is_some_and(|held| is_lost(&held)) {
             tracing::warn!(workspace = id, "its files went with a mount that is gone; it is made anew");
-            self.discard(id).map_err(|error| unwritable(Path::new(id), &error))?;
+            let held = self.get(id);
+            self.end(id, held.as_deref()).map_err(|error| unwritable(Path::new(id), &error))?;
             self.entries().remove(id);
         }
         Ok(())
@@ -679,6 +699,7 @@ fn planned(
         method,
         checkout: None,
         self_contained: order.self_contained,
+        trust: order.trust.clone(),
         id: order.id.clone(),
     }
 }

@@ -39,7 +39,7 @@ impl Workspaces {
     /// What is on the disk: whole workspaces of live leases are known again, everything else goes.
     fn take_up(&self, root: &Path) {
         let admission = &self.inner.admission;
-        let mut known = BTreeMap::new();
+        let (mut known, mut over) = (BTreeMap::new(), BTreeMap::new());
         for workspace in record::read_all(root) {
             let lease = workspace.lease.as_ref();
             let lease = lease.and_then(|id| admission.read(|ledger| ledger.lease(id).cloned()));
@@ -65,17 +65,22 @@ impl Workspaces {
                 let (_, stage) = watch::channel(Preparing::Ready(Arc::new(workspace)));
                 let cancel = self.inner.cancel.child_token();
                 known.insert(id, Entry { lease, expires_at, stage, cancel, pins, kept, line });
+            } else {
+                over.insert(workspace.id.clone(), workspace);
             }
         }
         for id in record::names(root) {
             if !known.contains_key(&id) {
-                match self.discard(&id) {
+                match self.end(&id, over.get(&id)) {
                     Ok(()) => tracing::info!(workspace = id, "removed: no live lease has it"),
                     Err(error) => tracing::warn!(%error, workspace = id, "not removed"),
                 }
             }
         }
         *self.entries() = known;
+        if let Err(error) = self.inner.outputs.look() {
+            tracing::warn!(%error, "outputs were not looked at yet; tried again");
+        }
     }
 
     /// What keeps the submodules of a workspace that was read back.
