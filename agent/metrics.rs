@@ -333,6 +333,11 @@ fn agent(seen: &Seen<'_>, all: &mut Gauges) {
     let help = "Live leases that have used up nine tenths of their time budget";
     all.one("leases_time_budget_near", help, None, Some(counts.time_budget_near.into()));
     all.one("workspaces", "Workspaces on the pool", None, Some(counts.workspaces.into()));
+    let made = seen.status.workspaces.as_ref();
+    let help = "Commits that are kept checked out";
+    all.one("checkouts", help, None, made.map(|made| made.checkouts.into()));
+    let help = "What commits that are kept checked out hold on the disk";
+    all.one("checkouts_disk", help, Some(Unit::Bytes), made.map(|made| float(made.checkout_bytes)));
 }
 
 fn machine(status: &v1::Status, all: &mut Gauges) {

@@ -8,7 +8,7 @@ use super::ask::{self, Ended, Failure, PAGE, within};
 use super::client::Client;
 use super::doctor::{gate_word, mode_word, remedy};
 use super::table::{self, Fields, Grid, Tone, View, cell};
-use super::{Common, DONE, Format, json, lease, pool, repo, screen, ticket};
+use super::{Common, DONE, Format, json, lease, pool, repo, screen, ticket, workspace};
 
 /// More than these are on their own lists.
 const SHOWN_MAX: usize = 8;
@@ -321,7 +321,17 @@ fn repositories(glance: &Glance, view: &View) -> String {
             parts.push(format!("{count} {word}"));
         }
     }
-    parts.push(screen::counted(i64::from(counts.workspaces), "workspace", "workspaces"));
+    let workspaces = screen::counted(i64::from(counts.workspaces), "workspace", "workspaces");
+    match &glance.status.workspaces {
+        None => parts.push(workspaces),
+        Some(made) => {
+            parts.push(format!("{workspaces} by {}", workspace::method_word(made.method())));
+            if made.checkouts > 0 {
+                let kept = screen::counted(made.checkouts.into(), "kept checkout", "kept checkouts");
+                parts.push(format!("{kept}, {}", screen::bytes(made.checkout_bytes)));
+            }
+        }
+    }
     let mut out = format!("{}\n", view.paint.dim(parts.join(" · ")));
     let told = |repository: &v1::Repository| {
         glance.status.alarms.iter().any(|alarm| repo::is_about(&alarm.subject, repository))

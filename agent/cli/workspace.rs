@@ -233,6 +233,16 @@ fn render(workspace: Option<&v1::Workspace>, view: &View) -> String {
     fields.render(view)
 }
 
+/// How sources come into workspaces.
+pub(super) const fn method_word(method: v1::Method) -> &'static str {
+    match method {
+        v1::Method::Checkout => "checkout",
+        v1::Method::Reflink => "reflink",
+        v1::Method::Overlay => "overlay",
+        v1::Method::Unspecified => "no method",
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -51,7 +51,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
     // Named in full, so that a new field cannot be forgotten here.
     let Config { state, node, pools, repositories, workspaces, keeping, pressure, admission, sizing, listen } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
-    let Workspaces { pool: of_workspaces, method, checkouts_limit } = workspaces;
+    let Workspaces { pool: of_workspaces, method, checkouts_limit, ahead } = workspaces;
     let Keeping { outputs, caches_limit, tenant_limit, orphan_grace } = keeping;
     let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
     let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
@@ -72,6 +72,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
     changes.restart(*of_workspaces != new.workspaces.pool, "workspaces.pool");
     changes.restart(*method != new.workspaces.method, "workspaces.method");
     changes.live(*checkouts_limit != new.workspaces.checkouts_limit, "workspaces.checkouts.limit");
+    changes.live(*ahead != new.workspaces.ahead, "workspaces.checkouts.ahead");
     changes.live(outputs.keep != new.keeping.outputs.keep, "outputs.retention");
     changes.live(outputs.rules != new.keeping.outputs.rules, "outputs.rules");
     changes.live(*caches_limit != new.keeping.caches_limit, "caches.limit");

@@ -4,9 +4,11 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use stoker_core::source::{RepositoryUrl, SourceRef};
 
-use super::problem::{Place, Problems};
+use super::problem::{Fault, Place, Problems, shown};
 use super::units::Bytes;
+use super::validate::parse_url;
 
 /// Where workspaces are made, and how.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,7 +46,26 @@ pub struct CheckoutsSection {
     /// below its floor. Unset: what the pool's floor leaves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
+    /// Branches whose newest commit is checked out before a build asks for it, after each refresh: at most 64 repositories.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ahead: Vec<AheadSection>,
 }
+
+/// Branches of a repository that are checked out before a build asks for them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AheadSection {
+    /// A repository that is mirrored here: its URL.
+    pub url: String,
+    /// Names of branches (main): 1 to 64.
+    pub branches: Vec<String>,
+    /// With their submodules.
+    #[serde(default)]
+    pub submodules: bool,
+}
+
+/// The most repositories and branches of each that are checked out ahead.
+const AHEAD_MAX: usize = 64;
 
 /// How `src` comes to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,6 +99,19 @@ pub struct Workspaces {
     pub method: Option<Method>,
     /// What kept checkouts may hold.
     pub checkouts_limit: Option<u64>,
+    /// What is checked out before a build asks for it.
+    pub ahead: Vec<Ahead>,
+}
+
+/// A branch that is checked out before a build asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ahead {
+    /// Where.
+    pub url: RepositoryUrl,
+    /// Which branch.
+    pub reference: SourceRef,
+    /// With its submodules.
+    pub submodules: bool,
 }
 
 pub(super) fn validate(
@@ -96,5 +130,44 @@ pub(super) fn validate(
         MethodWord::Reflink => Some(Method::Reflink),
         MethodWord::Checkout => Some(Method::Checkout),
     };
-    Workspaces { pool, method, checkouts_limit: limit }
+    let ahead = ahead(&section.checkouts.ahead, &place.field("checkouts").field("ahead"), problems);
+    Workspaces { pool, method, checkouts_limit: limit, ahead }
+}
+
+fn ahead(sections: &[AheadSection], place: &Place<'_>, problems: &mut Problems) -> Vec<Ahead> {
+    if sections.len() > AHEAD_MAX {
+        let fault = Fault::new(format!("has {} repositories", sections.len()), format!("name at most {AHEAD_MAX}"));
+        problems.add(place, fault);
+        return Vec::new();
+    }
+    let mut ahead = Vec::new();
+    for (index, section) in sections.iter().enumerate() {
+        let here = place.entry(index);
+        let url: RepositoryUrl = match parse_url(&section.url) {
+            Ok(url) => url,
+            Err(why) => {
+                let remedy = "write a URL as `https://github.com/owner/name`, without credentials";
+                let message = format!("{} is not a repository: {why}", shown(&section.url));
+                problems.add(&here.field("url"), Fault::new(message, remedy));
+                continue;
+            }
+        };
+        let names = here.field("branches");
+        if section.branches.is_empty() || section.branches.len() > AHEAD_MAX {
+            let message = format!("has {} branches", section.branches.len());
+            problems.add(&names, Fault::new(message, format!("name 1 to {AHEAD_MAX}")));
+        }
+        for (number, branch) in section.branches.iter().enumerate() {
+            match format!("branch:{branch}").parse::<SourceRef>() {
+                Ok(reference) => {
+                    ahead.push(Ahead { url: url.clone(), reference, submodules: section.submodules });
+                }
+                Err(why) => {
+                    let message = format!("{} is no branch: {why}", shown(branch));
+                    problems.add(&names.entry(number), Fault::new(message, "write a name as `main`"));
+                }
+            }
+        }
+    }
+    ahead
 }

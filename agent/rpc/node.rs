@@ -24,6 +24,7 @@ use super::error::bad;
 use crate::config::Retention;
 use crate::pressure::lease_use::{LeaseUse, UseSource};
 use crate::repository::RepositoryState;
+use crate::workspace::Chosen;
 
 /// Changes are told at most so often.
 const EVERY: Duration = Duration::from_millis(250);
@@ -124,6 +125,21 @@ impl NodeService for Node {
 }
 
 impl Rooms {
+    /// How sources come into workspaces.
+    fn made_by(&self, chosen: Chosen) -> v1::Workspaces {
+        let kept = self.workspaces.checkouts();
+        v1::Workspaces {
+            method: super::workspace::method(chosen.method).into(),
+            reason: chosen.reason,
+            idmapped: chosen.idmapped,
+            checkouts: i32::try_from(kept.count).unwrap_or(i32::MAX),
+            checkout_layers: i32::try_from(kept.layers).unwrap_or(i32::MAX),
+            checkout_bytes: wire(kept.bytes),
+            checkouts_evicted: wire(kept.evicted),
+            checkout_evicted_at: kept.last_evicted_at.map(timestamp),
+        }
+    }
+
     /// The node on one screen.
     #[must_use]
     pub fn status(&self) -> v1::Status {
@@ -197,6 +213,7 @@ impl Rooms {
             ledger: Some(ledger),
             counts: Some(counts),
             alarms: reasons(&self.alarms()),
+            workspaces: self.workspaces.method().map(|chosen| self.made_by(chosen)),
             host: Some(v1::Host {
                 kernel: machine.kernel.clone(),
                 system: machine.system.clone(),

@@ -205,7 +205,7 @@ fn prepared(held: &Prepared, git: &BTreeMap<String, String>) -> v1::Workspace {
     }
 }
 
-const fn method(method: Method) -> v1::Method {
+pub(super) const fn method(method: Method) -> v1::Method {
     match method {
         Method::Overlay => v1::Method::Overlay,
         Method::Reflink => v1::Method::Reflink,

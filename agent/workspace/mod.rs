@@ -8,6 +8,7 @@
 //! A commit is checked out once and kept ([`checkouts`]); a workspace is a mount over that, a copy that shares its blocks,
 //! or, where the pool can do neither, files that git writes ([`method`]).
 
+mod ahead;
 mod caches;
 mod checkouts;
 mod content;
@@ -293,6 +294,7 @@ impl Workspaces {
         let taking_up = room.clone();
         // A pool that is not there now is looked at again when it comes.
         let _ = tokio::task::spawn_blocking(move || taking_up.take_up_once()).await;
+        room.inner.tasks.spawn(room.clone().prepare_ahead(cancel.clone()));
         room.inner.tasks.spawn(room.clone().watch_leases(admission, cancel));
         room
     }

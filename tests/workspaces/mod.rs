@@ -2,6 +2,7 @@
 
 mod caches;
 mod isolation;
+mod kept;
 mod lines;
 
 use std::collections::BTreeMap;

@@ -231,6 +231,8 @@ fn the_defaults_are_these() {
         spool: 8GiB
     workspaces:
       pool: data
+      method: auto
+      checkouts: {}
     outputs:
       retention: 14d
     caches: {}

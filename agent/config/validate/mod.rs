@@ -22,6 +22,8 @@ use std::time::Duration;
 
 use stoker_core::quantity::Amounts;
 
+pub(in crate::config) use repositories::parse_url;
+
 use super::file::{File, NodeSection, PressureSection};
 use super::problem::{Fault, Place, Problems};
 use super::units::Time;

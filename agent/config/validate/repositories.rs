@@ -188,6 +188,6 @@ pub(super) fn speaks(url: &RepositoryUrl, written: &str, protocols: &[ProtocolWo
 }
 
 /// The one place where a URL of the file is read.
-pub(super) fn parse_url(text: &str) -> Result<RepositoryUrl, String> {
+pub(in crate::config) fn parse_url(text: &str) -> Result<RepositoryUrl, String> {
     text.parse().map_err(|error: <RepositoryUrl as std::str::FromStr>::Err| error.to_string())
 }

@@ -55,6 +55,12 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// What the checkout is called.
+    pub(super) fn name(&self) -> String {
+        let (commit, settings) = (self.commit.to_string(), self.settings());
+        Component::of(&[self.pin.url().key(), &commit, &settings]).as_str().to_owned()
+    }
+
     /// What another checkout must have in common with this one to be the same but for the commit.
     fn settings(&self) -> String {
         let mut settings = format!("{} {}", self.trust, self.pin.url().key());
@@ -180,8 +186,7 @@ impl Checkouts {
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
     ) -> Result<Arc<Kept>, Reason> {
-        let settings = wanted.settings();
-        let name = Component::of(&[wanted.pin.url().key(), &wanted.commit.to_string(), &settings]).as_str().to_owned();
+        let (settings, name) = (wanted.settings(), wanted.name());
         let turn = Arc::clone(lock(&self.inner.filling).entry(name.clone()).or_default());
         let filled = {
             let _turn = turn.lock().await;
