@@ -29,6 +29,7 @@ mod numbers {
     pub(crate) mod rest;
     pub(crate) mod sampling;
     pub(crate) mod serve;
+    pub(crate) mod slow_sync;
     pub(crate) mod sources;
     pub(crate) mod workspaces;
     pub(crate) mod world;
@@ -99,6 +100,9 @@ fn main() -> ExitCode {
     if chosen.is_empty() {
         eprintln!("nothing has {} in its name: see --list", options.filter.join(" or "));
         return ExitCode::from(64);
+    }
+    if let Some(micros) = options.sync_delay {
+        numbers::slow_sync::ensure(micros);
     }
     let check = options.check;
     let world = World::new(options);

@@ -56,6 +56,9 @@ pub(crate) struct Options {
     /// Seconds over which the agent's CPU at rest is measured [10; quick: 2]
     #[arg(long)]
     window: Option<u64>,
+    /// Microseconds by which each sync of the disk takes longer, for ours and peers alike: needs a C compiler
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) sync_delay: Option<u64>,
     /// Cargo says so.
     #[arg(long, hide = true)]
     bench: bool,

@@ -131,6 +131,12 @@ impl Stoker {
             .env("STOKER_SOCKET", self.socket())
             .env("LC_ALL", "C.UTF-8")
             .env("RUST_BACKTRACE", "1");
+        // The bench's slow disk is one for the agent as well.
+        for name in ["LD_PRELOAD", "STOKER_SYNC_DELAY_US"] {
+            if let Some(value) = std::env::var_os(name).filter(|_| std::env::var_os("STOKER_SYNC_DELAY_US").is_some()) {
+                command.env(name, value);
+            }
+        }
         Invocation { command, deadline: DEADLINE }
     }
 }
