@@ -225,6 +225,9 @@ async fn a_build_over_its_own_limit_is_told_from_its_group_and_its_peak_outlives
     assert_eq!((&*seen(&now).source, &*seen(&now).cgroup), ("cgroup", name));
     assert_eq!((seen(&now).memory_bytes_limit, seen(&now).oom_kills), (Some(96 * MIB), Some(0)));
 
+    let shown = agent.stoker().run(["lease", "show", &lease.id]).expect_code(0).stdout;
+    assert!(shown.contains("disk I/O") && shown.contains(" written"), "{shown}");
+
     std::fs::write(&go, "").unwrap();
     let now = status_until(&agent, "the kill is counted", |now| seen(now).oom_kills() > 0).await;
     let (kills, at_limit) = (seen(&now).oom_kills().unsigned_abs(), seen(&now).oom_at_limit().unsigned_abs());

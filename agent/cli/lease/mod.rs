@@ -246,8 +246,12 @@ async fn obey(common: &Common, command: &Command) -> Ended {
         }
         Command::Show { id } => {
             let request = within(ask::SOON, v1::GetLeaseRequest { lease_id: id.clone() });
-            let answer = Client::of(common).await?.admission().get_lease(request).await?.into_inner();
-            ask::answer(format, &answer, |answer, view| show::lease(answer.lease.as_ref(), view))?;
+            let client = Client::of(common).await?;
+            let answer = client.admission().get_lease(request).await?.into_inner();
+            let status =
+                client.node().get_status(within(ask::SOON, v1::GetStatusRequest {})).await?.into_inner().status;
+            let used = status.and_then(|now| now.lease_use.into_iter().find(|seen| seen.lease_id == *id));
+            ask::answer(format, &answer, |answer, view| show::used_lease(answer.lease.as_ref(), used.as_ref(), view))?;
         }
     }
     Ok::<u8, Failure>(DONE)

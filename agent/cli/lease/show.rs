@@ -74,6 +74,20 @@ pub(super) fn lease(lease: Option<&v1::Lease>, view: &View) -> String {
     fields.render(view)
 }
 
+/// The same with what its group read from and wrote to disks, while that is known: traffic, whatever of it is left.
+pub(super) fn used_lease(lease: Option<&v1::Lease>, used: Option<&v1::LeaseUse>, view: &View) -> String {
+    let mut fields = Fields::new();
+    if let Some(lease) = lease {
+        tell(&mut fields, lease, view);
+        // Of processes only what is theirs now could be told.
+        if let Some(used) = used.filter(|used| used.source == "cgroup") {
+            let (read, wrote) = (screen::bytes(used.io_read_bytes), screen::bytes(used.io_written_bytes));
+            fields.add("disk I/O", format!("{read} read, {wrote} written"));
+        }
+    }
+    fields.render(view)
+}
+
 fn tell(fields: &mut Fields, lease: &v1::Lease, view: &View) {
     fields.put("lease", cell(&lease.id).tone(Tone::Bold));
     fields.put("state", state(lease.state()));
