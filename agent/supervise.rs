@@ -37,7 +37,7 @@ use crate::repository::serve::{Base, Serve};
 use crate::repository::{Containment, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::{FactsCache, Nickel};
-use crate::workspace::outputs::Outputs;
+use crate::workspace::retention::Retention;
 use crate::workspace::{self, Workspaces};
 use facts::facts_source;
 use views::Views;
@@ -364,15 +364,16 @@ async fn build(
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
     admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
-    let outputs = Outputs::new(&config.workspaces.pool, pools.clone(), configured.subscribe());
     let beside = workspace::Rooms {
         pools: pools.clone(),
         git: git.clone(),
         repositories: repositories.clone(),
         admission: admission.clone(),
-        outputs,
     };
     let workspaces = Workspaces::open(configured.subscribe(), &machine.boot_id, beside, closing.child_token()).await;
+    let retention =
+        Retention::open(pools.clone(), workspaces.outputs().clone(), configured.subscribe(), workspaces.holders());
+    tasks.spawn(retention.clone().watch(closing.child_token()));
     repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let incarnation: stoker_core::identity::LeaseId = new_id();
@@ -389,6 +390,7 @@ async fn build(
         serve: Serve::new(repositories.clone()),
         repositories,
         workspaces,
+        retention,
         pools,
         pressure,
         lease_meter: Arc::new(lease_meter),

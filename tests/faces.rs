@@ -68,15 +68,20 @@ async fn reflection_lists_the_services_and_describes_them() {
 }
 
 #[tokio::test]
-async fn what_nothing_fills_yet_says_so() {
+async fn what_is_not_there_is_not_found() {
     let agent = Agent::start(PLAIN);
     let mut workspace = agent.workspace().await;
+    let id = || "1".to_owned();
     for (method, status) in [
-        ("ReleaseOutput", workspace.release_output(v1::ReleaseOutputRequest { id: "1".into() }).await.err()),
-        ("ListOutputs", workspace.list_outputs(v1::ListOutputsRequest::default()).await.err()),
+        ("GetWorkspace", workspace.get_workspace(v1::GetWorkspaceRequest { id: id() }).await.err()),
+        ("GetOutput", workspace.get_output(v1::GetOutputRequest { id: id() }).await.err()),
+        ("ReleaseOutput", workspace.release_output(v1::ReleaseOutputRequest { id: id() }).await.err()),
+        ("DeleteOutput", workspace.delete_output(v1::DeleteOutputRequest { id: id() }).await.err()),
     ] {
-        assert_eq!(status.map(|status| status.code()), Some(Code::Unimplemented), "{method}");
+        assert_eq!(status.map(|status| status.code()), Some(Code::NotFound), "{method}");
     }
+    let outputs = workspace.list_outputs(v1::ListOutputsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(outputs, v1::ListOutputsResponse::default());
 }
 
 // The client's connection must be able to close while this thread waits for the agent.

@@ -202,6 +202,12 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
         Code::SpecUnevaluated => {
             "install stoker-nickel there, or name its place in `sizing.nickel.program`; it is looked for at each use"
         }
+        Code::Orphan => {
+            "look whether somebody needs it, and move it elsewhere; `stoker plan` shows what goes, and when"
+        }
+        Code::CacheLimit => {
+            "raise `caches.limit` or `caches.tenantLimit`, or let fewer builds of that tenant run at once"
+        }
         Code::LeasesFull | Code::QueueFull => "release what has ended, or send builds to other nodes",
         _ => "",
     };

@@ -150,6 +150,7 @@ mod tests {
             state: "NotADirectory".to_owned(),
             message: "a regular file is in its place".to_owned(),
             retention: "cache".to_owned(),
+            ..Default::default()
         });
         insta::assert_snapshot!(render(&pools, &VIEW), @r"
         POOL     STATE          PATH                              TYPE     FREE     OF    FLOOR  INODES FREE

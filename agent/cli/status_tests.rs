@@ -105,6 +105,7 @@ pub(crate) fn healthy() -> Glance {
         state: "Prepared".to_owned(),
         message: String::new(),
         retention: "cache".to_owned(),
+        ..Default::default()
     }];
     let mut status = v1::Status {
         node: Some(v1::Node {

@@ -61,6 +61,7 @@ pub(crate) fn status(name: &str) -> v1::Status {
         state: "Prepared".into(),
         message: String::new(),
         retention: "cache".into(),
+        ..Default::default()
     };
     let pool = |name: &str, state: &str, filesystem| v1::Pool {
         name: name.into(),

@@ -9,8 +9,10 @@ mod error;
 mod explain;
 mod holders;
 mod node;
+mod output;
 mod repository;
 mod request;
+mod retention;
 mod transfer;
 mod waiting;
 mod workspace;
@@ -32,6 +34,7 @@ use crate::pressure::lease_use::LeaseMeter;
 use crate::repository::Repositories;
 use crate::repository::serve::Serve;
 use crate::workspace::Workspaces;
+use crate::workspace::retention::Retention;
 
 /// The largest message that is read.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -51,6 +54,8 @@ pub struct Rooms {
     pub serve: Serve,
     /// The workspaces.
     pub workspaces: Workspaces,
+    /// What goes when.
+    pub retention: Retention,
     /// The pools.
     pub pools: Pools,
     /// Memory, disk, stalls, the gate.

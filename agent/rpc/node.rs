@@ -122,6 +122,10 @@ impl NodeService for Node {
             found.ok_or_else(|| Status::not_found(format!("no pool {:?} is declared for this node", request.name)))?;
         Ok(Response::new(v1::SetPoolResponse { pool: Some(pool(found)) }))
     }
+
+    async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
+        super::retention::plan(&self.0, request.into_inner()).await.map(Response::new)
+    }
 }
 
 impl Rooms {
@@ -175,6 +179,7 @@ impl Rooms {
             unlimited: count(uses.iter().filter(|seen| !seen.reasons.is_empty()).count()),
         };
         let machine = &self.identity.machine;
+        let kept = self.retention.view();
         v1::Status {
             node: Some(self.node()),
             mode: mode(mode_state.mode).into(),
@@ -205,7 +210,10 @@ impl Rooms {
                 load: readings.load.map(load),
             }),
             io: Some(v1::Io { stall: Some(stall(readings.io_stall)) }),
-            pools: self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
+            pools: super::retention::used(
+                self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
+                &kept,
+            ),
             root: filesystem(&readings.root),
             filesystems: readings.filesystems.iter().map(watched).collect(),
             control_plane: control_plane(&readings.control_plane),
@@ -222,6 +230,7 @@ impl Rooms {
                 git_version: self.identity.git_version.clone(),
             }),
             started_at: Some(timestamp(self.identity.started_at)),
+            retention: Some(super::retention::view(&kept)),
         }
     }
 
@@ -284,6 +293,7 @@ impl Rooms {
             .chain(containment)
             .chain(self.admission.sizing_fault())
             .chain(self.overdue())
+            .chain(self.retention.view().alarms)
             .collect()
     }
 }
@@ -409,6 +419,7 @@ fn pool(pool: &crate::node::PoolView) -> v1::Pool {
                 state: directory.state.word().to_owned(),
                 message: directory.message.clone(),
                 retention: retention(directory.retention).to_owned(),
+                ..Default::default()
             })
             .collect(),
         since: Some(timestamp(pool.since)),

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{scope, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{id, page, source, span};
-use super::{Rooms, patience};
+use super::{Rooms, output, patience};
 use crate::admission::{WriterError, survey};
 use crate::repository::SnapshotPin;
 use crate::workspace::{Method, Order, Preparing, Progress, Submodule, Workspace as Prepared};
@@ -102,11 +102,42 @@ impl WorkspaceService for Workspace {
         request: Request<v1::DeleteWorkspaceRequest>,
     ) -> Result<Response<v1::DeleteWorkspaceResponse>, Status> {
         let wanted: LeaseId = id("id", request.into_inner().id)?;
+        let made = self.0.workspaces.get(wanted.as_str()).map(|held| held.created_at);
         let found = self.0.workspaces.delete(wanted.as_str()).await.map_err(|reason| refusal(&reason))?;
         if !found {
             return Err(unknown(wanted.as_str()));
         }
-        Ok(Response::new(v1::DeleteWorkspaceResponse {}))
+        let left = made.and_then(|at| self.0.workspaces.outputs().of_workspace(wanted.as_str(), at));
+        let output = left.map(|left| output::message(&self.0, &left));
+        Ok(Response::new(v1::DeleteWorkspaceResponse { output }))
+    }
+
+    async fn get_output(
+        &self,
+        request: Request<v1::GetOutputRequest>,
+    ) -> Result<Response<v1::GetOutputResponse>, Status> {
+        output::get(&self.0, &request.into_inner().id).map(Response::new)
+    }
+
+    async fn list_outputs(
+        &self,
+        request: Request<v1::ListOutputsRequest>,
+    ) -> Result<Response<v1::ListOutputsResponse>, Status> {
+        output::list(&self.0, request.into_inner()).map(Response::new)
+    }
+
+    async fn release_output(
+        &self,
+        request: Request<v1::ReleaseOutputRequest>,
+    ) -> Result<Response<v1::ReleaseOutputResponse>, Status> {
+        output::release(&self.0, request.into_inner().id).await.map(Response::new)
+    }
+
+    async fn delete_output(
+        &self,
+        request: Request<v1::DeleteOutputRequest>,
+    ) -> Result<Response<v1::DeleteOutputResponse>, Status> {
+        output::delete(&self.0, request.into_inner().id).await.map(Response::new)
     }
 }
 

@@ -19,9 +19,9 @@ mod index;
 mod large_files;
 mod materialise;
 mod method;
-#[allow(dead_code, reason = "retention will use the rest")]
 pub mod outputs;
 mod record;
+pub mod retention;
 mod submodules;
 mod take_up;
 
@@ -223,6 +223,7 @@ struct Inner {
     repositories: Repositories,
     admission: Admission,
     checkouts: Checkouts,
+    uses: retention::Uses,
     boot: String,
     /// Held while times of caches are read and written.
     turns: Mutex<()>,
@@ -249,8 +250,6 @@ pub struct Rooms {
     pub repositories: Repositories,
     /// Their leases.
     pub admission: Admission,
-    /// What is kept of them.
-    pub outputs: outputs::Outputs,
 }
 
 /// The room's face. Cheap to clone.
@@ -267,9 +266,10 @@ impl Workspaces {
         rooms: Rooms,
         cancel: CancellationToken,
     ) -> Self {
-        let Rooms { pools, git, repositories, admission, outputs } = rooms;
+        let Rooms { pools, git, repositories, admission } = rooms;
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
+        let outputs = outputs::Outputs::new(&pool, pools.clone(), config.clone());
         let checkouts = Checkouts::new(pools.clone(), git.clone(), repositories.reader(), boot, tasks.clone());
         let inner = Inner {
             pool,
@@ -279,6 +279,7 @@ impl Workspaces {
             repositories,
             admission: admission.clone(),
             checkouts,
+            uses: retention::Uses::default(),
             boot: boot.to_owned(),
             turns: Mutex::default(),
             namespaces: Namespaces::default(),

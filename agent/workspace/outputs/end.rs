@@ -17,6 +17,7 @@ impl Workspaces {
     /// Ends a workspace; one that was never whole left nothing. Again is the same as once.
     pub(in crate::workspace) fn end(&self, id: &str, whole: Option<&Workspace>) -> io::Result<()> {
         if let Some(workspace) = whole {
+            self.inner.uses.add(workspace);
             let ending = workspace.lease.as_ref().map(|lease| self.ending(lease)).unwrap_or_default();
             if let Err(error) = self.inner.outputs.keep(workspace, ending, now()) {
                 if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {

@@ -76,6 +76,12 @@ impl Outputs {
         Self { inner: Arc::new(Inner { pool: pool.to_owned(), pools, config, known, came }) }
     }
 
+    /// The pool's name.
+    #[must_use]
+    pub fn pool(&self) -> &str {
+        &self.inner.pool
+    }
+
     pub(super) fn root(&self) -> io::Result<PathBuf> {
         let root = self.inner.pools.usable(&self.inner.pool);
         root.map_err(|reason| io::Error::new(io::ErrorKind::NotFound, reason.message))
@@ -349,7 +355,8 @@ fn words(rules: &Rules, at: Option<usize>) -> String {
     format!("outputs.rules[{at}] ({}: {})", parts.join(", "), days(rule.keep.0))
 }
 
-fn days(millis: i64) -> String {
+/// A length of time as retention is thought of.
+pub(super) fn days(millis: i64) -> String {
     const DAY: i64 = 24 * 3600 * 1000;
     match millis % DAY {
         0 => format!("{} d", millis / DAY),
@@ -358,4 +365,4 @@ fn days(millis: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::workspace) mod tests;

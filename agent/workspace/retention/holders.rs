@@ -1,0 +1,97 @@
+//! Who holds what retention may not take, and the removals that must not race with them.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stoker_core::identity::LeaseId;
+use stoker_core::quantity::Timestamp;
+
+use crate::workspace::outputs::Ending;
+use crate::workspace::{Workspaces, record};
+
+/// What is held.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// When each lease that lives was granted.
+    pub leases: Vec<Timestamp>,
+    /// The ids of workspaces that are there or come.
+    pub workspaces: BTreeSet<String>,
+    /// The folders of the tenants whose caches they have.
+    pub caches: BTreeSet<String>,
+}
+
+impl Known {
+    /// Whether a name in the folder of the workspaces is of one that is there: its directory, or what is kept beside it.
+    pub(super) fn has_workspace(&self, name: &str) -> bool {
+        // Ids may have dots, so each beginning that ends before one is tried.
+        let beginnings = name.match_indices('.').map(|(at, _)| &name[..at]);
+        std::iter::once(name).chain(beginnings).any(|id| self.workspaces.contains(id))
+    }
+}
+
+/// Takes a path and the folder of its tenant; false: it is held.
+pub type RemoveCache = dyn Fn(&Path, &str) -> io::Result<bool> + Send + Sync;
+/// Takes an id; false: it is held.
+pub type RemoveWorkspace = dyn Fn(&str) -> io::Result<bool> + Send + Sync;
+
+/// How retention asks the room of the workspaces.
+#[derive(Clone)]
+pub struct Holders {
+    /// What is held now; nothing while that is not known yet.
+    pub known: Arc<dyn Fn() -> Option<Known> + Send + Sync>,
+    /// The caches that builds had since the last call.
+    pub used: Arc<dyn Fn() -> BTreeSet<PathBuf> + Send + Sync>,
+    /// How the build of a lease ended.
+    pub ending: Arc<dyn Fn(&LeaseId) -> Ending + Send + Sync>,
+    /// Removes a cache, unless a build of its tenant came meanwhile.
+    pub remove_cache: Arc<RemoveCache>,
+    /// Ends what lies in the folder of the workspaces under an id that nobody knows, unless it is known meanwhile.
+    pub remove_workspace: Arc<RemoveWorkspace>,
+}
+
+impl Workspaces {
+    /// What retention asks this room.
+    #[must_use]
+    pub fn holders(&self) -> Holders {
+        let room = || self.clone();
+        let (known, used, ending, cache, workspace) = (room(), room(), room(), room(), room());
+        Holders {
+            known: Arc::new(move || known.held()),
+            used: Arc::new(move || used.inner.uses.take()),
+            ending: Arc::new(move |lease| ending.ending(lease)),
+            remove_cache: Arc::new(move |path, tenant| {
+                // A build that comes has its entry before it has its caches; so not while this is looked at.
+                let entries = cache.entries();
+                if entries.values().any(|entry| entry.line.tenant == tenant) {
+                    return Ok(false);
+                }
+                cache.inner.pools.discard(path).map(|()| true)
+            }),
+            remove_workspace: Arc::new(move |id| {
+                let entries = workspace.entries();
+                if entries.contains_key(id) {
+                    return Ok(false);
+                }
+                let root = workspace.inner.outputs.root()?;
+                // What could not be ended when it was time may still have left something.
+                let whole = record::read_all(&root).into_iter().find(|found| found.id == id);
+                workspace.end(id, whole.as_ref()).map(|()| true)
+            }),
+        }
+    }
+
+    fn held(&self) -> Option<Known> {
+        if !self.are_taken_up() {
+            return None;
+        }
+        for workspace in self.list() {
+            self.inner.uses.add(&workspace);
+        }
+        let leases = self.inner.admission.read(|ledger| ledger.live().map(|lease| lease.created_at).collect());
+        let entries = self.entries();
+        let (workspaces, caches) = entries.iter().map(|(id, entry)| (id.clone(), entry.line.tenant.clone())).unzip();
+        Some(Known { leases, workspaces, caches })
+    }
+}

@@ -1,0 +1,29 @@
+//! Which caches of tenants builds had since somebody asked.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use crate::workspace::{Workspace, caches};
+
+/// More are not remembered: they were used long ago for those who ask next.
+const USES_MAX: usize = 10_000;
+
+/// Caches that were used.
+#[derive(Debug, Default)]
+pub(in crate::workspace) struct Uses(Mutex<BTreeSet<PathBuf>>);
+
+impl Uses {
+    /// A build had the caches that it asked for.
+    pub(in crate::workspace) fn add(&self, workspace: &Workspace) {
+        let folder = caches::folder(&workspace.cache, workspace.cache_slot);
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = USES_MAX.saturating_sub(uses.len());
+        uses.extend(workspace.cache_keys.iter().take(room).map(|key| folder.join(key)));
+    }
+
+    /// All since the last call.
+    pub(super) fn take(&self) -> BTreeSet<PathBuf> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
