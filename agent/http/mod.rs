@@ -4,10 +4,11 @@
 //! `/livez` answers for as long as the process does. `/readyz` says that the rooms are built; what is wrong with pools
 //! or mirrors stands in its body, and does not make it fail: the Service through which builds reach their own node's
 //! cache would drop their packets. Answers are made in full before they are sent, at most 32 at a time; those of [`git`]
-//! are streams, with bounds of their own.
+//! and [`outputs`] are streams, with bounds of their own.
 
 pub mod git;
 mod html;
+mod outputs;
 mod page;
 
 use std::fmt::Write;
@@ -43,6 +44,7 @@ struct Face {
 /// All paths, for one listener.
 pub fn routes(rooms: Rooms) -> Router {
     let git = git::routes(rooms.serve.clone());
+    let outputs = outputs::routes(rooms.clone());
     let face = Face { metrics: rooms.metrics.clone(), rooms };
     let guard = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
@@ -58,6 +60,7 @@ pub fn routes(rooms: Rooms) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(face)
         .merge(git)
+        .merge(outputs)
         .layer(map_response(guarded))
 }
 

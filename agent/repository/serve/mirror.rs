@@ -64,7 +64,9 @@ impl Serve {
         Ok(entry)
     }
 
-    pub(super) fn may_read(&self, trust: &str) -> bool {
+    /// Whether clients without an identity may read what is of a trust class.
+    #[must_use]
+    pub fn may_read(&self, trust: &str) -> bool {
         let trust = if trust.is_empty() { TRUST_DEFAULT } else { trust };
         self.inner.repositories.shared.config().serve.trust.iter().any(|class| class == trust)
     }

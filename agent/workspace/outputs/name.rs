@@ -18,7 +18,6 @@ pub(crate) fn escape(name: &OsStr) -> String {
 
 /// The bytes that such a text stands for; none where a `%` has not two digits after it, or for the byte 0, which is in
 /// no name.
-#[allow(dead_code, reason = "the HTTP side will read names")]
 pub(crate) fn unescape(text: &str) -> Option<OsString> {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((&byte, after)) = rest.split_first() {
