@@ -74,7 +74,7 @@ pub(crate) fn table(
     for pool in pools {
         row(&mut grid, &pool.name, &pool.state, &pool.path, pool.filesystem.as_ref());
         fills(&mut grid, pool.filesystem.as_ref());
-        told(&mut grid, &pool.state, "Ready", &pool.message);
+        told(&mut grid, &pool.message);
         for directory in &pool.directories {
             let prepared = directory.state == "Prepared";
             let tone = if prepared { Tone::Dim } else { Tone::Bad };
@@ -85,7 +85,7 @@ pub(crate) fn table(
                 cell(&directory.state).tone(tone),
                 cell(format!("└ {}{kept}", directory.path)).tone(Tone::Dim),
             ]);
-            told(&mut grid, &directory.state, "Prepared", &directory.message);
+            told(&mut grid, &directory.message);
         }
     }
     if let Some(root) = root {
@@ -130,8 +130,8 @@ fn fills(grid: &mut Grid, disk: Option<&v1::Filesystem>) {
     grid.row([cell(""), cell(""), cell(text).tone(Tone::Warn)]);
 }
 
-fn told(grid: &mut Grid, state: &str, well: &str, message: &str) {
-    if state != well && !message.is_empty() {
+fn told(grid: &mut Grid, message: &str) {
+    if !message.is_empty() {
         grid.row([cell(""), cell(""), cell(message).tone(Tone::Warn)]);
     }
 }

@@ -18,6 +18,7 @@ pub(crate) mod mount;
 pub(crate) mod namespace;
 mod pool;
 mod remove;
+mod rights;
 mod trash;
 pub(crate) mod tree;
 mod uuid;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::Filesystem;
 use super::directory::{self, OWN};
 use super::guard;
-use super::trash::{self, Pace};
+use super::trash::{self, Pace, Swept};
 use super::view::{DirectoryView, PoolView, State, Trouble, Views};
 use crate::config;
 
@@ -51,6 +51,8 @@ struct Entry {
     /// Trees that were thrown away, and how many of them are gone.
     discarded: AtomicU64,
     swept: watch::Sender<u64>,
+    /// What of the trash cannot be removed, in words.
+    left: std::sync::Mutex<String>,
 }
 
 impl Pools {
@@ -215,7 +217,8 @@ impl Pools {
         self.entries().iter().map(|entry| entry.pool.clone()).collect()
     }
 
-    /// Waits until all that was thrown away before this call is gone, or cannot be removed now.
+    /// Waits until all that was thrown away before this call is gone, or cannot be removed now. Who works in a tree that
+    /// was thrown away, with the agent's own rights, can make this last: to be called with a limit.
     pub async fn drained(&self) {
         for entry in self.entries().iter() {
             let wanted = entry.discarded.load(Ordering::SeqCst);
@@ -312,6 +315,7 @@ impl Entry {
             sweep_now: Notify::new(),
             discarded: AtomicU64::new(0),
             swept: watch::Sender::new(0),
+            left: std::sync::Mutex::default(),
         }
     }
 
@@ -359,7 +363,20 @@ impl Entry {
             DirectoryView { path: declared.path.clone(), state, message, retention: declared.retention }
         });
         let directories = directories.collect();
-        self.view(State::Ready, String::new(), Some(filesystem), directories)
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.view(State::Ready, left, Some(filesystem), directories)
+    }
+
+    /// Remembers what a slice left in the trash; one that was not the last says only what it met.
+    fn leave(&self, swept: &Swept) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if *left == swept.left || (swept.more.is_some() && swept.left.is_empty()) {
+            return;
+        }
+        if !swept.left.is_empty() {
+            tracing::warn!(pool = self.pool.name, "{}", swept.left);
+        }
+        left.clone_from(&swept.left);
     }
 
     fn sealed(&self, trouble: Trouble) -> Trouble {
@@ -437,14 +454,20 @@ async fn sweep_on(entry: Arc<Entry>, stop: CancellationToken) {
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
         let thrown_away = entry.discarded.load(Ordering::SeqCst);
+        let mut after = None;
         loop {
             let (entry, stopped) = (Arc::clone(&entry), stop.clone());
             let slice = tokio::task::spawn_blocking(move || {
-                let Ok(root) = entry.enter() else { return false };
+                let Ok(root) = entry.enter() else { return Swept::default() };
                 let ended = || stopped.is_cancelled() || entry.detached.load(Ordering::SeqCst);
-                trash::sweep(root.as_fd(), &entry.pool.name, Pace::default(), &ended)
+                let pace =
+                    Filesystem::of(&root, entry.pool.floor).map_or_else(|_| Pace::default(), |now| Pace::of(&now));
+                let swept = trash::sweep(root.as_fd(), pace, after.as_deref(), &ended);
+                entry.leave(&swept);
+                swept
             });
-            if !slice.await.unwrap_or(false) || stop.is_cancelled() {
+            after = slice.await.unwrap_or_default().more;
+            if after.is_none() || stop.is_cancelled() {
                 break;
             }
         }

@@ -4,37 +4,40 @@
 //! is ever resolved as a path of more than one component, no link is followed, no mount is crossed, and `..` is never
 //! trusted. A tree that is deeper than [`DEPTH_MAX`] is lifted into the trash itself piece by piece, so that the number
 //! of descriptors is bounded without recursion.
+//!
+//! What cannot be removed keeps nothing else: the rest of its tree goes, and so do the other trees. Nor does who makes
+//! things as fast as they go: each slice begins with the tree after the one in which the last slice ended.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, chmodat, fchmod, fstat, ioctl_getflags, ioctl_setflags, openat2,
-    renameat, unlinkat,
-};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat2, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::guard::{BENEATH, READ, look};
+use super::rights::{close_to_others, fchmod_up, open_up, unlock};
 use super::trash::Pace;
 
 /// How many directories of one tree are open at once.
 const DEPTH_MAX: usize = 64;
 /// How often one directory is read again because it was not empty after all its entries were removed.
 const RESCANS_MAX: u8 = 8;
-/// How many entries of the trash may be refused before a sweep ends.
-const REFUSED_MAX: usize = 64;
+/// How many entries of the trash one pass takes on.
+const PASS_MAX: usize = 10_000;
+/// After so many entries at most it is looked at whether the slice is over.
+const LOOK_EVERY: u32 = 64;
 
 /// What a sweep did.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// Files and directories that are gone.
     pub(super) removed: u64,
-    /// Entries of the trash that cannot be removed, and why.
+    /// Entries of the trash that cannot be removed, or not whole, and why.
     pub(super) refused: BTreeMap<CString, String>,
-    /// The slice ended before the work did.
-    pub(super) more: bool,
+    /// The slice ended before the work did, in this entry of the trash.
+    pub(super) more: Option<CString>,
 }
 
 /// Why a tree is left.
@@ -51,7 +54,7 @@ impl From<Errno> for Halt {
     }
 }
 
-/// One pass over the trash.
+/// One slice of work on the trash.
 pub(super) struct Sweep<'a> {
     trash: BorrowedFd<'a>,
     pace: Pace,
@@ -67,6 +70,8 @@ struct Frame {
     /// In the frame before, or in the trash.
     name: CString,
     rescans: u8,
+    /// Why something in it stays.
+    stays: Option<Errno>,
 }
 
 impl<'a> Sweep<'a> {
@@ -74,95 +79,137 @@ impl<'a> Sweep<'a> {
         Self { trash, pace, stop, began: Instant::now(), since_pause: 0, outcome: Outcome::default() }
     }
 
-    /// Removes until nothing is left, nothing more can be removed, or the slice is over.
-    pub(super) fn run(mut self) -> Outcome {
+    /// Removes until nothing is left, nothing more can be removed, or the slice is over. Begins with the entries of the
+    /// trash that come after this one.
+    pub(super) fn run(mut self, after: Option<&CStr>) -> Outcome {
         loop {
             let before = self.outcome.removed;
-            match self.pass() {
-                Ok(()) => {}
-                Err(Halt::Paused) => {
-                    self.outcome.more = true;
+            match self.pass(after) {
+                Ok(None) => {}
+                Ok(Some(here)) => {
+                    self.outcome.more = Some(here);
                     break;
                 }
-                Err(Halt::Refused(error)) => {
+                Err(error) => {
                     self.outcome.refused.insert(c".".to_owned(), words(error));
                     break;
                 }
             }
             // Pieces of deep trees were lifted into the trash meanwhile: again, until a pass finds nothing to do.
-            if self.outcome.removed == before || self.outcome.refused.len() >= REFUSED_MAX {
+            if self.outcome.removed == before {
                 break;
             }
         }
         self.outcome
     }
 
-    fn pass(&mut self) -> Result<(), Halt> {
+    /// Once over the trash. Gives the entry that the slice ended in.
+    fn pass(&mut self, after: Option<&CStr>) -> Result<Option<CString>, Errno> {
+        for name in self.names(after)? {
+            match self.tree(&name) {
+                Ok(()) => {}
+                Err(Halt::Paused) => return Ok(Some(name)),
+                Err(Halt::Refused(error)) => {
+                    self.outcome.refused.insert(name, words(error));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is in the trash and was not refused, in an order that goes on where another slice ended.
+    fn names(&self, after: Option<&CStr>) -> Result<Vec<CString>, Errno> {
+        let mut names = Vec::new();
         let mut trash = Dir::read_from(self.trash)?;
-        while let Some(entry) = trash.read() {
+        while names.len() < PASS_MAX
+            && let Some(entry) = trash.read()
+        {
             let entry = entry?;
             let name = entry.file_name();
-            if dots(name) || self.outcome.refused.contains_key(name) {
-                continue;
+            if !dots(name) && !self.outcome.refused.contains_key(name) {
+                names.push(name.to_owned());
             }
-            match self.tree(name) {
-                Err(Halt::Refused(error)) => {
-                    self.outcome.refused.insert(name.to_owned(), words(error));
-                    if self.outcome.refused.len() >= REFUSED_MAX {
-                        return Ok(());
-                    }
+        }
+        names.sort_unstable();
+        let first = after.map_or(0, |after| names.partition_point(|name| name.as_c_str() <= after));
+        names.rotate_left(first);
+        Ok(names)
+    }
+
+    /// Removes one entry of the trash with all that is below it.
+    fn tree(&mut self, name: &CStr) -> Result<(), Halt> {
+        self.step()?;
+        if remove_name(self.trash, name)? {
+            self.outcome.removed = self.outcome.removed.saturating_add(1);
+            return Ok(());
+        }
+        let mut frames = Vec::with_capacity(DEPTH_MAX);
+        frames.push(Frame::open(self.trash, name, 0)?);
+        while let Some(frame) = frames.last_mut() {
+            match frame.directory.read().transpose()? {
+                Some(entry) if dots(entry.file_name()) => {}
+                Some(entry) => {
+                    self.step()?;
+                    self.entry(&mut frames, entry.file_name())?;
                 }
-                other => other?,
+                None => self.end(&mut frames)?,
             }
         }
         Ok(())
     }
 
-    /// Removes one entry of the trash with all that is below it.
-    fn tree(&mut self, name: &CStr) -> Result<(), Halt> {
-        if remove_name(self.trash, name)? {
-            return self.removed();
-        }
-        let mut frames = Vec::with_capacity(DEPTH_MAX);
-        frames.push(Frame::open(self.trash, name, 0)?);
-        loop {
-            let depth = frames.len();
-            let Some(frame) = frames.last_mut() else { return Ok(()) };
-            let Some(entry) = frame.directory.read().transpose()? else {
-                if let Some(frame) = frames.pop() {
-                    let parent = frames.last().map_or(Ok(self.trash), |parent| parent.directory.fd())?;
-                    match frame.close(parent)? {
-                        Some(again) => frames.push(again),
-                        None => self.removed()?,
-                    }
-                }
-                continue;
-            };
-            let name = entry.file_name();
-            if dots(name) {
-                continue;
+    /// Removes an entry of the last frame, or makes it the next one.
+    fn entry(&mut self, frames: &mut Vec<Frame>, name: &CStr) -> Result<(), Halt> {
+        let depth = frames.len();
+        let Some(frame) = frames.last_mut() else { return Ok(()) };
+        let here = frame.directory.fd()?;
+        let done = match remove_name(here, name) {
+            Ok(true) => {
+                self.outcome.removed = self.outcome.removed.saturating_add(1);
+                Ok(None)
             }
-            let here = frame.directory.fd()?;
-            if remove_name(here, name)? {
-                self.removed()?;
-            } else if depth < DEPTH_MAX {
-                let below = Frame::open(here, name, 0)?;
-                frames.push(below);
-            } else {
-                lift(here, name, self.trash)?;
-            }
+            Ok(false) if depth < DEPTH_MAX => Frame::open(here, name, 0).map(Some),
+            Ok(false) => lift(here, name, self.trash).map(|()| None),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(Some(below)) => frames.push(below),
+            Ok(None) => {}
+            Err(error) if is_lost(error) => return Err(error.into()),
+            // It became another thing since it was looked at; as that it is found when the directory is not empty.
+            Err(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => {}
+            Err(error) => frame.stays = frame.stays.or(Some(error)),
         }
+        Ok(())
     }
 
-    fn removed(&mut self) -> Result<(), Halt> {
-        self.outcome.removed = self.outcome.removed.saturating_add(1);
+    /// Takes away the last frame's directory, which was read to its end.
+    fn end(&mut self, frames: &mut Vec<Frame>) -> Result<(), Halt> {
+        let Some(frame) = frames.pop() else { return Ok(()) };
+        let ended = match frame.stays {
+            Some(why) => Err(why),
+            None => frame.close(frames.last().map_or(Ok(self.trash), |parent| parent.directory.fd())?),
+        };
+        match (ended, frames.last_mut()) {
+            (Ok(Some(again)), _) => frames.push(again),
+            (Ok(None), _) => self.outcome.removed = self.outcome.removed.saturating_add(1),
+            (Err(error), Some(parent)) if !is_lost(error) => parent.stays = parent.stays.or(Some(error)),
+            (Err(error), _) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Before each entry: pauses, and ends the slice.
+    fn step(&mut self) -> Result<(), Halt> {
         self.since_pause = self.since_pause.saturating_add(1);
+        if self.since_pause.is_multiple_of(LOOK_EVERY.min(self.pace.entries))
+            && ((self.stop)() || self.began.elapsed() >= self.pace.slice)
+        {
+            return Err(Halt::Paused);
+        }
         if self.since_pause >= self.pace.entries {
             self.since_pause = 0;
             std::thread::sleep(self.pace.pause);
-            if (self.stop)() || self.began.elapsed() >= self.pace.slice {
-                return Err(Halt::Paused);
-            }
         }
         Ok(())
     }
@@ -170,18 +217,20 @@ impl<'a> Sweep<'a> {
 
 impl Frame {
     fn open(parent: BorrowedFd<'_>, name: &CStr, rescans: u8) -> Result<Self, Errno> {
-        Ok(Self { directory: Dir::new(open_directory(parent, name)?)?, name: name.to_owned(), rescans })
+        let directory = open_directory(parent, name)?;
+        close_to_others(directory.as_fd());
+        Ok(Self { directory: Dir::new(directory)?, name: name.to_owned(), rescans, stays: None })
     }
 
     /// Removes the directory, which was read to its end; gives it back where it is not empty yet (some filesystems
     /// skip entries when others are removed while they are listed, and somebody may still write).
     fn close(self, parent: BorrowedFd<'_>) -> Result<Option<Self>, Errno> {
-        let Self { directory, name, rescans } = self;
+        let Self { directory, name, rescans, .. } = self;
         drop(directory);
         let remove = || unlinkat(parent, &name, AtFlags::REMOVEDIR);
         let removed = match remove() {
             Err(Errno::ACCESS) => fchmod_up(parent).and_then(|()| remove()),
-            Err(Errno::PERM) => unlock(parent, &name).and_then(|()| remove()),
+            Err(Errno::PERM) => unlock(parent, &name).and_then(|_| remove()),
             removed => removed,
         };
         match removed {
@@ -198,9 +247,15 @@ fn dots(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
+/// Whether the disk itself is what fails: then nothing else of it can be removed either.
+fn is_lost(error: Errno) -> bool {
+    matches!(error, Errno::IO | Errno::ROFS | Errno::NODEV | Errno::NXIO | Errno::STALE)
+}
+
 fn words(error: Errno) -> String {
     match error {
         Errno::XDEV | Errno::BUSY => "something is mounted in it".to_owned(),
+        Errno::NOTEMPTY | Errno::EXIST => "somebody still makes files in it".to_owned(),
         error => std::io::Error::from(error).to_string(),
     }
 }
@@ -221,11 +276,10 @@ fn remove_name(parent: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
             if kind == FileType::Directory {
                 return Ok(false);
             }
-            let shared = unlock_shared(parent, name)?;
+            let shared = unlock(parent, name)?;
             let unlinked = unlink();
-            if let Some((file, flags)) = shared {
-                // Another name of this file remains, with the protection that it had.
-                ioctl_setflags(&file, flags)?;
+            if let Some(file) = shared {
+                file.lock_again()?;
             }
             unlinked.map(|()| true)
         }
@@ -260,54 +314,9 @@ fn lift(parent: BorrowedFd<'_>, name: &CStr, trash: BorrowedFd<'_>) -> Result<()
             rename()
         }
         Err(Errno::PERM) => {
-            unlock(parent, name)?;
+            drop(unlock(parent, name)?);
             rename()
         }
         renamed => renamed,
-    }
-}
-
-/// Gives the owner all rights to a directory that is open for reading. Never for files: other names may share them.
-fn fchmod_up(directory: BorrowedFd<'_>) -> Result<(), Errno> {
-    fchmod(directory, Mode::RWXU)
-}
-
-/// The same through a descriptor with which nothing can be read, which `fchmod(2)` does not take. Files are left alone.
-pub(super) fn open_up(place: BorrowedFd<'_>) -> Result<(), Errno> {
-    if FileType::from_raw_mode(fstat(place)?.st_mode) != FileType::Directory {
-        return Err(Errno::ACCESS);
-    }
-    chmodat(CWD, format!("/proc/self/fd/{}", place.as_raw_fd()), Mode::RWXU, AtFlags::empty())
-}
-
-/// Takes the immutable and append-only flags from an entry and from the directory that it is in.
-pub(super) fn unlock(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    unlock_shared(parent, name).map(drop)
-}
-
-/// As [`unlock`]; gives the file with its former flags where it has further names.
-fn unlock_shared(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<(OwnedFd, IFlags)>, Errno> {
-    const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
-    let clear = |file: BorrowedFd<'_>| -> Result<Option<IFlags>, Errno> {
-        let flags = ioctl_getflags(file)?;
-        if !flags.intersects(LOCKS) {
-            return Ok(None);
-        }
-        ioctl_setflags(file, flags.difference(LOCKS)).map(|()| Some(flags))
-    };
-    // Not every filesystem has flags; then the first error stands.
-    let place = openat2(parent, c".", READ, Mode::empty(), BENEATH)?;
-    let parent_cleared = clear(place.as_fd());
-    let entry = look(parent, name)?;
-    let kind = FileType::from_raw_mode(u32::from(entry.stx_mode));
-    if !matches!(kind, FileType::RegularFile | FileType::Directory) {
-        return parent_cleared.and_then(|cleared| cleared.map(|_| None).ok_or(Errno::PERM));
-    }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = openat2(parent, name, flags, Mode::empty(), BENEATH)?;
-    match (clear(file.as_fd())?, parent_cleared?) {
-        (Some(flags), _) if kind == FileType::RegularFile && entry.stx_nlink > 1 => Ok(Some((file, flags))),
-        (None, None) => Err(Errno::PERM),
-        _ => Ok(None),
     }
 }

@@ -65,11 +65,13 @@ pub(super) async fn trash_empties(pool: &Path) {
 /// Sweeps a directory in this thread until nothing more can be done.
 pub(super) fn sweep(trash: &Path) -> Outcome {
     let trash = rustix::fs::open(trash, READ, Mode::empty()).unwrap();
+    let mut after = None;
     loop {
-        let outcome = Sweep::new(trash.as_fd(), Pace::default(), &|| false).run();
-        if !outcome.more {
+        let outcome = Sweep::new(trash.as_fd(), Pace::default(), &|| false).run(after.as_deref());
+        if outcome.more.is_none() {
             return outcome;
         }
+        after = outcome.more;
     }
 }
 
@@ -337,8 +339,37 @@ fn a_sweep_stops_when_it_is_told_and_goes_on_later() {
     (0..50).for_each(|file| fs::write(trash.path().join(file.to_string()), "").unwrap());
     let directory = rustix::fs::open(trash.path(), READ, Mode::empty()).unwrap();
     let pace = Pace { entries: 10, pause: Duration::ZERO, ..Pace::default() };
-    let outcome = Sweep::new(directory.as_fd(), pace, &|| true).run();
-    assert_eq!((outcome.removed, outcome.more), (10, true));
-    assert_eq!(names(trash.path()).len(), 40);
-    assert_eq!(sweep(trash.path()).removed, 40);
+    let outcome = Sweep::new(directory.as_fd(), pace, &|| true).run(None);
+    assert_eq!((outcome.removed, outcome.more.is_some()), (9, true));
+    assert_eq!(names(trash.path()).len(), 41);
+    assert_eq!(sweep(trash.path()).removed, 41);
+}
+
+#[test]
+fn who_makes_files_without_end_keeps_no_other_tree() {
+    let trash = tempfile::tempdir().unwrap();
+    for tree in ["a", "b", "c"] {
+        fs::create_dir(trash.path().join(tree)).unwrap();
+        fs::write(trash.path().join(tree).join("file"), "").unwrap();
+    }
+    let directory = rustix::fs::open(trash.path(), READ, Mode::empty()).unwrap();
+    // A slice is over after some entries of the first tree, in which there are always more.
+    let pace = Pace { entries: 10, pause: Duration::ZERO, slice: Duration::ZERO };
+    let mut after: Option<std::ffi::CString> = None;
+    for _ in 0..2 {
+        (0..50).for_each(|file| fs::write(trash.path().join("a").join(file.to_string()), "").unwrap());
+        let outcome = Sweep::new(directory.as_fd(), pace, &|| false).run(after.as_deref());
+        assert_eq!(outcome.more.as_deref(), Some(c"a"));
+        after = outcome.more;
+    }
+    assert_eq!(names(trash.path()), [trash.path().join("a")]);
+}
+
+#[test]
+fn trash_is_removed_without_pauses_while_the_pool_is_below_its_floor() {
+    let home = tempfile::tempdir().unwrap();
+    let with = |floor: Floor| Pace::of(&Filesystem::at(home.path(), floor).unwrap()).pause;
+    let none = Floor { bytes: Share::Absolute(0), inodes: Share::Absolute(0) };
+    assert_eq!(with(none), Pace::default().pause);
+    assert_eq!(with(Floor { bytes: Share::Absolute(u64::MAX), ..none }), Duration::ZERO);
 }

@@ -1,17 +1,22 @@
 //! Pools on real filesystems of their own: loop devices, mounted in a mount namespace of the test alone, which the
 //! kernel takes apart when the test's process ends, however it ends.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::tests::{becomes, check_hostile_tree, declared, mode, names, pool, sweep};
+use super::guard::READ;
+use super::remove::Sweep;
+use super::tests::{becomes, check_hostile_tree, declared, mode, names, pool, sweep, trash_empties};
+use super::trash::Pace;
 use super::*;
 use crate::config::Pool;
 
@@ -21,8 +26,12 @@ const UUID: &str = "0f1e2d3c-4b5a-4978-8796-a5b4c3d2e1f0";
 /// Runs `body` in a process and mount namespace of its own. `name` is the test's own name. Without root the test has
 /// nothing to show, which CI does not accept.
 fn in_private_mounts(name: &str, body: impl FnOnce()) {
-    let path = format!("node::tests_root::{name}");
-    if std::env::var(INSIDE).as_deref() == Ok(&path) {
+    in_private_mounts_of(&format!("node::tests_root::{name}"), body);
+}
+
+/// The same for a test of any room, by its path.
+pub(super) fn in_private_mounts_of(path: &str, body: impl FnOnce()) {
+    if std::env::var(INSIDE).as_deref() == Ok(path) {
         return body();
     }
     if !rustix::process::geteuid().is_root() {
@@ -31,22 +40,25 @@ fn in_private_mounts(name: &str, body: impl FnOnce()) {
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
-    again(command, &path);
+    again(command, path);
 }
 
 /// Runs one test of this binary again, inside.
 fn again(mut command: Command, path: &str) {
-    let output = command.args(["--exact", path, "--nocapture"]).env(INSIDE, path).output().unwrap();
+    let output =
+        command.args(["--exact", path, "--nocapture", "--include-ignored"]).env(INSIDE, path).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    // What it tells of its rounds.
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub(super) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -80,7 +92,7 @@ impl Disk {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
@@ -222,6 +234,59 @@ fn needs_root_a_tree_with_a_mount_in_it_is_not_removed() {
         pools.discard(&tree).unwrap();
         assert!(sweep(&home.path().join("stoker/trash")).refused.is_empty());
         assert!(names(&home.path().join("stoker/trash")).is_empty());
+    });
+}
+
+#[test]
+fn needs_root_what_cannot_be_removed_is_told_and_keeps_nothing_else() {
+    in_private_mounts("needs_root_what_cannot_be_removed_is_told_and_keeps_nothing_else", || {
+        runtime().block_on(async {
+            let home = tempfile::tempdir().unwrap();
+            let pools = Pools::open(&[pool(home.path())]);
+            let tree = pools.usable("data").unwrap().join("trash/tree");
+            let inner = tree.join("a/inner");
+            fs::create_dir_all(&inner).unwrap();
+            for name in ["before", "a/beside", "z/after"] {
+                fs::create_dir_all(tree.join(name)).unwrap();
+                fs::write(tree.join(name).join("file"), "").unwrap();
+            }
+            run("mount", &["-t", "tmpfs", "tmpfs", text(&inner)]);
+            fs::write(inner.join("kept"), "").unwrap();
+            pools.watch(&CancellationToken::new());
+            let mut views = pools.subscribe();
+            let told =
+                views.wait_for(|views| views[0].message.contains("trash/tree cannot be removed: something is mounted"));
+            tokio::time::timeout(Duration::from_secs(30), told).await.expect("it is told").unwrap();
+            assert_eq!((names(&tree), names(&tree.join("a"))), (vec![tree.join("a")], vec![inner.clone()]));
+            assert!(inner.join("kept").exists());
+            run("umount", &[text(&inner)]);
+            pools.discard(&home.path().join("stoker/nothing-but-a-reason-to-look")).unwrap();
+            trash_empties(home.path()).await;
+            pools.check_now().await;
+            assert_eq!(pools.view()[0].message, "");
+            pools.shutdown().await;
+        });
+    });
+}
+
+#[test]
+fn needs_root_who_has_a_directory_open_can_do_nothing_more_in_it() {
+    in_private_mounts("needs_root_who_has_a_directory_open_can_do_nothing_more_in_it", || {
+        let trash = tempfile::tempdir().unwrap();
+        let tree = trash.path().join("tree");
+        fs::create_dir_all(tree.join("inner")).unwrap();
+        (0..100).for_each(|file| fs::write(tree.join("inner").join(file.to_string()), "").unwrap());
+        for path in [&tree, &tree.join("inner")] {
+            std::os::unix::fs::chown(path, Some(1234), Some(1234)).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        // It is interrupted in the middle.
+        let directory = rustix::fs::open(trash.path(), READ, rustix::fs::Mode::empty()).unwrap();
+        let pace = Pace { entries: 10, slice: Duration::ZERO, ..Pace::default() };
+        assert!(Sweep::new(directory.as_fd(), pace, &|| false).run(None).more.is_some());
+        for path in [&tree, &tree.join("inner")] {
+            assert_eq!((mode(path), fs::metadata(path).unwrap().uid()), (0o700, 0));
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! The trash: `<pool>/stoker/trash`, readable by the agent alone, on the same filesystem as what is thrown into it.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,11 +12,11 @@ use rustix::io::Errno;
 
 use super::directory::{self, TRASH};
 use super::guard::BENEATH;
-use super::mount;
-use super::remove::{self, Sweep};
+use super::remove::{Outcome, Sweep};
+use super::{Filesystem, mount, rights};
 
 /// How fast trash is removed, so that builds keep the disk.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pace {
     /// After so many entries ...
     pub(super) entries: u32,
@@ -29,6 +29,15 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self { entries: 1000, pause: Duration::from_millis(5), slice: Duration::from_secs(1) }
+    }
+}
+
+impl Pace {
+    /// Below its floor a pool needs room more than its builds need the disk's time: no pauses.
+    pub(super) fn of(pool: &Filesystem) -> Self {
+        let pressed = pool.free_bytes < pool.floor_bytes || pool.free_inodes < pool.floor_inodes;
+        let pause = if pressed { Duration::ZERO } else { Self::default().pause };
+        Self { pause, ..Self::default() }
     }
 }
 
@@ -65,11 +74,11 @@ pub(super) fn discard(own: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) ->
         Err(Errno::NOENT) => return Ok(()),
         // A directory that its owner may not write to cannot change its parent; see rename(2).
         Err(Errno::ACCESS) => {
-            remove::open_up(target.as_fd())?;
+            rights::open_up(target.as_fd())?;
             rename()?;
         }
         Err(Errno::PERM) => {
-            remove::unlock(parent.as_fd(), &name)?;
+            rights::unlock(parent.as_fd(), &name)?;
             rename()?;
         }
         renamed => renamed?,
@@ -89,24 +98,37 @@ pub(super) fn mounted_below(target: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(!mount::mounts_below(&path)?.is_empty())
 }
 
-/// Removes what is in the trash below a pool's `root`, for at most one slice. True where more is to do now; what cannot
-/// be removed is logged and left for later.
-pub(super) fn sweep(root: BorrowedFd<'_>, pool: &str, pace: Pace, stop: &dyn Fn() -> bool) -> bool {
+/// What came of a slice.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// Where more is to do now: the entry in which the slice ended.
+    pub(super) more: Option<CString>,
+    /// What cannot be removed, in words; empty where there is nothing.
+    pub(super) left: String,
+}
+
+/// Removes what is in the trash below a pool's `root`, for at most one slice, beginning after the entry in which the last
+/// one ended. What cannot be removed is left for later.
+pub(super) fn sweep(root: BorrowedFd<'_>, pace: Pace, after: Option<&CStr>, stop: &dyn Fn() -> bool) -> Swept {
     let trash = directory::open_own(root).and_then(|own| directory::open_trash(own.as_fd()));
     let trash = match trash {
         Ok(trash) => trash,
-        Err(trouble) => {
-            tracing::warn!(%pool, "the trash cannot be opened: {}", trouble.message);
-            return false;
-        }
+        Err(trouble) => return Swept { more: None, left: format!("the trash cannot be opened: {}", trouble.message) },
     };
-    let outcome = Sweep::new(trash.as_fd(), pace, stop).run();
-    for (name, why) in &outcome.refused {
-        let name = OsStr::from_bytes(name.to_bytes()).display();
-        tracing::warn!(%pool, "{name} in the trash cannot be removed: {why}; it is tried again");
-    }
+    let outcome = Sweep::new(trash.as_fd(), pace, stop).run(after);
     if outcome.removed > 0 {
-        tracing::debug!(%pool, removed = outcome.removed, "trash removed");
+        tracing::debug!(removed = outcome.removed, "trash removed");
     }
-    outcome.more && !stop()
+    let left = left(&outcome);
+    Swept { more: outcome.more.filter(|_| !stop()), left }
+}
+
+fn left(outcome: &Outcome) -> String {
+    let Some((name, why)) = outcome.refused.first_key_value() else { return String::new() };
+    let place = Path::new(directory::OWN).join(TRASH).join(OsStr::from_bytes(name.to_bytes()));
+    let further = match outcome.refused.len().saturating_sub(1) {
+        0 => String::new(),
+        more => format!(", nor can {more} more"),
+    };
+    format!("{} cannot be removed: {why}{further}; it is tried again every minute", place.display())
 }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::directory::{self, OWN};
 use super::guard::{BENEATH, PLACE, READ};
-use super::{Pools, remove, trash};
+use super::{Pools, rights, trash};
 
 /// How many directories of one tree are open at once. What lies deeper is not counted.
 const DEPTH_MAX: usize = 64;
@@ -178,11 +178,11 @@ impl Pools {
         match rename() {
             // As for the trash: who may not write to a directory cannot change its parent.
             Err(Errno::ACCESS) => {
-                remove::open_up(target.as_fd())?;
+                rights::open_up(target.as_fd())?;
                 rename()?;
             }
             Err(Errno::PERM) => {
-                remove::unlock(parent.as_fd(), &old)?;
+                drop(rights::unlock(parent.as_fd(), &old)?);
                 rename()?;
             }
             renamed => renamed?,

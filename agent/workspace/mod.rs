@@ -69,6 +69,8 @@ const CACHES_MAX: usize = 10_000;
 const SETTLE_EVERY: Duration = Duration::from_millis(20);
 /// So many looks at leases come to one look at what kept checkouts hold.
 const MAKE_ROOM_EVERY: u64 = 10;
+/// So long what was thrown away is waited for before kept checkouts make room: ended leases wait for this look.
+const GOES_WITHIN: Duration = Duration::from_secs(5);
 /// How often ended leases are looked for where no change woke the room.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -611,8 +613,8 @@ impl Workspaces {
 
     /// Lets go of kept checkouts above their limit, or while the pool is below its floor.
     async fn make_room(&self) {
-        // What is on its way out counts as gone.
-        self.inner.pools.drained().await;
+        // What is on its way out counts as gone, where it goes soon.
+        let _ = tokio::time::timeout(GOES_WITHIN, self.inner.pools.drained()).await;
         let room = self.clone();
         let made = blocking(move || {
             let inner = &room.inner;
