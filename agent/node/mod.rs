@@ -37,6 +37,8 @@ pub use view::{DirectoryView, PoolView, State};
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_attack;
+#[cfg(test)]
 mod tests_root;
 #[cfg(test)]
 mod tests_tree;
