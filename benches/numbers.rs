@@ -82,8 +82,8 @@ const BENCHES: [Bench; 13] = [
     Bench { name: "prefill", what: "a mirror filled and published, beside git clone --mirror", run: sources::prefill },
     Bench {
         name: "workspace",
-        what: "first workspace of a commit, beside git clone --reference",
-        run: workspaces::first,
+        what: "workspaces: first, warm, of the next commit, beside git clone --reference; a hundred's disk",
+        run: workspaces::prepare,
     },
     Bench { name: "delete", what: "DeleteWorkspace of many files", run: workspaces::delete },
 ];

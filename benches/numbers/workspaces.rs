@@ -11,50 +11,98 @@ use crate::numbers::world::World;
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::upstream::Upstream;
 
-/// The first workspace of a commit on a filled mirror, beside a clone that has a mirror to borrow from. Nothing is kept
-/// from one round to the next but the mirrors.
-pub(crate) fn first(world: &World, report: &mut Report) {
-    let repo = world.large();
+/// Each takes milliseconds, so that many tell more.
+const WARM_ROUNDS: usize = 30;
+/// Workspaces of one commit at once.
+const COPIES: i32 = 100;
+
+/// Workspaces of commits on a filled mirror, beside a clone that has a mirror to borrow from: of a commit like none that is
+/// kept, of one that is kept, and of one that differs from a kept one in a twentieth of its files.
+pub(crate) fn prepare(world: &World, report: &mut Report) {
+    let rounds = world.options.rounds();
+    let repo = world.line();
+    let last = repo.commit("main");
+    // Other attributes at the top may give every file another form, so that nothing that is kept helps.
+    let unlike: Vec<String> = (0..=rounds)
+        .map(|round| repo.commit_file("main", ".gitattributes", format!("# {round}\n").as_bytes()))
+        .collect();
     let (_upstream, url) = Upstream::of(repo);
     let node = Node::start();
     node.fill(&url);
-    let commit = repo.commit("main");
     let mirror = node.beside("mirror.git");
     git_out(node.agent.root(), &["clone", "--quiet", "--mirror", &url, mirror.to_str().unwrap()]);
-    let mut round = 0;
-    let ours = || {
-        round += 1;
-        rustix::fs::sync();
-        let began = Instant::now();
-        let workspace = node.prepare(&url, &commit, &format!("first-{round}"));
-        let mut samples = Samples::default();
-        samples.push_time(began.elapsed());
-        assert_eq!(
-            (workspace.commit.as_str(), usize::try_from(workspace.files)),
-            (commit.as_str(), Ok(world.options.files()))
-        );
-        samples
-    };
-    let mut clones = 0;
-    let peer = || {
-        clones += 1;
-        let place = node.beside(&format!("peer-{clones}"));
+    let mut number = 0;
+    let mut clone = || {
+        number += 1;
+        let place = node.beside(&format!("peer-{number}"));
         rustix::fs::sync();
         let (reference, to) = (mirror.to_str().unwrap(), place.to_str().unwrap());
         let began = Instant::now();
         git_out(node.agent.root(), &["clone", "--quiet", "--reference", reference, &url, to]);
         let mut samples = Samples::default();
         samples.push_time(began.elapsed());
-        assert_eq!(git_out(&place, &["rev-parse", "HEAD"]), commit);
         samples
     };
-    let (ours, peer) = alternate(world.options.rounds(), ours, peer);
+    let mut number = 0;
+    let mut ours = |commit: &str| {
+        number += 1;
+        rustix::fs::sync();
+        let began = Instant::now();
+        let workspace = node.prepare(&url, commit, &format!("workspace-{number}"));
+        let mut samples = Samples::default();
+        samples.push_time(began.elapsed());
+        let files = usize::try_from(workspace.files).unwrap();
+        assert!(workspace.commit == commit && files >= world.options.files(), "{} has {files}", workspace.commit);
+        samples
+    };
+    let mut line = |what: &str, ours: Samples, peer: Samples, target: Target| {
+        let what = format!("{what}, {} files", world.options.files());
+        report.line(Line { what, unit: Unit::Time, ours, peer: Some(("git clone --reference", peer)), target });
+    };
+
+    let mut commits = unlike.iter();
+    let (first, peer) = alternate(rounds, || ours(commits.next().unwrap()), &mut clone);
+    line("first workspace", first, peer.clone(), Target::RatioMax(1.0));
+    let mut warm = || ours(&unlike[0]);
+    let mut samples = Samples::default();
+    for _ in 0..WARM_ROUNDS {
+        samples.extend(warm());
+    }
+    line("warm workspace", samples.clone(), peer.clone(), Target::RatioMax(0.02));
+    line("warm workspace", samples, peer, Target::Max(By::Median, 0.050));
+
+    // A full one to stand on, and the commits before it, each with a twentieth of the files of the one after it changed.
+    ours(&last);
+    let mut round = 0;
+    let near = || {
+        round += 1;
+        ours(&repo.commit(&format!("{last}~{}", world.small_commits() + round)))
+    };
+    let (next, peer) = alternate(rounds.min(5), near, &mut clone);
+    line("next commit, 5% changed", next, peer, Target::RatioMax(0.2));
+
+    let held = |path: &str| {
+        let path = node.agent.root().join("data/stoker").join(path);
+        let output = std::process::Command::new("du").args(["-sx", "--block-size=1"]).arg(path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().split('\t').next().unwrap().parse::<f64>().unwrap()
+    };
+    // Of one commit, from here on: the others are not counted.
+    let others = held("overlays") + held("workspaces");
+    for copy in 0..COPIES {
+        node.prepare(&url, &last, &format!("copy-{copy}"));
+    }
+    let (mut hundred, mut one) = (Samples::default(), Samples::default());
+    let more = held("overlays") + held("workspaces") - others;
+    let files = world.options.bytes() as f64;
+    one.push(files + more / f64::from(COPIES));
+    hundred.push(files + more);
+    let what = format!("disk of {COPIES} workspaces of one commit");
     report.line(Line {
-        what: format!("workspace, {} files", world.options.files()),
-        unit: Unit::Time,
-        ours,
-        peer: Some(("git clone --reference", peer)),
-        target: Target::RatioMax(1.0),
+        what,
+        unit: Unit::Bytes,
+        ours: hundred,
+        peer: Some(("one", one)),
+        target: Target::RatioMax(1.2),
     });
 }
 

@@ -5,20 +5,40 @@ use std::cell::OnceCell;
 use crate::numbers::options::Options;
 use crate::support::repository::{TestRepo, git_out};
 
+/// Commits of a line that change a twentieth of its files.
+const LARGE_COMMITS: usize = 10;
+
 pub(crate) struct World {
     pub(crate) options: Options,
     large: OnceCell<TestRepo>,
     history: OnceCell<TestRepo>,
+    line: OnceCell<TestRepo>,
 }
 
 impl World {
     pub(crate) const fn new(options: Options) -> Self {
-        Self { options, large: OnceCell::new(), history: OnceCell::new() }
+        Self { options, large: OnceCell::new(), history: OnceCell::new(), line: OnceCell::new() }
     }
 
     /// One commit of many files.
     pub(crate) fn large(&self) -> &TestRepo {
         self.large.get_or_init(|| TestRepo::generated(self.options.files(), self.options.bytes(), 1))
+    }
+
+    /// Many files, with a line of commits that each change a twentieth of them, and after those many that change one.
+    pub(crate) fn line(&self) -> &TestRepo {
+        self.line.get_or_init(|| {
+            let repo = TestRepo::generated(self.options.files(), self.options.bytes(), LARGE_COMMITS);
+            for number in 0..self.small_commits() {
+                repo.commit_file("main", "small/change", format!("{number}\n").as_bytes());
+            }
+            repo
+        })
+    }
+
+    /// How many of the line's last commits change one file.
+    pub(crate) const fn small_commits(&self) -> usize {
+        if self.options.quick { 10 } else { 290 }
     }
 
     /// Many commits, some fifteen objects each, and a ref for each of them: branches and tags, which every refresh
