@@ -356,7 +356,7 @@ async fn build(
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved(), closing).await?;
     let facts_cache =
         FactsCache::new(repositories.reader(), Nickel::new(configured.subscribe()), closing.child_token());
-    let measured = Measured::new(lease_meter.subscribe());
+    let measured = Measured::new(lease_meter.subscribe(), views.on_disk.subscribe());
     let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone());
     let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe(), views.caches.subscribe());
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
@@ -369,6 +369,7 @@ async fn build(
         git: git.clone(),
         repositories: repositories.clone(),
         admission: admission.clone(),
+        on_disk: views.on_disk.clone(),
     };
     let workspaces = Workspaces::open(configured.subscribe(), &machine.boot_id, beside, closing.child_token()).await;
     let retention =

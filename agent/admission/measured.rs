@@ -12,6 +12,9 @@ use tokio::sync::watch;
 
 use crate::pressure::lease_use::{LeaseUse, Look, Others, UseSource};
 
+/// Bytes and inodes on the pool by lease, now and at most: what its workspace holds beside its sources.
+pub type OnDisk = Arc<BTreeMap<LeaseId, (Amounts, Amounts)>>;
+
 /// By lease, as the ledger takes it.
 type ByLease = Arc<BTreeMap<LeaseId, InUse>>;
 
@@ -19,15 +22,16 @@ type ByLease = Arc<BTreeMap<LeaseId, InUse>>;
 #[derive(Debug, Clone)]
 pub struct Measured {
     looks: watch::Receiver<Arc<Look>>,
+    on_disk: watch::Receiver<OnDisk>,
     /// Made once for each look: facts are asked for with every request.
-    last: Arc<Mutex<(Arc<Look>, ByLease)>>,
+    last: Arc<Mutex<(Arc<Look>, OnDisk, ByLease)>>,
 }
 
 impl Measured {
-    /// What the meter publishes.
+    /// What the meter publishes, and what was measured of workspaces.
     #[must_use]
-    pub fn new(looks: watch::Receiver<Arc<Look>>) -> Self {
-        Self { looks, last: Arc::default() }
+    pub fn new(looks: watch::Receiver<Arc<Look>>, on_disk: watch::Receiver<OnDisk>) -> Self {
+        Self { looks, on_disk, last: Arc::default() }
     }
 
     /// What each lease uses that was looked at, and what all the rest used at that same look.
@@ -35,11 +39,13 @@ impl Measured {
     pub fn in_use(&self) -> (ByLease, Option<Others>) {
         let look = Arc::clone(&self.looks.borrow());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&last.0, &look) {
-            let in_use = look.leases.iter().map(|(lease, seen)| (lease.clone(), in_use(seen))).collect();
-            *last = (look, Arc::new(in_use));
+        let on_disk = Arc::clone(&self.on_disk.borrow());
+        if !Arc::ptr_eq(&last.0, &look) || !Arc::ptr_eq(&last.1, &on_disk) {
+            let of = |(lease, seen): (&LeaseId, &LeaseUse)| (lease.clone(), in_use(seen, on_disk.get(lease)));
+            let in_use = look.leases.iter().map(of).collect();
+            *last = (look, on_disk, Arc::new(in_use));
         }
-        (Arc::clone(&last.1), last.0.others)
+        (Arc::clone(&last.2), last.0.others)
     }
 
     /// How a build really ended: what its caller says, and what was seen where the caller does not know.
@@ -65,10 +71,13 @@ impl Measured {
 }
 
 /// What has ended uses nothing; of what was not found nothing is known.
-fn in_use(seen: &LeaseUse) -> InUse {
+fn in_use(seen: &LeaseUse, on_disk: Option<&(Amounts, Amounts)>) -> InUse {
     let known = seen.source != UseSource::None || seen.ended;
+    let (now, most) = on_disk.copied().unwrap_or_default();
     let LeaseUse { peak, began, at, looks, .. } = *seen;
-    InUse { used: known.then_some(seen.now), requests: Amounts::default(), seen: Seen { peak, began, at, looks } }
+    let peak = Usage { disk_bytes: most.disk_bytes, disk_inodes: most.disk_inodes, ..peak };
+    let used = Amounts { disk_bytes: now.disk_bytes, disk_inodes: now.disk_inodes, ..seen.now };
+    InUse { used: known.then_some(used), requests: Amounts::default(), seen: Seen { peak, began, at, looks } }
 }
 
 /// What the caller says of a build's end.

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use changes::TokenError;
 pub use journal::JournalError;
-pub use measured::Measured;
+pub use measured::{Measured, OnDisk};
 use survey::SurveyError;
 pub use survey::{Build, CacheKeys, Caches, Evaluated, SourceState, Survey};
 pub use waiters::Waiter;

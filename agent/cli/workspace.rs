@@ -63,6 +63,9 @@ pub(super) struct Prepare {
     /// With all objects in src/.git, so that it works wherever it is copied to
     #[arg(long)]
     self_contained: bool,
+    /// With a lease: tmp in memory, of this size (1GiB); it is counted in the lease's memory
+    #[arg(long, value_name = "BYTES", value_parser = amount::bytes, requires = "lease")]
+    tmpfs: Option<i64>,
     #[command(flatten)]
     scope: Scope,
 }
@@ -127,6 +130,7 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
         submodules: wanted.submodules,
         lfs: wanted.lfs,
         self_contained: wanted.self_contained,
+        tmpfs_bytes: wanted.tmpfs,
     };
     let mut events = client.workspaces().prepare_workspace(within(ask::LONG, request)).await?.into_inner();
     while let Some(event) = events.message().await? {

@@ -167,6 +167,8 @@ codes! {
     OverDeclared = "OVER_DECLARED",
     /// A lease's holder has no limit of CPU or memory within its size.
     LeaseUnlimited = "LEASE_UNLIMITED",
+    /// A lease's build holds more disk than the lease's size.
+    LeaseOverDisk = "LEASE_OVER_DISK",
     /// The reservation was not bound in time.
     LeaseExpired = "LEASE_EXPIRED",
     /// The build ran longer than its time budget.

@@ -87,6 +87,17 @@ fn mount_overlay(at: &Path, overlay: &Overlay<'_>, lower: &[&Path]) -> io::Resul
     Ok(())
 }
 
+/// Mounts memory as a directory that one user owns.
+///
+/// # Errors
+/// The kernel's, `EPERM` without the right to mount.
+pub(crate) fn memory(at: &Path, bytes: u64, (user, group): (u32, u32)) -> io::Result<()> {
+    let options = format!("size={bytes},mode=0755,uid={user},gid={group}");
+    let options = CString::new(options).map_err(io::Error::other)?;
+    mount(c"stoker", at, c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())?;
+    Ok(())
+}
+
 /// Options end at a comma, lower layers at a colon.
 fn escaped(path: &Path, colons: bool) -> Vec<u8> {
     let mut text = Vec::new();

@@ -162,7 +162,8 @@ impl Rooms {
             (sizes.collect::<BTreeMap<_, _>>(), over_declared, near)
         });
         let uses = self.lease_meter.view();
-        let uses = uses.leases.iter().map(|(lease, seen)| lease_use(lease, seen, sizes.get(lease)));
+        let written = self.workspaces.written();
+        let uses = uses.leases.iter().map(|(lease, seen)| lease_use(lease, seen, sizes.get(lease), written.get(lease)));
         let uses: Vec<v1::LeaseUse> = uses.collect();
         let repositories = self.repositories.list();
         let with =
@@ -321,7 +322,15 @@ fn load(load: Load) -> v1::Load {
 }
 
 /// `size` is that of the lease while it holds anything.
-fn lease_use(lease: &LeaseId, seen: &LeaseUse, size: Option<&Amounts>) -> v1::LeaseUse {
+fn lease_use(
+    lease: &LeaseId,
+    seen: &LeaseUse,
+    size: Option<&Amounts>,
+    written: Option<&(Amounts, Amounts)>,
+) -> v1::LeaseUse {
+    let over = size.zip(written).and_then(|(size, (written, _))| over_disk(size, written));
+    let beyond = size.map(|size| seen.unlimited(size)).unwrap_or_default();
+    let beyond: Vec<Reason> = beyond.into_iter().chain(over).collect();
     let (source, cgroup) = match &seen.source {
         UseSource::None => ("", ""),
         UseSource::Cgroup(path) => ("cgroup", path.as_str()),
@@ -342,9 +351,22 @@ fn lease_use(lease: &LeaseId, seen: &LeaseUse, size: Option<&Amounts>) -> v1::Le
         ended: seen.ended,
         cpu_millis_kept: seen.limits.cpu_millis.map(wire),
         memory_bytes_kept: seen.limits.memory_bytes.map(wire),
-        reasons: size.map(|size| reasons(&seen.unlimited(size))).unwrap_or_default(),
+        reasons: reasons(&beyond),
+        disk_bytes: written.map(|(now, _)| wire(now.disk_bytes)),
+        disk_inodes: written.map(|(now, _)| wire(now.disk_inodes)),
         observed_at: (seen.at > Timestamp::default()).then(|| timestamp(seen.at)),
     }
+}
+
+/// Why a build that writes more than its size is told.
+fn over_disk(size: &Amounts, written: &Amounts) -> Option<Reason> {
+    let figures = [
+        (Resource::DiskBytes, written.disk_bytes, size.disk_bytes),
+        (Resource::DiskInodes, written.disk_inodes, size.disk_inodes),
+    ];
+    let (resource, held, asked) = figures.into_iter().find(|(_, held, asked)| held > asked)?;
+    let message = format!("its build holds {}, its size is {}", resource.show(held), resource.show(asked));
+    Some(Reason::new(Code::LeaseOverDisk, resource.word(), message).about(resource, held, asked))
 }
 
 fn count(value: usize) -> i32 {

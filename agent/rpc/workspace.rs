@@ -40,8 +40,10 @@ impl WorkspaceService for Workspace {
             Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
+        let tmpfs_bytes = self.in_memory(&order, request.tmpfs_bytes)?;
+        let environment = self.0.serve.build_environment().await;
         let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, .. } = request;
-        let order = Order { user, group, submodules, lfs, self_contained, ..order };
+        let order = Order { user, group, submodules, lfs, self_contained, tmpfs_bytes, environment, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let (cancel, serve) = (self.0.cancel.clone(), self.0.serve.clone());
@@ -146,6 +148,30 @@ impl Workspace {
         self.0.repositories.get(pin.url()).map(|view| view.trust).unwrap_or_default()
     }
 
+    /// What `tmp` may hold in memory: within the lease's memory, in which it is counted, and never above half of what is
+    /// available.
+    fn in_memory(&self, order: &Order, wanted: Option<i64>) -> Result<Option<u64>, Status> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        let field = "tmpfs_bytes";
+        let bytes = u64::try_from(wanted).ok().filter(|bytes| *bytes > 0);
+        let bytes = bytes.ok_or_else(|| bad(field, format!("is {wanted}; give a number of bytes, or leave it out")))?;
+        let lease = order.lease.as_ref();
+        let lease =
+            lease.ok_or_else(|| bad(field, "is counted in a lease's memory; give a lease_id, or leave it out"))?;
+        let memory = self.0.admission.read(|ledger| ledger.lease(lease).map(|l| l.sizing.size.amounts.memory_bytes));
+        let memory = memory.unwrap_or_default();
+        if bytes > memory {
+            return Err(bad(field, format!("is {bytes}, the lease has memory of {memory} bytes; ask for less")));
+        }
+        let available = self.0.pressure.view().readings.memory.map_or(0, |memory| memory.available_bytes);
+        if bytes > available / 2 {
+            let message =
+                format!("is {bytes}, half of the memory that is available is {}; ask for less", available / 2);
+            return Err(bad(field, message));
+        }
+        Ok(Some(bytes))
+    }
+
     fn leased(&self, lease_id: LeaseId) -> Result<Order, Status> {
         let lease = self.0.admission.read(|ledger| ledger.lease(&lease_id).cloned());
         let Some(lease) = lease else {
@@ -170,6 +196,8 @@ impl Workspace {
             submodules: false,
             lfs: false,
             self_contained: false,
+            tmpfs_bytes: None,
+            environment: BTreeMap::new(),
         })
     }
 
@@ -193,6 +221,8 @@ impl Workspace {
             submodules: false,
             lfs: false,
             self_contained: false,
+            tmpfs_bytes: None,
+            environment: BTreeMap::new(),
         })
     }
 }

@@ -10,7 +10,7 @@ use stoker_core::quantity::Amounts;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Admission, Caches};
+use crate::admission::{Admission, Caches, OnDisk};
 use crate::pressure::lease_use::HeldLeases;
 use crate::repository::NeededCommits;
 use crate::workspace::Workspaces;
@@ -29,6 +29,8 @@ pub(super) struct Views {
     pub(super) reserved: watch::Sender<Amounts>,
     /// Bound leases and their holders, whose use is measured.
     pub(super) held: watch::Sender<HeldLeases>,
+    /// What workspaces of leases hold on the pool; their room tells it itself.
+    pub(super) on_disk: watch::Sender<OnDisk>,
     /// Caches of tenants, which make a build warmer.
     pub(super) caches: watch::Sender<Caches>,
     /// Commits whose objects a store keeps; not known before the workspaces are.

@@ -1,5 +1,6 @@
 //! Checkouts that are there before a build asks for them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stoker_core::admission::Source;
@@ -86,6 +87,8 @@ impl Workspaces {
             submodules: one.submodules,
             lfs: false,
             self_contained: false,
+            tmpfs_bytes: None,
+            environment: BTreeMap::new(),
         };
         let steps = watch::Sender::new(Progress::default());
         let nested = match order.submodules {

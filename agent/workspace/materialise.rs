@@ -102,6 +102,13 @@ fn directories(workspace: &Workspace) -> io::Result<()> {
     for path in [&workspace.tmp, &workspace.out] {
         give(path, workspace.owner)?;
     }
+    if let Some(bytes) = workspace.tmpfs_bytes {
+        mount::seal(&workspace.tmp);
+        let own = || (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        mount::memory(&workspace.tmp, bytes, workspace.owner.unwrap_or_else(own)).map_err(|error| {
+            io::Error::new(error.kind(), format!("tmp in memory: {error}; the agent needs the right to mount"))
+        })?;
+    }
     directory(workspace.cache.parent().unwrap_or(home), 0o755)?;
     directory(&workspace.cache, 0o755)?;
     let folder = caches::folder(&workspace.cache, workspace.cache_slot);

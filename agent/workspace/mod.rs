@@ -14,6 +14,7 @@ mod checkouts;
 mod content;
 mod copy;
 mod disk;
+mod environment;
 mod gitdir;
 mod index;
 mod large_files;
@@ -24,6 +25,7 @@ mod record;
 pub mod retention;
 mod submodules;
 mod take_up;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -40,7 +42,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, now};
+use crate::admission::{Admission, OnDisk, now};
 use crate::config::Config;
 use crate::node::namespace::Namespaces;
 use crate::node::{Pools, mount};
@@ -126,6 +128,9 @@ pub struct Workspace {
     /// `src/.git` has all its objects itself.
     #[serde(default)]
     pub self_contained: bool,
+    /// `tmp` is in memory, and may hold so much.
+    #[serde(default)]
+    pub tmpfs_bytes: Option<u64>,
     /// The trust class of its repository.
     #[serde(default)]
     pub trust: String,
@@ -184,6 +189,10 @@ pub struct Order {
     pub lfs: bool,
     /// With objects of its own, also where others could be read in their place.
     pub self_contained: bool,
+    /// `tmp` in memory, of so many bytes: they are counted in the lease's memory.
+    pub tmpfs_bytes: Option<u64>,
+    /// What the build's environment gets beside the room's own: how git reaches the node's cache.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// The id of a workspace that a caller named.
@@ -227,6 +236,7 @@ struct Inner {
     checkouts: Checkouts,
     uses: retention::Uses,
     boot: String,
+    on_disk: watch::Sender<OnDisk>,
     /// Held while times of caches are read and written.
     turns: Mutex<()>,
     namespaces: Namespaces,
@@ -252,6 +262,8 @@ pub struct Rooms {
     pub repositories: Repositories,
     /// Their leases.
     pub admission: Admission,
+    /// Who decides what else fits is told here what builds have written.
+    pub on_disk: watch::Sender<OnDisk>,
 }
 
 /// The room's face. Cheap to clone.
@@ -268,7 +280,7 @@ impl Workspaces {
         rooms: Rooms,
         cancel: CancellationToken,
     ) -> Self {
-        let Rooms { pools, git, repositories, admission } = rooms;
+        let Rooms { pools, git, repositories, admission, on_disk } = rooms;
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
         let outputs = outputs::Outputs::new(&pool, pools.clone(), config.clone());
@@ -283,6 +295,7 @@ impl Workspaces {
             checkouts,
             uses: retention::Uses::default(),
             boot: boot.to_owned(),
+            on_disk,
             turns: Mutex::default(),
             namespaces: Namespaces::default(),
             chosen: Mutex::default(),
@@ -297,6 +310,7 @@ impl Workspaces {
         let taking_up = room.clone();
         // A pool that is not there now is looked at again when it comes.
         let _ = tokio::task::spawn_blocking(move || taking_up.take_up_once()).await;
+        room.inner.tasks.spawn(room.clone().measure_all(cancel.clone()));
         room.inner.tasks.spawn(room.clone().prepare_ahead(cancel.clone()));
         room.inner.tasks.spawn(room.clone().watch_leases(admission, cancel));
         room
@@ -432,6 +446,7 @@ impl Workspaces {
         let done = workspace.clone();
         let last = move || {
             times.apply(&done.src, done.submodules.iter().map(|one| one.path.as_str()))?;
+            environment::write(&done, &order.environment)?;
             record::write(&root, &done)
         };
         blocking(last).await.map_err(|error| unwritable(&home, &error))?;
@@ -562,7 +577,9 @@ impl Workspaces {
         // The record first: what is unmounted is no workspace any more, whatever lies there.
         record::remove(&root, id)?;
         let (home, beside) = (root.join("workspaces").join(id), root.join(OVERLAYS).join(id));
-        mount::unmount(&home.join("src"))?;
+        for point in ["src", "tmp"] {
+            mount::unmount(&home.join(point))?;
+        }
         if beside.exists() {
             for point in mount::mounts_below(&beside)? {
                 mount::unmount(&point)?;
@@ -652,9 +669,11 @@ impl Workspaces {
     }
 }
 
-/// Whether its files went with a mount that is gone: what was written to an overlay cannot be mounted again.
+/// Whether files of it went with a mount that is gone: what was written to an overlay cannot be mounted again.
 fn is_lost(workspace: &Workspace) -> bool {
-    workspace.method == Method::Overlay && mount::is_mount(&workspace.src).is_ok_and(|mounted| !mounted)
+    let gone = |point: &Path| mount::is_mount(point).is_ok_and(|mounted| !mounted);
+    workspace.method == Method::Overlay && gone(&workspace.src)
+        || workspace.tmpfs_bytes.is_some() && gone(&workspace.tmp)
 }
 
 /// What came of a preparation.
@@ -704,6 +723,7 @@ fn planned(
         method,
         checkout: None,
         self_contained: order.self_contained,
+        tmpfs_bytes: order.tmpfs_bytes,
         trust: order.trust.clone(),
         id: order.id.clone(),
     }

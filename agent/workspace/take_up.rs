@@ -102,8 +102,10 @@ fn name_of(folder: &Path) -> String {
 
 /// Whether its files are there. Those of an overlay go with its mount, so with the machine.
 fn is_whole(workspace: &Workspace, is_kept: bool) -> bool {
-    match workspace.method {
-        Method::Overlay => is_kept && mount::is_mount(&workspace.src).unwrap_or(false),
-        Method::Reflink | Method::Checkout => workspace.src.is_dir(),
-    }
+    let scratch = workspace.tmpfs_bytes.is_none() || mount::is_mount(&workspace.tmp).unwrap_or(false);
+    scratch
+        && match workspace.method {
+            Method::Overlay => is_kept && mount::is_mount(&workspace.src).unwrap_or(false),
+            Method::Reflink | Method::Checkout => workspace.src.is_dir(),
+        }
 }

@@ -18,6 +18,7 @@ mod power;
 mod pressure;
 mod reload;
 mod restart;
+mod scratch;
 mod sizing;
 mod time;
 mod upstream;

@@ -59,6 +59,7 @@ impl World {
             method: Method::Checkout,
             checkout: None,
             self_contained: false,
+            tmpfs_bytes: None,
             source: Source {
                 repository: "example.org/a".to_owned(),
                 reference: "branch:main".to_owned(),

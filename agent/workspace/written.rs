@@ -1,0 +1,95 @@
+//! What builds have written to the pool: measured from time to time, for who decides what else fits and who looks on.
+//!
+//! A filesystem with project quotas would stop a build at its size; most have none, so that a build that writes more than
+//! it asked for is seen, counted at what it really holds, and told by name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::identity::LeaseId;
+use stoker_core::quantity::Amounts;
+use tokio_util::sync::CancellationToken;
+
+use super::disk::blocking;
+use super::{Method, OVERLAYS, Workspace, Workspaces};
+use crate::admission::OnDisk;
+
+/// How often all of them are measured, at most.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// Of the time no more than this part goes into measuring: large trees are measured less often.
+const MEASURE_PART: u32 = 50;
+/// Entries that are looked at in one directory of a workspace; what has more holds at least so much.
+const ENTRIES_MAX: u64 = 200_000;
+
+impl Workspaces {
+    /// What the builds of leases have written, as far as it was measured.
+    #[must_use]
+    pub fn written(&self) -> OnDisk {
+        Arc::clone(&self.inner.on_disk.borrow())
+    }
+
+    pub(super) async fn measure_all(self, cancel: CancellationToken) {
+        let mut pause = MEASURE_EVERY;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            let (room, began) = (self.clone(), Instant::now());
+            // A pool that is away tells nothing new.
+            let _ = blocking(move || {
+                room.measure_once();
+                Ok(())
+            })
+            .await;
+            pause = MEASURE_EVERY.max(began.elapsed().saturating_mul(MEASURE_PART));
+        }
+    }
+
+    fn measure_once(&self) {
+        let before = self.written();
+        let mut now = BTreeMap::new();
+        for workspace in self.list() {
+            let Some(lease) = workspace.lease.clone() else { continue };
+            let Some((disk_bytes, disk_inodes)) = self.measure(&workspace) else { continue };
+            let seen = Amounts { disk_bytes, disk_inodes, ..Amounts::default() };
+            let (_, most) = before.get(&lease).copied().unwrap_or_default();
+            let (disk_bytes, disk_inodes) = (disk_bytes.max(most.disk_bytes), disk_inodes.max(most.disk_inodes));
+            now.insert(lease, (seen, Amounts { disk_bytes, disk_inodes, ..most }));
+        }
+        // What has ended is still told for a while: its lease takes its peaks from here.
+        let live = self.inner.admission.read(|ledger| {
+            before.keys().filter(|lease| ledger.lease(lease).is_some_and(|lease| lease.live())).cloned().collect()
+        });
+        let live: Vec<LeaseId> = live;
+        for lease in live {
+            if let Some(last) = before.get(&lease) {
+                now.entry(lease).or_insert(*last);
+            }
+        }
+        self.inner.on_disk.send_replace(Arc::new(now));
+    }
+
+    /// Bytes and inodes; nothing where that cannot be told now.
+    fn measure(&self, workspace: &Workspace) -> Option<(u64, u64)> {
+        let pools = &self.inner.pools;
+        let root = pools.usable(&self.inner.pool).ok()?;
+        let scratch = workspace.tmpfs_bytes.is_none().then(|| workspace.tmp.clone());
+        let sources = match workspace.method {
+            Method::Overlay => root.join(OVERLAYS).join(&workspace.id).join("upper"),
+            Method::Reflink | Method::Checkout => workspace.src.clone(),
+        };
+        let (mut bytes, mut inodes) = (0_u64, 0_u64);
+        for path in scratch.iter().chain([&workspace.out, &sources]) {
+            let found = pools.measure_tree(path, ENTRIES_MAX).ok()?;
+            bytes = bytes.saturating_add(found.disk_bytes);
+            inodes = inodes.saturating_add(found.files);
+        }
+        // What it was given is no overlay's, and is not what the build wrote.
+        if workspace.method != Method::Overlay {
+            (bytes, inodes) = (bytes.saturating_sub(workspace.bytes), inodes.saturating_sub(workspace.files));
+        }
+        Some((bytes, inodes))
+    }
+}
