@@ -15,6 +15,8 @@ mod json;
 mod lease;
 mod measure;
 mod mode;
+mod output;
+mod plan;
 mod pool;
 mod repo;
 mod resolve;
@@ -105,6 +107,9 @@ enum Command {
     /// What builds get
     #[command(subcommand)]
     Workspace(workspace::Command),
+    /// What builds left
+    #[command(subcommand)]
+    Output(output::Command),
     /// The node's data filesystems
     #[command(subcommand)]
     Pool(pool::Command),
@@ -112,6 +117,8 @@ enum Command {
     Mode(mode::Args),
     /// Why a ticket, a lease, a request or a build stands as it does
     Explain(explain::Args),
+    /// What retention would remove now and next, and why; removes nothing
+    Plan(plan::Args),
     /// What is wrong with the node, and what to do about it (exit 0: all is well, 1: something is to be mended)
     Doctor,
     /// Run the node's agent
@@ -157,6 +164,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Lease(command) => lease::run(&cli.common, &command).await,
             Command::Ticket(command) => ticket::run(&cli.common, &command).await,
             Command::Workspace(command) => workspace::run(&cli.common, &command).await,
+            Command::Output(command) => output::run(&cli.common, &command).await,
+            Command::Plan(args) => plan::run(&cli.common, &args).await,
             Command::Pool(command) => pool::run(&cli.common, &command).await,
             Command::Mode(args) => mode::run(&cli.common, &args).await,
             Command::Explain(args) => explain::run(&cli.common, &args).await,

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stoker_core::quantity::Timestamp;
+use stoker_core::quantity::{Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::retention::{Facts, Plan, Removal, Thing, What, decide};
 use tokio::sync::watch;
@@ -208,6 +208,11 @@ impl Retention {
         let next_at = view.next_at;
         drop(state);
         inner.view.send_replace(view);
+        // Whoever deletes a workspace usually says a moment later how its build ended.
+        let unended = |output: &Arc<super::outputs::Output>| {
+            output.lease.is_some() && output.outcome.is_none() && now.since(output.created_at) < Span::minutes(1)
+        };
+        let left = left || inner.outputs.list().is_ok_and(|all| all.iter().any(unended));
         let until = next_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).0.unsigned_abs()));
         Ok(if left { LOOK_AGAIN } else { until.clamp(LOOK_AGAIN, LOOK_EVERY) })
     }
