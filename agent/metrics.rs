@@ -338,6 +338,34 @@ fn agent(seen: &Seen<'_>, all: &mut Gauges) {
     all.one("checkouts", help, None, made.map(|made| made.checkouts.into()));
     let help = "What commits that are kept checked out hold on the disk";
     all.one("checkouts_disk", help, Some(Unit::Bytes), made.map(|made| float(made.checkout_bytes)));
+    kept(seen.status.retention.as_ref(), all);
+}
+
+/// What is kept for a time, and what of it went.
+fn kept(kept: Option<&v1::Retention>, all: &mut Gauges) {
+    let Some(kept) = kept.filter(|kept| kept.looked_at.is_some()) else { return };
+    let told = [
+        ("outputs", "Outputs that are kept", kept.outputs),
+        ("outputs_released", "Outputs that are kept for good", kept.outputs_released),
+        ("caches", "Caches of tenants", kept.caches),
+        ("orphans", "Things in the agent's own directories that no lease, output or rule knows", kept.orphans),
+        ("retention_removed", "Things that retention removed, since its journal began", kept.removed),
+    ];
+    for (name, help, value) in told {
+        all.one(name, help, None, Some(float(value)));
+    }
+    let held = [
+        ("outputs_disk", "What outputs take on the disk", kept.outputs_bytes),
+        ("caches_disk", "What caches of tenants take on the disk", kept.caches_bytes),
+        ("orphans_disk", "What things take that nobody knows", kept.orphans_bytes),
+        ("retention_removed_disk", "What those took on the disk", kept.removed_bytes),
+    ];
+    for (name, help, value) in held {
+        all.one(name, help, Some(Unit::Bytes), Some(float(value)));
+    }
+    let help = "When retention last really removed something, since the Unix epoch; absent where it never did";
+    let last = kept.last_removed_at.map(|at| float(at.seconds));
+    all.one("retention_last_removed", help, Some(Unit::Seconds), last);
 }
 
 fn machine(status: &v1::Status, all: &mut Gauges) {

@@ -65,6 +65,7 @@ pub(crate) fn render(glance: &Glance, view: &View) -> String {
         queue(glance, view),
         pools(status, view),
         repositories(glance, view),
+        kept(status, view),
     ];
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n")
 }
@@ -351,6 +352,32 @@ fn repositories(glance: &Glance, view: &View) -> String {
     }
     out.push_str(&grid.render(view));
     out + &rest(odd.len(), "stoker repo list", view)
+}
+
+/// What is kept for a time, and when something of it last really went.
+fn kept(status: &v1::Status, view: &View) -> String {
+    let Some(kept) = &status.retention else { return String::new() };
+    let mut parts = Vec::new();
+    for (count, held, one, many) in [
+        (kept.outputs, kept.outputs_bytes, "output", "outputs"),
+        (kept.caches, kept.caches_bytes, "cache", "caches"),
+        (kept.orphans, kept.orphans_bytes, "orphan", "orphans"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{}, {}", screen::counted(count, one, many), screen::bytes(held)));
+        }
+    }
+    parts.push(match &kept.last_removed_at {
+        None => "retention removed nothing yet".to_owned(),
+        Some(at) => {
+            let things = screen::counted(kept.last_removed, "thing", "things");
+            format!("retention removed {things}, {}, {}", screen::bytes(kept.last_removed_bytes), view.when(Some(at)))
+        }
+    });
+    if let Some(next) = &kept.next_at {
+        parts.push(format!("next {}", view.when(Some(next))));
+    }
+    format!("{}\n", view.paint.dim(parts.join(" · ")))
 }
 
 fn more(total: usize, command: &str) -> table::Cell {

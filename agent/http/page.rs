@@ -3,6 +3,8 @@
 //! Alarms stand first, then the gate and the budget, then what runs and waits, then pools and repositories. It loads
 //! itself again every few seconds, unless it is asked to stand still. Colours never say what no word says.
 
+mod kept;
+
 use std::fmt::Write;
 use std::sync::{Arc, LazyLock};
 
@@ -77,6 +79,7 @@ pub(super) fn page(sight: &Sight<'_>) -> String {
     out.push_str(&queue(sight));
     out.push_str(&pools(sight));
     out.push_str(&repositories(sight));
+    out.push_str(&kept::kept(sight));
     out.push_str("</main>");
     out.push_str(&foot(sight));
     out.push_str("</body></html>\n");

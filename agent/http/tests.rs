@@ -73,6 +73,18 @@ pub(crate) fn status(name: &str) -> v1::Status {
         since: at(7300),
     };
     v1::Status {
+        retention: Some(v1::Retention {
+            looked_at: at(5),
+            last_removed_at: at(7300),
+            last_removed: 2,
+            last_removed_bytes: GIB,
+            next_at: at(-86_400),
+            outputs: 3,
+            outputs_bytes: 1024,
+            orphans: 1,
+            orphans_bytes: 5,
+            ..Default::default()
+        }),
         node: Some(v1::Node {
             name: name.into(),
             agent_version: "0.1.0".into(),

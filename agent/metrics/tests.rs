@@ -95,6 +95,10 @@ fn what_is_seen_is_what_is_scraped() {
         ("stoker_repositories_over_limit", 1.0),
         ("stoker_mirror_age_seconds{repository=\"github.com/projectbluefin/dakota\"}", 61.0),
         ("stoker_process_open_fds", 20.0),
+        ("stoker_outputs", 3.0),
+        ("stoker_outputs_disk_bytes", 1024.0),
+        ("stoker_orphans", 1.0),
+        ("stoker_retention_last_removed_seconds", 1_799_992_700.0),
     ] {
         assert_eq!(series.get(name), Some(&value), "{name} in\n{text}");
     }
