@@ -26,6 +26,7 @@ mod large_files;
 mod manifest;
 mod manifests;
 mod old_git;
+mod outputs;
 mod queue;
 mod readme;
 mod refresh;
