@@ -33,14 +33,16 @@ fn built(agent: &Agent, url: &str, script: &str) -> String {
     let socket = agent.socket();
     let socket = socket.to_str().unwrap();
     let args = ["--socket", socket, "run", "--repo", url, "--tenant", "red", "--", "sh", "-ec"];
-    agent.stoker().command(args.iter().chain(&[script])).deadline(LIMIT).run().expect_code(0);
+    let told = agent.stoker().command(args.iter().chain(&[script])).deadline(LIMIT).run().expect_code(0).stderr;
     let outputs = || asked(agent, &["output", "list", "--tenant", "red"])["outputs"].as_array().unwrap().clone();
     wait::until(LIMIT, "the output is counted, and how its build ended is known", || {
         let outputs = outputs();
         let whole = |output: &Value| !output["files"].is_null() && output["outcome"] == "OUTCOME_SUCCEEDED";
         outputs.last().is_some_and(whole)
     });
-    outputs().last().unwrap()["id"].as_str().unwrap().to_owned()
+    let id = outputs().last().unwrap()["id"].as_str().unwrap().to_owned();
+    assert!(told.contains(&format!("all removed but output {id}")), "{told}");
+    id
 }
 
 /// `GET PATH`: the status, the head and the body as bytes.

@@ -146,7 +146,7 @@ impl Build<'_> {
                 .note(&format!("not released: {}; the agent does so when this process has ended", failure.message));
         }
         let ended = built?;
-        self.report(&ended, released.is_ok());
+        self.report(&ended, released.as_ref().ok());
         Ok(ended.code)
     }
 
@@ -376,7 +376,8 @@ impl Build<'_> {
         command::run(&self.args.command, workspace, budget, self.steps).await
     }
 
-    fn report(&mut self, ended: &Ended, released: bool) {
+    /// `released`: what it left, where its lease and workspace went.
+    fn report(&mut self, ended: &Ended, released: Option<&Option<v1::Output>>) {
         let how = match (ended.outcome, ended.code) {
             (CoreOutcome::Succeeded, _) => "succeeded".to_owned(),
             (CoreOutcome::TimeBudgetExceeded, _) => "ended at its time budget".to_owned(),
@@ -387,7 +388,14 @@ impl Build<'_> {
         let peaks = &ended.peaks;
         let memory = Resource::Memory.show(peaks.memory_bytes_peak);
         let cpu = Resource::Cpu.show(peaks.cpu_millis_peak);
-        let rest = if released { "all removed" } else { "not all removed" };
+        let rest = match released {
+            None => "not all removed".to_owned(),
+            Some(None) => "all removed".to_owned(),
+            Some(Some(output)) => {
+                self.steps.note(&format!("what it left is in {}", screen::safe(&output.path)));
+                format!("all removed but output {}", screen::safe(&output.id))
+            }
+        };
         // A command of a few milliseconds ends before anyone could look.
         let seen = peaks.memory_bytes_peak > 0;
         let used = if seen { format!(" · peak {memory}, {cpu}") } else { String::new() };
@@ -402,26 +410,27 @@ impl Build<'_> {
 
 /// The lease ends with what was used, and the workspace with it. Where the agent went away meanwhile, another is found
 /// or brought along: what is written in the journal must not wait for somebody.
-async fn release(host: &mut Host, lease: &v1::Lease, ended: Option<&Ended>) -> Result<(), Failure> {
+async fn release(host: &mut Host, lease: &v1::Lease, ended: Option<&Ended>) -> Result<Option<v1::Output>, Failure> {
     let request = v1::ReleaseRequest {
         lease_id: lease.id.clone(),
         outcome: ended.map_or(v1::Outcome::Lost, Ended::wire_outcome).into(),
         exit_code: ended.map(|ended| i32::from(ended.code)),
         measured: ended.filter(|ended| !ended.not_started).map(Ended::usage),
     };
-    let mut tried = 0;
+    let (mut tried, mut left) = (0, None);
     loop {
         let client = host.client().clone();
         let answer = async {
             let delete = v1::DeleteWorkspaceRequest { id: lease.id.clone() };
             match client.workspaces().delete_workspace(delete).await {
+                Ok(deleted) => left = deleted.into_inner().output,
                 Err(status) if status.code() != Code::NotFound => return Err(status),
-                _ => {}
+                Err(_) => {}
             }
             client.admission().release(request.clone()).await.map(|_| ())
         };
         match answer.await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(left),
             Err(status) if status.code() == Code::Unavailable && tried < 3 => {
                 tried += 1;
                 host.again().await.map_err(|error| Failure::new("done", format!("{error:#}")))?;
