@@ -14,7 +14,7 @@ use super::{Common, DONE, amount};
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Make one, of a lease or for people
-    Prepare(Prepare),
+    Prepare(Box<Prepare>),
     /// All that are there
     List,
     /// One of them

@@ -11,6 +11,9 @@ use stoker_core::identity::CommitId;
 use super::read::{ReadError, Reader, oid};
 use super::snapshot::SnapshotPin;
 
+/// The file that says what form files have.
+const ATTRIBUTES: &str = ".gitattributes";
+
 /// What a work tree of one commit lacks of another's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -20,7 +23,8 @@ pub struct Changes {
     pub written: Vec<PathBuf>,
     /// What of the former must not be seen any more: the top of each that is gone.
     pub removed: BTreeSet<PathBuf>,
-    /// Directories whose attributes differ: everything below may have another form.
+    /// Directories whose attributes differ: everything below may have another form. Where those at the top do (an empty
+    /// path), nothing else is told.
     pub attributes: BTreeSet<PathBuf>,
     /// Submodules differ, or what `.gitmodules` says of them.
     pub submodules: bool,
@@ -35,6 +39,12 @@ impl Reader {
         self.with(pin, |repository| {
             let tree = |commit: CommitId| repository.find_commit(oid(commit))?.tree();
             let (old, new) = (tree(from)?, tree(to)?);
+            let at_top = |tree: &Tree<'_>| tree.get_name(ATTRIBUTES).map(|entry| entry.id());
+            if at_top(&old) != at_top(&new) {
+                // Every file may have another form: how many differ tells nothing.
+                let attributes = BTreeSet::from([PathBuf::new()]);
+                return Ok(Changes { attributes, ..Changes::default() });
+            }
             let diff = repository.diff_tree_to_tree(Some(&old), Some(&new), None)?;
             let mut changes = Changes::default();
             for delta in diff.deltas() {
@@ -44,7 +54,7 @@ impl Reader {
                 let Some(path) = sides.iter().find_map(git2::DiffFile::path_bytes) else { continue };
                 let path = Path::new(OsStr::from_bytes(path));
                 match path.file_name().map(OsStr::as_bytes) {
-                    Some(b".gitattributes") => {
+                    Some(name) if name == ATTRIBUTES.as_bytes() => {
                         changes.attributes.insert(path.parent().unwrap_or(Path::new("")).to_owned());
                     }
                     Some(b".gitmodules") => changes.submodules = true,

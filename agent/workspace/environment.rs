@@ -30,6 +30,7 @@ pub(super) fn write(workspace: &Workspace, more: &BTreeMap<String, String>) -> i
             "commit": workspace.source.commit.to_string(),
             "repositoryUrl": workspace.source.clone_url,
             "ref": workspace.source.reference,
+            "method": format!("METHOD_{}", workspace.method.to_string().to_uppercase()),
             "environment": environment,
         }
     });

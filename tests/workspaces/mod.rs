@@ -4,6 +4,7 @@ mod caches;
 mod isolation;
 mod kept;
 mod lines;
+mod rootless;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -39,6 +39,8 @@ pub(crate) const GIB: u64 = 1 << 30;
 /// One mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;
 
+/// What was derived takes all of a pool but this part of it (a tenth).
+const DISK_KEPT_PART: u64 = 10;
 /// The longest time budget that can be declared, and the most that a history leads to.
 pub const TIME_BUDGET_MAX: Span = Span::minutes(24 * 60);
 
@@ -456,7 +458,12 @@ pub fn size(
         basis.compared = compared.map(|(compared, _)| compared);
         let has = match resource {
             Resource::Time => millis(TIME_BUDGET_MAX),
-            _ => node.get(resource),
+            // A filesystem is never empty: all of it would be waited for in vain.
+            Resource::DiskBytes | Resource::DiskInodes => {
+                let all = node.get(resource);
+                all.saturating_sub(all / DISK_KEPT_PART)
+            }
+            Resource::Cpu | Resource::Memory => node.get(resource),
         };
         let cap = policy.cap.of(resource).unwrap_or(u64::MAX);
         let value = basis.value.min(has.min(cap).max(floor));

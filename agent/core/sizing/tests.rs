@@ -127,10 +127,12 @@ fn the_callers_own_figures_count_like_the_nodes() {
 
 #[test]
 fn a_small_node_lowers_defaults_but_not_what_is_declared() {
-    let small = Amounts { cpu_millis: 1500, memory_bytes: 3 * GIB, disk_bytes: 9 * GIB, disk_inodes: 500_000 };
+    let small = Amounts { cpu_millis: 1500, memory_bytes: 3 * GIB, disk_bytes: 10 * GIB, disk_inodes: 500_000 };
     let request = Declared { cpu_millis: Some(64_000), ..Declared::default() };
     let sizing = size(&request, None, None, Language::Rust, &Policy::default(), &small);
-    assert_eq!(sizing.size.amounts, Amounts { cpu_millis: 64_000, ..small });
+    // Of the disk a tenth is left: it is never empty, and all of it would be waited for in vain.
+    let disk = Amounts { disk_bytes: 9 * GIB, disk_inodes: 450_000, ..small };
+    assert_eq!(sizing.size.amounts, Amounts { cpu_millis: 64_000, ..disk });
     assert!(sizing.clamped && !basis(&sizing, Resource::Cpu).clamped);
     let memory = basis(&sizing, Resource::Memory);
     assert!(memory.clamped);

@@ -29,6 +29,8 @@ const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
 pub(super) const BASES_MAX: usize = 8;
 /// A layer with more than this part of the files of its base (a third) is a full checkout instead.
 const LAYER_PART: u64 = 3;
+/// A base of which no more than this part of the files differ (a tenth) is taken without a look at others.
+const NEAR_PART: u64 = 10;
 /// Below this number of files a layer saves nothing.
 const LAYER_FILES_MIN: u64 = 64;
 /// So far before now every file's time lies at least: git reads files again that are as young as their index.
@@ -60,7 +62,12 @@ pub(super) fn nearest(
         let small = files >= LAYER_FILES_MIN && entries <= files / LAYER_PART;
         let everything_else = changes.attributes.contains(Path::new("")) || changes.submodules;
         if small && !everything_else && best.as_ref().is_none_or(|(_, best)| changes.entries < best.entries) {
+            // Near enough: to look at more would take longer than what they could save.
+            let near = entries <= files / NEAR_PART;
             best = Some((base, changes));
+            if near {
+                break;
+            }
         }
     }
     best
