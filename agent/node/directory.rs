@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
-use rustix::fs::{Gid, Mode, Uid, fchmod, fchown, fstat, mkdirat, openat2};
+use rustix::fs::{
+    Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, fchmod, fchown, fstat, futimens, mkdirat, openat2,
+};
 use rustix::io::Errno;
 
 use super::guard::{BENEATH, PLACE, READ};
@@ -29,6 +31,19 @@ pub(super) fn prepare(root: BorrowedFd<'_>, declared: &config::Directory) -> Res
 /// to belong to the agent and be writable by nobody else.
 pub(super) fn open_own(root: BorrowedFd<'_>) -> Result<OwnedFd, Trouble> {
     owned(root, OWN, 0o755)
+}
+
+/// Whether the disk takes writes: some filesystems go on to answer from memory when their device died (ext4 is then not even
+/// read-only). The directory's time is set; that waits for no disk.
+pub(super) fn takes_writes(own: BorrowedFd<'_>) -> Result<(), Trouble> {
+    let time = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let now = Timestamps { last_access: time(UTIME_OMIT), last_modification: time(UTIME_NOW) };
+    futimens(own, &now).map_err(|error| match error {
+        Errno::ROFS => {
+            Trouble::new(State::ReadOnly, "the filesystem takes no writes any more; look for errors of the disk")
+        }
+        error => Trouble::system("the filesystem takes no writes; look for errors of the disk", error),
+    })
 }
 
 /// Opens `<pool>/stoker/trash`, made 0700 where it is missing.

@@ -51,6 +51,8 @@ struct Entry {
     /// Trees that were thrown away, and how many of them are gone.
     discarded: AtomicU64,
     swept: watch::Sender<u64>,
+    /// Why the disk took no writes when it was last looked at.
+    refusing: std::sync::Mutex<Option<(State, String)>>,
     /// What of the trash cannot be removed, in words.
     left: std::sync::Mutex<String>,
 }
@@ -315,6 +317,7 @@ impl Entry {
             sweep_now: Notify::new(),
             discarded: AtomicU64::new(0),
             swept: watch::Sender::new(0),
+            refusing: std::sync::Mutex::default(),
             left: std::sync::Mutex::default(),
         }
     }
@@ -333,8 +336,15 @@ impl Entry {
         self.pool.directories.iter().any(goes)
     }
 
-    /// The guard, now.
+    /// The guard, now; and whether the disk took writes when it was last looked at.
     fn enter(&self) -> Result<std::os::fd::OwnedFd, Trouble> {
+        let root = self.guarded()?;
+        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        refusing.as_ref().map_or(Ok(root), |(state, message)| Err(Trouble::new(*state, message.clone())))
+    }
+
+    /// The guard, now.
+    fn guarded(&self) -> Result<std::os::fd::OwnedFd, Trouble> {
         if self.detached.load(Ordering::SeqCst) {
             let message = format!("{} was detached by the operator", self.pool.path.display());
             return Err(Trouble::new(State::Detached, message));
@@ -344,15 +354,22 @@ impl Entry {
 
     /// Observes, prepares what can be prepared, and tells.
     fn look(&self) -> PoolView {
-        let root = match self.enter() {
+        let root = match self.guarded() {
             Ok(root) => root,
-            Err(trouble) => return self.troubled(self.sealed(trouble)),
+            Err(trouble) => {
+                // What comes back may be another disk.
+                self.refusing.lock().unwrap_or_else(PoisonError::into_inner).take();
+                return self.troubled(self.sealed(trouble));
+            }
         };
         let filesystem = match Filesystem::of(&root, self.pool.floor) {
             Ok(filesystem) => filesystem,
             Err(error) => return self.failed(format!("{}: {error}", self.pool.path.display())),
         };
-        if let Err(trouble) = directory::open_own(root.as_fd()) {
+        let writes = directory::open_own(root.as_fd()).and_then(|own| directory::takes_writes(own.as_fd()));
+        let refusing = writes.as_ref().err().map(|trouble| (trouble.state, trouble.message.clone()));
+        *self.refusing.lock().unwrap_or_else(PoisonError::into_inner) = refusing;
+        if let Err(trouble) = writes {
             return self.troubled(trouble);
         }
         let directories = self.pool.directories.iter().map(|declared| {
