@@ -18,6 +18,7 @@ mod environment;
 mod gitdir;
 mod index;
 mod large_files;
+mod lost;
 mod materialise;
 mod method;
 pub mod outputs;
@@ -421,6 +422,10 @@ impl Workspaces {
         let large = self.large_files(&order, &nested, &steps, &cancel).await?;
         let inner = &self.inner;
         let root = inner.pools.usable(&inner.pool)?;
+        // What a failed one left while the pool was away.
+        let (room, id) = (self.clone(), order.id.clone());
+        let clear = blocking(move || room.discard(&id)).await;
+        clear.map_err(|error| unwritable(&root.join("workspaces").join(&order.id), &error))?;
         let chosen = self.chosen(&root).await;
         let workspace = planned(&root, &order, &nested, &pins, chosen.method, &line);
         let home = workspace.home().to_owned();
@@ -589,17 +594,6 @@ impl Workspaces {
         self.inner.pools.discard(&beside)
     }
 
-    /// Lets go of a workspace whose files went with a mount.
-    fn forget_lost(&self, id: &str) -> Result<(), Reason> {
-        if self.get(id).is_some_and(|held| is_lost(&held)) {
-            tracing::warn!(workspace = id, "its files went with a mount that is gone; it is made anew");
-            let held = self.get(id);
-            self.end(id, held.as_deref()).map_err(|error| unwritable(Path::new(id), &error))?;
-            self.entries().remove(id);
-        }
-        Ok(())
-    }
-
     async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
         let mut changes = admission.watch();
         let mut looks = 0_u64;
@@ -613,13 +607,14 @@ impl Workspaces {
             let room = self.clone();
             let there = tokio::task::spawn_blocking(move || room.take_up_once()).await;
             if !matches!(there, Ok(Ok(()))) {
+                self.unmount_ended(&admission).await;
                 continue;
             }
             if looks.is_multiple_of(MAKE_ROOM_EVERY) {
                 self.make_room().await;
             }
             looks = looks.wrapping_add(1);
-            let lost = self.list().into_iter().filter(|held| is_lost(held)).map(|held| held.id.clone());
+            let lost = self.list().into_iter().filter(|held| self.is_lost(held)).map(|held| held.id.clone());
             for id in self.over(&admission).into_iter().chain(lost) {
                 if let Err(reason) = self.delete(&id).await {
                     tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
@@ -667,13 +662,6 @@ impl Workspaces {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether files of it went with a mount that is gone: what was written to an overlay cannot be mounted again.
-fn is_lost(workspace: &Workspace) -> bool {
-    let gone = |point: &Path| mount::is_mount(point).is_ok_and(|mounted| !mounted);
-    workspace.method == Method::Overlay && gone(&workspace.src)
-        || workspace.tmpfs_bytes.is_some() && gone(&workspace.tmp)
 }
 
 /// What came of a preparation.

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stoker_core::identity::{CommitId, Component};
@@ -85,6 +86,8 @@ pub(super) struct Kept {
     record: Mutex<Record>,
     /// The full one that it is a layer over.
     base: Option<Arc<Kept>>,
+    /// It could not be written through to the disk: what of it is there is not known.
+    is_doubtful: AtomicBool,
 }
 
 impl Kept {
@@ -96,6 +99,16 @@ impl Kept {
     /// The directories that are the checkout, from the top down.
     pub(super) fn layers(&self) -> Vec<PathBuf> {
         [Some(self.tree()), self.base.as_ref().map(|base| base.tree())].into_iter().flatten().collect()
+    }
+
+    /// Whether its directories are: another filesystem may have taken the place of the one that it was made on.
+    fn is_there(&self) -> bool {
+        self.layers().iter().all(|layer| layer.is_dir())
+    }
+
+    /// Whether another checkout can stand on it.
+    fn is_sound(&self) -> bool {
+        !self.is_doubtful.load(Ordering::SeqCst) && self.is_there()
     }
 
     /// Entries of its indexes, and the bytes of its files.
@@ -166,7 +179,12 @@ impl Checkouts {
                     },
                 };
                 if home.join("tree").is_dir() {
-                    let kept = Kept { root: home, record: Mutex::new(record.clone()), base };
+                    let kept = Kept {
+                        root: home,
+                        record: Mutex::new(record.clone()),
+                        base,
+                        is_doubtful: AtomicBool::new(false),
+                    };
                     known.insert(record.name.clone(), Arc::new(kept));
                 }
             }
@@ -210,6 +228,13 @@ impl Checkouts {
 
     fn known(&self, name: &str) -> Option<Arc<Kept>> {
         let known = Arc::clone(self.kept().get(name)?);
+        // Held here and by the map: with nobody's files, it can be made anew.
+        let doubtful = known.is_doubtful.load(Ordering::SeqCst) && Arc::strong_count(&known) <= 2;
+        if doubtful || !known.is_there() {
+            tracing::warn!(checkout = name, "its files went with a filesystem that is gone; it is made anew");
+            self.kept().remove(name);
+            return None;
+        }
         let moment = now();
         let mut record = known.record();
         let before = std::mem::replace(&mut record.used_at, moment);
@@ -268,7 +293,12 @@ impl Checkouts {
                     used_at: now(),
                     uses: 1,
                 };
-                let kept = Arc::new(Kept { root: home.clone(), record: Mutex::new(record.clone()), base });
+                let kept = Arc::new(Kept {
+                    root: home.clone(),
+                    record: Mutex::new(record.clone()),
+                    base,
+                    is_doubtful: AtomicBool::new(false),
+                });
                 let at = home.clone();
                 blocking(move || record::write(&at, &record)).await.map(|()| kept).map_err(|e| unwritable(&home, &e))
             }
@@ -295,7 +325,7 @@ impl Checkouts {
             let kept = self.kept();
             let full = kept.values().filter_map(|one| {
                 let record = one.record();
-                (record.base.is_none() && record.settings == settings)
+                (record.base.is_none() && record.settings == settings && one.is_sound())
                     .then(|| (record.used_at, record.commit, Arc::clone(one)))
             });
             full.collect()
@@ -316,7 +346,10 @@ impl Checkouts {
                     kept.record().durable = true;
                     kept.write_down();
                 }
-                Err(error) => tracing::warn!(%error, checkout = kept.name(), "not written through to the disk"),
+                Err(error) => {
+                    kept.is_doubtful.store(true, Ordering::SeqCst);
+                    tracing::warn!(%error, checkout = kept.name(), "not written through to the disk");
+                }
             }
         });
     }
