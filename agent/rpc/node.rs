@@ -22,6 +22,7 @@ use super::Rooms;
 use super::convert::{duration, mode, reasons, timestamp, totals, usage, wire};
 use super::error::bad;
 use crate::config::Retention;
+use crate::node::{PoolView, State};
 use crate::pressure::lease_use::{LeaseUse, UseSource};
 use crate::repository::RepositoryState;
 use crate::workspace::Chosen;
@@ -116,11 +117,14 @@ impl NodeService for Node {
             true => self.0.pools.detach(&request.name).await,
             false => self.0.pools.attach(&request.name).await,
         };
+        if request.detached {
+            self.0.workspaces.let_go(&request.name).await;
+        }
         let pools = self.0.pools.view();
         let found = pools.iter().find(|pool| known && pool.name == request.name);
         let found =
             found.ok_or_else(|| Status::not_found(format!("no pool {:?} is declared for this node", request.name)))?;
-        Ok(Response::new(v1::SetPoolResponse { pool: Some(pool(found)) }))
+        Ok(Response::new(v1::SetPoolResponse { pool: Some(self.0.pool(found)) }))
     }
 
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
@@ -142,6 +146,16 @@ impl Rooms {
             checkouts_evicted: wire(kept.evicted),
             checkout_evicted_at: kept.last_evicted_at.map(timestamp),
         }
+    }
+
+    /// A pool, and what still holds its disk where it was detached.
+    fn pool(&self, found: &PoolView) -> v1::Pool {
+        let holding = (found.state == State::Detached).then(|| self.workspaces.holding(&found.name)).flatten();
+        let mut told = pool(found);
+        if let Some(holding) = holding {
+            told.message = format!("{}; {holding}", told.message);
+        }
+        told
     }
 
     /// The node on one screen.
@@ -212,7 +226,7 @@ impl Rooms {
             }),
             io: Some(v1::Io { stall: Some(stall(readings.io_stall)) }),
             pools: super::retention::used(
-                self.pools.view().iter().map(|found| filling(pool(found), readings)).collect(),
+                self.pools.view().iter().map(|found| filling(self.pool(found), readings)).collect(),
                 &kept,
             ),
             root: filesystem(&readings.root),
@@ -260,18 +274,16 @@ impl Rooms {
     #[must_use]
     pub fn alarms(&self) -> Vec<Reason> {
         let pools = self.pools.view();
-        let lost = pools.iter().filter(|pool| pool.state != crate::node::State::Ready).map(|pool| {
+        let lost = pools.iter().filter(|pool| pool.state != State::Ready).map(|pool| {
             let message = format!("pool {} is {}: {}", pool.name, pool.state.word(), pool.message);
             Reason::new(Code::PoolNotReady, pool.name.clone(), message)
         });
         let directories = pools.iter().flat_map(|pool| {
-            pool.directories.iter().filter(|directory| directory.state != crate::node::State::Prepared).map(
-                |directory| {
-                    let path = format!("{}/{}", pool.path.display(), directory.path.display());
-                    let message = format!("directory {path} is {}: {}", directory.state.word(), directory.message);
-                    Reason::new(Code::PoolNotReady, path, message)
-                },
-            )
+            pool.directories.iter().filter(|directory| directory.state != State::Prepared).map(|directory| {
+                let path = format!("{}/{}", pool.path.display(), directory.path.display());
+                let message = format!("directory {path} is {}: {}", directory.state.word(), directory.message);
+                Reason::new(Code::PoolNotReady, path, message)
+            })
         });
         let empty = self.repositories.list().into_iter().filter(|r| r.declared && r.snapshot.is_empty()).map(|r| {
             let why = r.reasons.first().map_or_else(|| "not filled yet".to_owned(), |reason| reason.message.clone());
@@ -417,7 +429,7 @@ fn filesystem(reading: &DiskReading) -> Option<v1::Filesystem> {
     })
 }
 
-fn pool(pool: &crate::node::PoolView) -> v1::Pool {
+fn pool(pool: &PoolView) -> v1::Pool {
     v1::Pool {
         name: pool.name.clone(),
         path: pool.path.to_string_lossy().into_owned(),
