@@ -7,11 +7,13 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, IFlags, StatxAttributes, StatxFlags, ioctl_getflags, ioctl_setflags, statx};
+use rustix::fs::{
+    AtFlags, CWD, IFlags, Mode, OFlags, StatxAttributes, StatxFlags, ioctl_getflags, ioctl_setflags, open, statx,
+};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree};
 
@@ -115,11 +117,28 @@ fn escaped(path: &Path, colons: bool) -> Vec<u8> {
 /// # Errors
 /// The kernel's.
 pub(crate) fn unmount(at: &Path) -> io::Result<()> {
+    detach(at).map(drop)
+}
+
+/// What was unmounted. Dropping it takes time that grows with what was used in it: the kernel forgets each file.
+#[derive(Debug)]
+#[must_use = "where somebody waits it is to be dropped elsewhere"]
+pub(crate) struct Detached(#[expect(dead_code, reason = "it is held")] Vec<OwnedFd>);
+
+/// As [`unmount`], at once.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn detach(at: &Path) -> io::Result<Detached> {
+    let mut held = Vec::new();
     // Several may lie on one another.
     while is_mount(at)? {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What cannot be held goes slowly.
+        held.extend(open(at, flags, Mode::empty()).ok());
         rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     }
-    Ok(())
+    Ok(Detached(held))
 }
 
 /// Whether something is mounted at exactly this path. What is not there is no mount.

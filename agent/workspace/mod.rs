@@ -583,7 +583,9 @@ impl Workspaces {
         record::remove(&root, id)?;
         let (home, beside) = (root.join("workspaces").join(id), root.join(OVERLAYS).join(id));
         for point in ["src", "tmp"] {
-            mount::unmount(&home.join(point))?;
+            let detached = mount::detach(&home.join(point))?;
+            // Nobody waits until the kernel has forgotten what was used in it.
+            self.inner.tasks.spawn_blocking(move || drop(detached));
         }
         if beside.exists() {
             for point in mount::mounts_below(&beside)? {

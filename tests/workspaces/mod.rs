@@ -1,6 +1,7 @@
 //! Workspaces by every method on every kind of disk: what they show, and that nothing comes back from them.
 
 mod caches;
+mod deletion;
 mod isolation;
 mod kept;
 mod lines;
