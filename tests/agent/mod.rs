@@ -10,6 +10,7 @@ mod journal;
 mod kill;
 mod leases;
 mod lifecycle;
+mod lost;
 mod measured;
 mod memory;
 mod nickel;

@@ -112,6 +112,18 @@ impl LoopFs {
         tool("xfs_io", ["-x", "-c", "shutdown"].map(OsStr::new).into_iter().chain([self.path.as_os_str()]));
     }
 
+    /// Lets the kernel find an error in it, on ext4: it takes no more writes.
+    #[track_caller]
+    pub(crate) fn find_error(&self) {
+        assert_eq!(self.kind, Kind::Ext4);
+        tool("mount", ["-o", "remount,errors=remount-ro"].map(OsStr::new).into_iter().chain([self.path.as_os_str()]));
+        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let path = self.path.to_str().unwrap();
+        let line = table.lines().find(|line| line.split(' ').nth(1) == Some(path)).unwrap();
+        let device = Path::new(line.split(' ').next().unwrap()).file_name().unwrap();
+        std::fs::write(Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error"), "1").unwrap();
+    }
+
     /// Unmounts it, where it is mounted.
     ///
     /// # Panics
