@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
@@ -41,6 +41,10 @@ use crate::workspace::retention::Retention;
 use crate::workspace::{self, Workspaces};
 use facts::facts_source;
 use views::Views;
+
+/// How long a state that another agent has is waited for, and how often it is looked at.
+const LOCKED_WITHIN: Duration = Duration::from_secs(2);
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why an agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -305,14 +309,23 @@ fn server() -> tonic::transport::Server {
         .max_concurrent_streams(1024)
 }
 
-/// One agent a state: the lock is the kernel's, so it goes with the process however that ends.
+/// One agent a state: the lock is the kernel's, so it goes with the process however that ends. A child that was not yet what
+/// it was to become when its agent was killed holds it for a moment longer: that is waited for.
 fn lock(state: &Path) -> Result<Flock<File>, StartError> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(state).map_err(StartError::io(format!("state {}", state.display())))?;
     let path = state.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(StartError::io(path.display().to_string()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| StartError::Locked(state.to_owned()))
+    let (mut file, began) = (file, Instant::now());
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((_, _)) if began.elapsed() >= LOCKED_WITHIN => return Err(StartError::Locked(state.to_owned())),
+            Err((file, _)) => file,
+        };
+        std::thread::sleep(LOCK_AGAIN);
+    }
 }
 
 /// Binds a socket, over a dead one where its agent was killed.

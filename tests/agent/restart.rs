@@ -246,3 +246,21 @@ async fn nothing_is_evicted_before_those_who_hold_it_are_known_again() {
     }
     assert!(agent.log().contains("evicted: old snapshot"), "{}", agent.log());
 }
+
+/// A child of a killed agent that was not yet what it was to become holds its lock for a moment.
+#[test]
+fn a_lock_that_is_held_for_a_moment_is_waited_for() {
+    let mut agent = start(&configuration(PLAIN, &[]));
+    agent.kill9();
+    let state = agent.root().join("state/lock");
+    let mut holder = Command::new("flock")
+        .arg(&state)
+        .args(["sh", "-c", "echo held; sleep 0.5"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
+    agent.launch();
+    agent.wait_ready();
+    assert!(holder.wait().unwrap().success());
+}
