@@ -4,6 +4,7 @@ mod caches;
 mod deletion;
 mod isolation;
 mod kept;
+mod kill;
 mod lines;
 mod rootless;
 
