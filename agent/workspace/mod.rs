@@ -14,11 +14,13 @@ mod checkouts;
 mod content;
 mod copy;
 mod disk;
+mod ends;
 mod environment;
 mod gitdir;
 mod index;
 mod large_files;
 mod lost;
+mod make;
 mod materialise;
 mod method;
 pub mod outputs;
@@ -29,28 +31,27 @@ mod take_up;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stoker_core::admission::Source;
-use stoker_core::identity::{CommitId, Component, LeaseId, RequestId, Scope};
+use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
 use stoker_core::quantity::Timestamp;
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, OnDisk, now};
+use crate::admission::{Admission, OnDisk};
 use crate::config::Config;
+use crate::node::Pools;
 use crate::node::namespace::Namespaces;
-use crate::node::{Pools, mount};
 use crate::repository::git::Git;
-use crate::repository::{Nested, Repositories, SnapshotPin};
-use caches::{Line, Times, Turn};
-use checkouts::{Checkouts, Kept, Wanted};
+use crate::repository::{Repositories, SnapshotPin};
+use caches::Line;
+use checkouts::{Checkouts, Kept};
 use disk::{blocking, unwritable};
 
 /// How far a preparation is.
@@ -285,7 +286,8 @@ impl Workspaces {
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
         let outputs = outputs::Outputs::new(&pool, pools.clone(), config.clone());
-        let checkouts = Checkouts::new(pools.clone(), git.clone(), repositories.reader(), boot, tasks.clone());
+        let checkouts =
+            Checkouts::new(pools.clone(), git.clone(), repositories.reader(), boot, tasks.clone(), cancel.clone());
         let inner = Inner {
             pool,
             config,
@@ -374,149 +376,6 @@ impl Workspaces {
         Ok(stages)
     }
 
-    async fn prepare_now(self, order: Order, line: Line, stage: watch::Sender<Preparing>, cancel: CancellationToken) {
-        let id = order.id.clone();
-        let (steps, mut seen) = watch::channel(Progress::phase("preparing"));
-        let end = {
-            let made = self.make(order, line, steps, cancel);
-            tokio::pin!(made);
-            loop {
-                tokio::select! {
-                    end = &mut made => break end,
-                    Ok(()) = seen.changed() => {
-                        stage.send_replace(Preparing::Under(seen.borrow_and_update().clone()));
-                    }
-                }
-            }
-        };
-        match end {
-            Ok(Made { workspace, pins, kept }) => {
-                if let Some(entry) = self.entries().get_mut(&id) {
-                    entry.pins.extend(pins);
-                    entry.kept = kept;
-                }
-                stage.send_replace(Preparing::Ready(Arc::new(workspace)));
-            }
-            Err(reason) => {
-                if let Err(error) = self.discard(&id) {
-                    tracing::warn!(%error, workspace = id, "a half-made workspace could not be removed yet");
-                }
-                stage.send_replace(Preparing::Failed(reason));
-            }
-        }
-    }
-
-    async fn make(
-        &self,
-        order: Order,
-        line: Line,
-        steps: watch::Sender<Progress>,
-        cancel: CancellationToken,
-    ) -> Result<Made, Reason> {
-        let nested = match order.submodules {
-            true => self.nested(&order, &steps, &cancel).await?,
-            false => Vec::new(),
-        };
-        let pins: Vec<SnapshotPin> = nested.iter().filter_map(|one| Some(one.resolved.as_ref()?.pin.clone())).collect();
-        // Before anything is made: one that cannot have all its files is not begun.
-        let large = self.large_files(&order, &nested, &steps, &cancel).await?;
-        let inner = &self.inner;
-        let root = inner.pools.usable(&inner.pool)?;
-        // What a failed one left while the pool was away.
-        let (room, id) = (self.clone(), order.id.clone());
-        let clear = blocking(move || room.discard(&id)).await;
-        clear.map_err(|error| unwritable(&root.join("workspaces").join(&order.id), &error))?;
-        let chosen = self.chosen(&root).await;
-        let workspace = planned(&root, &order, &nested, &pins, chosen.method, &line);
-        let home = workspace.home().to_owned();
-        let wanted = Wanted {
-            pin: &order.pin,
-            commit: order.source.commit,
-            committed_at: inner.repositories.reader().committed_at(&order.pin, order.source.commit).ok(),
-            trust: &order.trust,
-            nested: &nested,
-            large: &large,
-            owner: workspace.owner,
-        };
-        let means = materialise::Means {
-            git: &inner.git,
-            checkouts: &inner.checkouts,
-            namespaces: &inner.namespaces,
-            chosen: &chosen,
-            root: &root,
-        };
-        let times = self.take_turn(&root, &order, line).await.map_err(|error| unwritable(&home, &error))?;
-        let made = materialise::materialise(means, wanted, workspace, steps, cancel).await;
-        let (workspace, kept) = made?;
-        let done = workspace.clone();
-        let last = move || {
-            times.apply(&done.src, done.submodules.iter().map(|one| one.path.as_str()))?;
-            environment::write(&done, &order.environment)?;
-            record::write(&root, &done)
-        };
-        blocking(last).await.map_err(|error| unwritable(&home, &error))?;
-        Ok(Made { workspace, pins, kept })
-    }
-
-    /// Which caches an order uses; its slot is not chosen yet.
-    fn line_of(&self, order: &Order) -> Line {
-        Line {
-            tenant: Component::of(&[&order.scope.tenant, &order.trust]).as_str().to_owned(),
-            keys: order.cache_keys.iter().cloned().collect(),
-            repository: order.pin.url().key().to_owned(),
-            commit: order.source.commit,
-            form: (order.submodules, order.lfs || self.inner.repositories.wants_lfs(order.pin.url())),
-            slot: 1,
-        }
-    }
-
-    /// Remembers that the commit uses its caches from now on: what times its files must have.
-    async fn take_turn(&self, root: &Path, order: &Order, line: Line) -> io::Result<Times> {
-        if line.keys.is_empty() {
-            return Ok(Times::default());
-        }
-        let (room, root, pin) = (self.clone(), root.to_owned(), order.pin.clone());
-        blocking(move || {
-            let reader = room.inner.repositories.reader();
-            // Where the former commit is gone from upstream, nothing is known.
-            let changes = |from: CommitId| reader.changes(&pin, from, line.commit).ok();
-            let folder = caches::folder(&root.join(CACHES).join(&line.tenant), line.slot);
-            let turn = Turn { root: &root, boot: &room.inner.boot, line: &line, folder: &folder, changes: &changes };
-            let _one = room.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turn.take()
-        })
-        .await
-    }
-
-    /// What works on the pool: tried once on each disk.
-    async fn chosen(&self, root: &Path) -> Chosen {
-        let (room, root) = (self.clone(), root.to_owned());
-        let tried = blocking(move || room.choose(&root)).await;
-        tried.unwrap_or_else(|error| Chosen {
-            method: Method::Checkout,
-            idmapped: false,
-            reason: format!("nothing else could be tried: {error}"),
-        })
-    }
-
-    fn choose(&self, root: &Path) -> io::Result<Chosen> {
-        let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(root)?);
-        let mut chosen = self.inner.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, chosen)) = chosen.as_ref()
-            && *of == device
-        {
-            return Ok(chosen.clone());
-        }
-        self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
-        disk::directory(&root.join(OVERLAYS), 0o700)?;
-        let wanted = self.inner.config.borrow().workspaces.method;
-        let tried = method::choose(root, wanted, &self.inner.namespaces);
-        self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
-        tracing::info!(method = %tried.method, idmapped = tried.idmapped, reason = tried.reason, "workspaces");
-        *chosen = Some((device, tried.clone()));
-        Ok(tried)
-    }
-
     /// How sources come into workspaces, where that was tried.
     #[must_use]
     pub fn method(&self) -> Option<Chosen> {
@@ -576,146 +435,8 @@ impl Workspaces {
         Ok(true)
     }
 
-    /// Moves a workspace's directory and record away. Again is the same as once.
-    fn discard(&self, id: &str) -> io::Result<()> {
-        let root = self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))?;
-        // The record first: what is unmounted is no workspace any more, whatever lies there.
-        record::remove(&root, id)?;
-        let (home, beside) = (root.join("workspaces").join(id), root.join(OVERLAYS).join(id));
-        for point in ["src", "tmp"] {
-            let detached = mount::detach(&home.join(point))?;
-            // Nobody waits until the kernel has forgotten what was used in it.
-            self.inner.tasks.spawn_blocking(move || drop(detached));
-        }
-        if beside.exists() {
-            for point in mount::mounts_below(&beside)? {
-                mount::unmount(&point)?;
-            }
-        }
-        self.inner.pools.discard(&home)?;
-        self.inner.pools.discard(&beside)
-    }
-
-    async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
-        let mut changes = admission.watch();
-        let mut looks = 0_u64;
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
-            // While the pool is away nothing can be moved on it; afterwards it is.
-            let room = self.clone();
-            let there = tokio::task::spawn_blocking(move || room.take_up_once()).await;
-            if !matches!(there, Ok(Ok(()))) {
-                self.unmount_ended(&admission).await;
-                continue;
-            }
-            if looks.is_multiple_of(MAKE_ROOM_EVERY) {
-                self.make_room().await;
-            }
-            looks = looks.wrapping_add(1);
-            let lost = self.list().into_iter().filter(|held| self.is_lost(held)).map(|held| held.id.clone());
-            for id in self.over(&admission).into_iter().chain(lost) {
-                if let Err(reason) = self.delete(&id).await {
-                    tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
-                }
-            }
-        }
-    }
-
-    /// Lets go of kept checkouts above their limit, or while the pool is below its floor.
-    async fn make_room(&self) {
-        // What is on its way out counts as gone, where it goes soon.
-        let _ = tokio::time::timeout(GOES_WITHIN, self.inner.pools.drained()).await;
-        let room = self.clone();
-        let made = blocking(move || {
-            let inner = &room.inner;
-            let usable = inner.pools.usable(&inner.pool).map_err(|reason| io::Error::other(reason.message))?;
-            let disk = inner.pools.measure_one(&inner.pool).and_then(Result::ok);
-            let lacking = disk.map_or(0, |disk| disk.floor_bytes.saturating_sub(disk.free_bytes));
-            let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
-            Ok(inner.checkouts.evict(&usable, limit, lacking))
-        });
-        // A pool that is away has no room to make.
-        let _ = made.await;
-    }
-
-    /// Waits until no workspace is left whose lease or time has ended.
-    pub async fn settled(&self, admission: &Admission) {
-        while !self.over(admission).is_empty() && !self.inner.cancel.is_cancelled() {
-            tokio::time::sleep(SETTLE_EVERY).await; // the room removes them; this only looks on
-        }
-    }
-
-    /// Those whose lease or time has ended.
-    fn over(&self, admission: &Admission) -> Vec<String> {
-        let held: Vec<(String, Option<LeaseId>, Option<Timestamp>)> =
-            self.entries().iter().map(|(id, e)| (id.clone(), e.lease.clone(), e.expires_at)).collect();
-        let now = now();
-        let ended = |lease: &LeaseId| admission.read(|ledger| !ledger.lease(lease).is_some_and(|l| l.live()));
-        let over = held.into_iter().filter(|(_, lease, expires_at)| {
-            lease.as_ref().is_some_and(ended) || expires_at.is_some_and(|at| at <= now)
-        });
-        over.map(|(id, ..)| id).collect()
-    }
-
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What came of a preparation.
-struct Made {
-    workspace: Workspace,
-    /// Of the submodules.
-    pins: Vec<SnapshotPin>,
-    kept: Option<Arc<Kept>>,
-}
-
-/// A workspace as it will be; its files are not counted yet.
-fn planned(
-    root: &Path,
-    order: &Order,
-    nested: &[Nested],
-    pins: &[SnapshotPin],
-    method: Method,
-    line: &Line,
-) -> Workspace {
-    let mut also_mount: Vec<PathBuf> = vec![order.pin.path().to_owned()];
-    for path in pins.iter().map(SnapshotPin::path) {
-        if !also_mount.iter().any(|other| other == path) {
-            also_mount.push(path.to_owned());
-        }
-    }
-    let home = root.join("workspaces").join(&order.id);
-    let own = || (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let owner = (order.user.unwrap_or_else(|| own().0), order.group.unwrap_or_else(|| own().1));
-    Workspace {
-        src: home.join("src"),
-        tmp: home.join("tmp"),
-        out: home.join("out"),
-        cache: root.join(CACHES).join(&line.tenant),
-        cache_keys: order.cache_keys.clone(),
-        cache_slot: line.slot,
-        form: line.form,
-        lease: order.lease.clone(),
-        source: order.source.clone(),
-        scope: order.scope.clone(),
-        created_at: now(),
-        expires_at: order.expires_at,
-        files: 0,
-        bytes: 0,
-        also_mount,
-        owner: (owner != own()).then_some(owner),
-        submodules: submodules::remembered(nested),
-        method,
-        checkout: None,
-        self_contained: order.self_contained,
-        tmpfs_bytes: order.tmpfs_bytes,
-        trust: order.trust.clone(),
-        id: order.id.clone(),
     }
 }
 

@@ -84,3 +84,26 @@ async fn what_no_build_holds_goes_above_the_limit_and_below_the_floor() {
     let left = kept(filesystem.path());
     assert!(left.len() < before && left.contains_key(&commits[0]), "{left:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_many_builds_use_becomes_a_full_checkout() {
+    needs_root!();
+    let filesystem = LoopFs::new(Kind::Xfs, 512 << 20);
+    let (repo, commits) = wild();
+    let (_upstream, url) = Upstream::of(&repo);
+    let agent = Agent::start(&configuration(filesystem.path(), ""));
+    let mut workspaces = Vec::new();
+    for (number, commit) in std::iter::once(&commits[0]).chain([&commits[1]; 20]).enumerate() {
+        let from = source(&url, &format!("sha:{commit}"));
+        workspaces.push(prepare_as(&agent, from, &format!("w{number}"), Default::default()).await.unwrap());
+    }
+    wait::until(LIMIT, "it is a full checkout", || kept(filesystem.path()).get(&commits[1]) == Some(&false));
+    // Who has the layer keeps it; who comes now gets the other, and both are the same.
+    let commit = source(&url, &format!("sha:{}", commits[1]));
+    let now = prepare_as(&agent, commit, "now", Default::default()).await.unwrap();
+    let before = &workspaces[5];
+    assert_same(&files(Path::new(&now.src)), &files(Path::new(&before.src)), "a layer and a full checkout");
+    for one in [&now, before] {
+        assert_eq!(as_owner(Path::new(&one.src), None, "git status --porcelain; git fsck --no-progress"), "");
+    }
+}

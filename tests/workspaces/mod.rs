@@ -271,13 +271,17 @@ async fn a_checkout_on_ext4_for_another_user_is_what_a_clone_is() {
     as_a_clone(Kind::Ext4, "checkout", Some(USER)).await;
 }
 
-/// The commits that are kept, each with whether it is a layer.
+/// The commits that are kept, each with whether it is only a layer.
 fn kept(pool: &Path) -> BTreeMap<String, bool> {
     let place = pool.join("stoker/checkouts");
     let records = names(&place).into_iter().filter(|name| name.ends_with(".json"));
     let record =
         |name: String| -> serde_json::Value { serde_json::from_slice(&fs::read(place.join(name)).unwrap()).unwrap() };
-    records.map(record).map(|one| (one["commit"].as_str().unwrap().to_owned(), !one["base"].is_null())).collect()
+    let mut found = BTreeMap::new();
+    for one in records.map(record) {
+        *found.entry(one["commit"].as_str().unwrap().to_owned()).or_insert(true) &= !one["base"].is_null();
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,9 +6,10 @@
 
 mod evict;
 pub(super) mod fill;
+mod promote;
 mod record;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use super::large_files::Large;
 use crate::admission::now;
 use crate::node::Pools;
 use crate::repository::git::Git;
-use crate::repository::{Nested, Progress, Reader, SnapshotPin};
+use crate::repository::{Changes, Nested, Progress, Reader, SnapshotPin};
 pub use evict::View;
 use record::Record;
 
@@ -144,6 +145,9 @@ struct Inner {
     /// One fill of a checkout at a time; who comes meanwhile waits for it.
     filling: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     evictions: Mutex<evict::Evictions>,
+    /// Full checkouts that are made of layers.
+    promoting: Mutex<BTreeSet<String>>,
+    cancel: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -155,9 +159,27 @@ pub(super) struct Checkouts {
 
 impl Checkouts {
     /// `boot` is the machine's: what was not on the disk when it went down is not trusted.
-    pub(super) fn new(pools: Pools, git: Git, reader: Reader, boot: &str, tasks: TaskTracker) -> Self {
-        let (kept, filling, evictions) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { pools, git, reader, boot: boot.to_owned(), kept, filling, evictions, tasks }) }
+    pub(super) fn new(
+        pools: Pools,
+        git: Git,
+        reader: Reader,
+        boot: &str,
+        tasks: TaskTracker,
+        cancel: CancellationToken,
+    ) -> Self {
+        let inner = Inner {
+            pools,
+            git,
+            reader,
+            boot: boot.to_owned(),
+            kept: Mutex::default(),
+            filling: Mutex::default(),
+            evictions: Mutex::default(),
+            promoting: Mutex::default(),
+            cancel,
+            tasks,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Takes up what an earlier agent left; what is not whole goes.
@@ -204,15 +226,24 @@ impl Checkouts {
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
     ) -> Result<Arc<Kept>, Reason> {
+        if let Some(full) = self.known(&wanted.full_name()) {
+            return Ok(full);
+        }
         let (settings, name) = (wanted.settings(), wanted.name());
         let turn = Arc::clone(lock(&self.inner.filling).entry(name.clone()).or_default());
         let filled = {
             let _turn = turn.lock().await;
             match self.known(&name) {
                 Some(known) => Ok(known),
-                None => self.make(root, &name, settings, wanted, steps, cancel).await,
+                None => {
+                    let base = self.nearest(wanted, &settings).await;
+                    self.make(root, &name, base, wanted, steps, cancel).await
+                }
             }
         };
+        if let Ok(kept) = &filled {
+            self.promote(root, kept, wanted);
+        }
         let mut filling = lock(&self.inner.filling);
         // Nobody else has it: one is here, one in the map.
         if Arc::strong_count(&turn) <= 2 {
@@ -251,7 +282,7 @@ impl Checkouts {
         &self,
         root: &Path,
         name: &str,
-        settings: String,
+        base: Option<(Arc<Kept>, Changes)>,
         wanted: &Wanted<'_>,
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
@@ -268,7 +299,6 @@ impl Checkouts {
             directory(&folder.join(&gone).join("tree"), 0o755)
         });
         begun.await.map_err(|error| unwritable(&home, &error))?;
-        let base = self.nearest(wanted, &settings).await;
         let tree = home.join("tree");
         let filled = match &base {
             Some((base, changes)) => fill::layer(&self.inner.git, &tree, wanted, base, changes, steps, cancel).await,
@@ -281,7 +311,7 @@ impl Checkouts {
                     name: name.to_owned(),
                     url: wanted.pin.url().key().to_owned(),
                     commit: wanted.commit,
-                    settings,
+                    settings: wanted.settings(),
                     base: base.as_ref().map(|base| base.name()),
                     files: filled.files,
                     bytes: filled.bytes,
@@ -320,7 +350,7 @@ impl Checkouts {
     }
 
     /// The full one with the same settings that differs least, where a layer over it is worth it.
-    async fn nearest(&self, wanted: &Wanted<'_>, settings: &str) -> Option<(Arc<Kept>, crate::repository::Changes)> {
+    async fn nearest(&self, wanted: &Wanted<'_>, settings: &str) -> Option<(Arc<Kept>, Changes)> {
         let mut full: Vec<(Timestamp, CommitId, Arc<Kept>)> = {
             let kept = self.kept();
             let full = kept.values().filter_map(|one| {

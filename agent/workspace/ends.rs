@@ -1,0 +1,99 @@
+//! The end of workspaces: leases and times are watched, and what is over leaves its place at once.
+
+use std::io;
+
+use stoker_core::identity::LeaseId;
+use stoker_core::quantity::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::disk::blocking;
+use super::{GOES_WITHIN, LOOK_EVERY, MAKE_ROOM_EVERY, OVERLAYS, SETTLE_EVERY, Workspaces, record};
+use crate::admission::{Admission, now};
+use crate::node::mount;
+
+impl Workspaces {
+    /// Moves a workspace's directory and record away. Again is the same as once.
+    pub(super) fn discard(&self, id: &str) -> io::Result<()> {
+        let root = self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))?;
+        // The record first: what is unmounted is no workspace any more, whatever lies there.
+        record::remove(&root, id)?;
+        let (home, beside) = (root.join("workspaces").join(id), root.join(OVERLAYS).join(id));
+        for point in ["src", "tmp"] {
+            let detached = mount::detach(&home.join(point))?;
+            // Nobody waits until the kernel has forgotten what was used in it.
+            self.inner.tasks.spawn_blocking(move || drop(detached));
+        }
+        if beside.exists() {
+            for point in mount::mounts_below(&beside)? {
+                mount::unmount(&point)?;
+            }
+        }
+        self.inner.pools.discard(&home)?;
+        self.inner.pools.discard(&beside)
+    }
+
+    pub(super) async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
+        let mut changes = admission.watch();
+        let mut looks = 0_u64;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            // While the pool is away nothing can be moved on it; afterwards it is.
+            let room = self.clone();
+            let there = tokio::task::spawn_blocking(move || room.take_up_once()).await;
+            if !matches!(there, Ok(Ok(()))) {
+                self.unmount_ended(&admission).await;
+                continue;
+            }
+            if looks.is_multiple_of(MAKE_ROOM_EVERY) {
+                self.make_room().await;
+            }
+            looks = looks.wrapping_add(1);
+            let lost = self.list().into_iter().filter(|held| self.is_lost(held)).map(|held| held.id.clone());
+            for id in self.over(&admission).into_iter().chain(lost) {
+                if let Err(reason) = self.delete(&id).await {
+                    tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
+                }
+            }
+        }
+    }
+
+    /// Lets go of kept checkouts above their limit, or while the pool is below its floor.
+    async fn make_room(&self) {
+        // What is on its way out counts as gone, where it goes soon.
+        let _ = tokio::time::timeout(GOES_WITHIN, self.inner.pools.drained()).await;
+        let room = self.clone();
+        let made = blocking(move || {
+            let inner = &room.inner;
+            let usable = inner.pools.usable(&inner.pool).map_err(|reason| io::Error::other(reason.message))?;
+            let disk = inner.pools.measure_one(&inner.pool).and_then(Result::ok);
+            let lacking = disk.map_or(0, |disk| disk.floor_bytes.saturating_sub(disk.free_bytes));
+            let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
+            Ok(inner.checkouts.evict(&usable, limit, lacking))
+        });
+        // A pool that is away has no room to make.
+        let _ = made.await;
+    }
+
+    /// Waits until no workspace is left whose lease or time has ended.
+    pub async fn settled(&self, admission: &Admission) {
+        while !self.over(admission).is_empty() && !self.inner.cancel.is_cancelled() {
+            tokio::time::sleep(SETTLE_EVERY).await; // the room removes them; this only looks on
+        }
+    }
+
+    /// Those whose lease or time has ended.
+    pub(super) fn over(&self, admission: &Admission) -> Vec<String> {
+        let held: Vec<(String, Option<LeaseId>, Option<Timestamp>)> =
+            self.entries().iter().map(|(id, e)| (id.clone(), e.lease.clone(), e.expires_at)).collect();
+        let now = now();
+        let ended = |lease: &LeaseId| admission.read(|ledger| !ledger.lease(lease).is_some_and(|l| l.live()));
+        let over = held.into_iter().filter(|(_, lease, expires_at)| {
+            lease.as_ref().is_some_and(ended) || expires_at.is_some_and(|at| at <= now)
+        });
+        over.map(|(id, ..)| id).collect()
+    }
+}
