@@ -37,14 +37,15 @@ impl StallMeter {
         {
             self.samples.pop_front();
         }
-        if self.samples.len() < 2 {
-            return None;
-        }
-        let (first_at, first) = self.samples.front()?;
-        let micros = now.since(*first_at).0.max(STALL_WINDOW.0).saturating_mul(1000).unsigned_abs();
-        let stalled = u128::from(total_micros.saturating_sub(*first));
-        let share = stalled.saturating_mul(10_000).checked_div(u128::from(micros))?;
-        Some(u32::try_from(share).unwrap_or(u32::MAX).min(10_000))
+        // The most that any of them shows: the oldest can be a look older than the window, and from it on alone what has
+        // just begun would seem to be less.
+        let share = |(at, before): &(Timestamp, u64)| {
+            let micros = now.since(*at).0.max(STALL_WINDOW.0).saturating_mul(1000).unsigned_abs();
+            let stalled = u128::from(total_micros.saturating_sub(*before));
+            let share = stalled.saturating_mul(10_000).checked_div(u128::from(micros))?;
+            Some(u32::try_from(share).unwrap_or(u32::MAX).min(10_000))
+        };
+        self.samples.iter().rev().skip(1).filter_map(share).max()
     }
 }
 
@@ -59,6 +60,16 @@ mod tests {
         assert_eq!(meter.note(5_400_000, Timestamp(500)), Some(2000), "400 ms of 2 s");
         assert_eq!(meter.note(5_400_000, Timestamp(1500)), Some(2000));
         assert_eq!(meter.note(5_400_000, Timestamp(4000)), Some(0), "it is over");
+    }
+
+    #[test]
+    fn what_has_just_begun_counts_whole_wherever_the_looks_lay() {
+        let mut meter = StallMeter::default();
+        for at in [0, 1000, 2000] {
+            meter.note(5_000_000, Timestamp(at));
+        }
+        // The trigger fires between two looks, and the oldest total is 2.9 s old.
+        assert_eq!(meter.note(5_400_000, Timestamp(2900)), Some(2000), "400 ms of 2 s");
     }
 
     #[test]
