@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::disks::{DiskProbe, DiskWatch, Disks, Fillings};
 pub use self::psi::StallSource;
-use self::psi::Triggers;
+use self::psi::{Stalled, Triggers};
 use self::sample::Sampler;
 use crate::config::Config;
 use crate::node::{Filesystem, Pools, now};
@@ -99,7 +99,7 @@ impl Pressure {
                 None
             }
         };
-        let first = looker.look(&disks, now(), true);
+        let first = looker.look(&disks, now(), true, None);
         if first.gate.state != GateState::Open {
             log_gate(&first.gate);
         }
@@ -179,11 +179,11 @@ impl Looker {
         }
     }
 
-    /// One look: memory always, CPU and stalls where `slow`.
-    fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool) -> PressureView {
+    /// One look: memory always, CPU and stalls where `slow`. `told` is what a trigger says now.
+    fn look(&mut self, disks: &Disks, now: Timestamp, slow: bool, told: Option<Stalled>) -> PressureView {
         if slow {
             let (cpu, load) = (self.sampler.cpu(), self.sampler.load());
-            self.slow = Slow { cpu, load, groups: self.groups(), stalls: self.stalls(now) };
+            self.slow = Slow { cpu, load, groups: self.groups(), stalls: self.stalls(now, told) };
         }
         let memory = self.sampler.memory();
         let [memory_stall, cpu_stall, io_stall] = self.slow.stalls;
@@ -221,12 +221,14 @@ impl Looker {
         watched.map_or_else(Vec::new, |watched| control_plane::groups(&config.node.host_root, &watched.cgroups))
     }
 
-    /// Stalls, with what the last moments were like for memory: averages lag behind.
-    fn stalls(&mut self, now: Timestamp) -> [StallReading; 3] {
+    /// Stalls, with what the last moments were like for memory: averages lag behind. What the kernel measured for its
+    /// trigger counts as it says, whatever is seen of it in totals that were read a second apart.
+    fn stalls(&mut self, now: Timestamp, told: Option<Stalled>) -> [StallReading; 3] {
         let (mut stalls, total) = self.sampler.stalls();
         let full_now = total.and_then(|total| self.stall_meter.note(total, now));
+        let told = if told == Some(Stalled::Full) { MEMORY_STALL_FULL } else { 0 };
         if let [StallReading::Known(memory), ..] = &mut stalls {
-            memory.full_now = full_now.unwrap_or(0);
+            memory.full_now = full_now.unwrap_or(0).max(told);
         }
         stalls
     }
@@ -257,7 +259,7 @@ impl Looker {
 }
 
 /// Returns when the kernel says that work stalls for memory; never where it does not say so.
-async fn stalled(triggers: Option<&Triggers>) -> std::io::Result<()> {
+async fn stalled(triggers: Option<&Triggers>) -> std::io::Result<Stalled> {
     match triggers {
         Some(triggers) => triggers.fired().await,
         None => std::future::pending().await,
@@ -279,15 +281,15 @@ async fn look_on(
     let mut wait = looker.next(&shown);
     let (mut slow_at, mut shown_at) = (Instant::now(), Instant::now());
     loop {
-        let woken = tokio::select! {
+        let (woken, told) = tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => false,
+            () = tokio::time::sleep(wait) => (false, None),
             fired = stalled(triggers.as_ref()) => {
-                if let Err(error) = fired {
+                if let Err(error) = &fired {
                     triggers = None;
                     looker.stall_source = StallSource::Averages(error.to_string());
                 }
-                true
+                (true, fired.ok())
             }
         };
         let slow = woken || slow_at.elapsed() >= SLOW_EVERY;
@@ -295,7 +297,7 @@ async fn look_on(
             slow_at = Instant::now();
         }
         disks.turn(slow).await;
-        let view = Arc::new(looker.look(&disks.disks, now(), slow));
+        let view = Arc::new(looker.look(&disks.disks, now(), slow, told));
         wait = looker.next(&view);
         let tell = !show::same_gate(&view.gate, &shown.gate)
             || shown_at.elapsed() >= SLOW_EVERY && show::differs(&view.readings, &shown.readings);

@@ -2,8 +2,9 @@
 //!
 //! The kernel's `Documentation/accounting/psi.rst`: who writes `some 150000 2000000` to an open file of
 //! `/proc/pressure` is told by `POLLPRI` when work stalled for 150 ms within 2 s, at most once in that time. Without
-//! `CAP_SYS_RESOURCE` the window must be a multiple of 2 s (since Linux 6.4); before that the capability is needed. A
-//! container often sees these files read-only. Where it cannot be had, the averages do.
+//! `CAP_SYS_RESOURCE` the window must be a multiple of 2 s (since Linux 6.4, and in later releases of 6.1), and the kernel
+//! looks every 2 s only; before that the capability is needed. A container often sees these files read-only. Where it
+//! cannot be had, the averages do.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -56,6 +57,15 @@ impl StallSource {
     }
 }
 
+/// What a trigger says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stalled {
+    /// Some work, for as long as [`SOME`] says.
+    Some,
+    /// All work, for as long as [`FULL`] says.
+    Full,
+}
+
 /// Armed triggers; they end with their descriptors.
 #[derive(Debug)]
 pub(super) struct Triggers([AsyncFd<File>; 2]);
@@ -71,15 +81,16 @@ impl Triggers {
         Ok(Self([arm(&path, SOME).map_err(told)?, arm(&path, FULL).map_err(told)?]))
     }
 
-    /// Returns when work stalls.
+    /// Returns when work stalls, with how much of it.
     ///
     /// # Errors
     /// The kernel took a trigger away.
-    pub(super) async fn fired(&self) -> io::Result<()> {
+    pub(super) async fn fired(&self) -> io::Result<Stalled> {
         let [some, full] = &self.0;
         tokio::select! {
-            fired = fired(some) => fired,
-            fired = fired(full) => fired,
+            biased;
+            fired = fired(full) => fired.map(|()| Stalled::Full),
+            fired = fired(some) => fired.map(|()| Stalled::Some),
         }
     }
 }

@@ -101,8 +101,11 @@ fn config(host_root: &Path) -> Config {
 fn look_once(tree: &str, pools: &Pools, reserved: Amounts) -> PressureView {
     let config = configured(config(&recorded(tree)));
     let disks = DiskProbe::new(config.clone()).measure(pools);
+    looker(config, reserved).look(&disks, Timestamp(1), true, None)
+}
+
+fn looker(config: Configured, reserved: Amounts) -> Looker {
     Looker::new(config, watch::Sender::new(reserved).subscribe(), watch::Sender::new(Probe::default()).subscribe())
-        .look(&disks, Timestamp(1), true)
 }
 
 fn codes(view: &PressureView) -> Vec<Code> {
@@ -123,6 +126,17 @@ fn a_calm_node_is_read_in_full_and_open() {
     assert_eq!(view.readings.cpu, None, "one look shows no use");
     assert!(matches!(view.readings.root, DiskReading::Known(disk) if disk.total_bytes > 0));
     assert_eq!((view.gate.state, codes(&view)), (GateState::Open, vec![]));
+}
+
+#[test]
+fn what_the_trigger_says_shuts_the_gate_at_once() {
+    let config = configured(config(&recorded("node-32cpu-62g")));
+    let disks = DiskProbe::new(config.clone()).measure(&Pools::open(&[]));
+    let mut looker = looker(config, Amounts::default());
+    let mut gate = |at, told| looker.look(&disks, Timestamp(at), true, told).gate.state;
+    assert_eq!(gate(1, None), GateState::Open);
+    assert_eq!(gate(500, Some(Stalled::Some)), GateState::Open, "that is worth a look");
+    assert_eq!(gate(900, Some(Stalled::Full)), GateState::Shut, "the totals do not show it");
 }
 
 #[test]
