@@ -49,13 +49,16 @@ impl Measured {
     }
 
     /// How a build really ended: what its caller says, and what was seen where the caller does not know.
-    pub(super) fn outcome(&self, lease: &LeaseId, told: &Told, node_was_short: bool) -> Outcome {
-        let look = self.looks.borrow();
-        let seen = look.leases.get(lease).filter(|_| matches!(told.outcome, Outcome::Failed | Outcome::Lost));
+    pub(super) async fn outcome(&self, lease: &LeaseId, told: &Told, node_was_short: bool) -> Outcome {
+        let asked = matches!(told.outcome, Outcome::Failed | Outcome::Lost);
+        let seen = if asked { self.looks.borrow().leases.get(lease).cloned() } else { None };
         let Some(seen) = seen else { return told.outcome };
+        let again = seen.clone();
+        // Where it panicked, which is logged, the last look stands.
+        let counters = tokio::task::spawn_blocking(move || again.oom_now()).await.unwrap_or(seen.oom);
         let peak = told.usage.map_or(0, |usage| usage.memory_bytes_peak).max(seen.peak.memory_bytes_peak);
         let end = classify(&Evidence {
-            counters: seen.oom,
+            counters,
             exit_code: told.exit_code,
             memory_bytes_peak: peak,
             memory_bytes_limit: seen.memory_bytes_limit,

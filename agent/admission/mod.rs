@@ -326,20 +326,23 @@ impl Admission {
         exit_code: Option<i32>,
         usage: Option<Usage>,
     ) -> Result<Lease, WriterError> {
-        let outcome = self.outcome(&id, &Told { outcome, exit_code, usage });
+        let outcome = self.outcome(&id, &Told { outcome, exit_code, usage }).await;
         self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }).await
     }
 
-    fn outcome(&self, id: &LeaseId, told: &Told) -> Outcome {
+    async fn outcome(&self, id: &LeaseId, told: &Told) -> Outcome {
         let short = (self.facts)().gate.reasons.iter().any(|reason| reason.code == Code::MemoryFloor);
-        self.measured.outcome(id, told, short)
+        self.measured.outcome(id, told, short).await
     }
 
     /// Ends the leases whose holders went without a word: those of which it was seen that memory ended them as that.
     async fn gone(&self, gone: Vec<LeaseId>) {
         let told = Told { outcome: Outcome::Lost, exit_code: None, usage: None };
-        let outcomes = gone.into_iter().map(|id| (self.outcome(&id, &told), id));
-        let (killed, lost): (Vec<_>, Vec<_>) = outcomes.partition(|(outcome, _)| *outcome != Outcome::Lost);
+        let mut outcomes = Vec::with_capacity(gone.len());
+        for id in gone {
+            outcomes.push((self.outcome(&id, &told).await, id));
+        }
+        let (killed, lost): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|(outcome, _)| *outcome != Outcome::Lost);
         for (outcome, id) in killed {
             if let Err(error) = self.release(id, outcome, None, None).await {
                 tracing::warn!(%error, "the ledger did not take the end of a build; tried again soon");

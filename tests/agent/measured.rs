@@ -89,6 +89,22 @@ async fn a_failed_build_whose_own_limit_killed_it_is_told_so_with_its_peak_and_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_released_right_after_it_was_killed_is_told_so_too() {
+    let pods = Pods::start().await;
+    for (number, (events, outcome)) in
+        [("oom 1\noom_kill 1\n", v1::Outcome::OutOfMemoryLimit), ("oom 0\noom_kill 1\n", v1::Outcome::OutOfMemoryNode)]
+            .into_iter()
+            .enumerate()
+    {
+        pods.events("oom 0\noom_kill 0\n");
+        let lease = pods.seen(&format!("build-{number}"), "", 1).await;
+        // Nobody looks in between.
+        pods.events(events);
+        assert_eq!(pods.ends(&lease.id, v1::Outcome::Failed, None).await.outcome(), outcome);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_caller_measured_wins_and_the_rest_was_seen() {
     let pods = Pods::start().await;
     let lease = pods.seen("one", "", 1).await;

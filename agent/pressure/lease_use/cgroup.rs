@@ -201,13 +201,7 @@ impl Group {
     /// Its memory cannot be read: it is gone. Other figures that are not there are 0.
     pub(super) fn read(&self) -> io::Result<Figures> {
         let place = self.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let (memory, oom) = match place.unified {
-            true => (memory_v2(&place.path)?, events_v2(&place.path)),
-            false => {
-                let mut left = GROUPS_MAX;
-                (memory_v1(&place.path)?, events_v1(&place.path, DEPTH_MAX, &mut left))
-            }
-        };
+        let memory = if place.unified { memory_v2(&place.path)? } else { memory_v1(&place.path)? };
         let (io_read_bytes, io_written_bytes) = self.io.as_ref().map(io_bytes).unwrap_or_default();
         let processes = self.pids.as_ref().and_then(|place| number(&place.path.join("pids.current")).ok());
         Ok(Figures {
@@ -217,8 +211,18 @@ impl Group {
             io_read_bytes,
             io_written_bytes,
             processes: u32::try_from(processes.unwrap_or(0)).unwrap_or(u32::MAX),
-            oom,
+            oom: self.oom(),
         })
+    }
+
+    /// Its kills, and those below it; none where it is gone.
+    pub(super) fn oom(&self) -> OomCounters {
+        let mut left = GROUPS_MAX;
+        match &self.memory {
+            Some(place) if place.unified => events_v2(&place.path),
+            Some(place) => events_v1(&place.path, DEPTH_MAX, &mut left),
+            None => OomCounters::default(),
+        }
     }
 
     /// Whether its CPU time is its own too.

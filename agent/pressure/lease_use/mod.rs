@@ -82,6 +82,8 @@ pub struct LeaseUse {
     pub io_written_bytes: u64,
     /// Kills for lack of memory since the first look; unset where only processes are seen.
     pub oom: Option<OomCounters>,
+    /// To count them once more.
+    pub recount: Option<Recount>,
     /// The group's own limit.
     pub memory_bytes_limit: Option<u64>,
     /// What this group and all above it keep it to.
@@ -96,7 +98,23 @@ pub struct LeaseUse {
     pub looks: u32,
 }
 
+/// A build's group, and what it had counted before the build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recount {
+    group: Group,
+    before: OomCounters,
+}
+
 impl LeaseUse {
+    /// Kills as of now: a build that was killed ends sooner than the next look comes. Blocks for a few files.
+    #[must_use]
+    pub fn oom_now(&self) -> Option<OomCounters> {
+        let seen = self.oom?;
+        let now = self.recount.as_ref().map(|again| again.group.oom().since(again.before)).unwrap_or_default();
+        // A group that is gone has counted nothing.
+        Some(OomCounters { kills: seen.kills.max(now.kills), at_limit: seen.at_limit.max(now.at_limit) })
+    }
+
     /// What of a lease of this size its holder is not kept to, where that runs and was found.
     #[must_use]
     pub fn unlimited(&self, size: &Amounts) -> Vec<Reason> {
@@ -409,6 +427,9 @@ impl Known {
             let at_first = if matches!(self.from, From::Pod(..)) { OomCounters::default() } else { figures.oom };
             let before = *self.oom_before.get_or_insert(at_first);
             seen.oom = Some(figures.oom.since(before));
+            seen.recount = match &self.from {
+                From::Pod(_, group) | From::Process(_, group) => group.clone().map(|group| Recount { group, before }),
+            };
         }
         if seen.looks == 0 {
             seen.began = now;
