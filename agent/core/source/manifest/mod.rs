@@ -48,6 +48,40 @@ pub struct Project {
     pub url: RepositoryUrl,
     /// Which state of it; none for a ref that is neither a branch nor a tag.
     pub revision: Option<SourceRef>,
+    /// What of it is seen elsewhere too.
+    pub files: Vec<Placed>,
+}
+
+/// A `copyfile` or `linkfile` of a project, as it is written: lists of mirrors need nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// A symbolic link, and not a copy.
+    pub link: bool,
+    /// Below the project.
+    pub src: String,
+    /// Below the client's top.
+    pub dest: String,
+    /// Where the manifest says so: `default.xml:12`.
+    pub at: String,
+}
+
+impl Placed {
+    /// Whether both paths stay where they belong.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do about it.
+    pub fn check(&self) -> Result<(), String> {
+        let element = if self.link { "linkfile" } else { "copyfile" };
+        let wrong = |which: &str, path: &str, why: &str| {
+            format!("{}: <{element}> has a {which} {} that {why}; write a plain relative path", self.at, shown(path))
+        };
+        check_path(&self.src, self.link).map_err(|why| wrong("src", &self.src, why))?;
+        check_path(&self.dest, false).map_err(|why| wrong("dest", &self.dest, why))?;
+        match self.src.contains(['*', '?', '[']) {
+            true => Err(wrong("src", &self.src, "is a pattern")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a manifest says.

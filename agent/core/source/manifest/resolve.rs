@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 
 use super::xml::Element;
 use super::{
-    GROUPS_DEFAULT, Manifest, ManifestError, NOTES_MAX, PROJECTS_MAX, Place, Project, check_path, fetch, shown, words,
+    GROUPS_DEFAULT, Manifest, ManifestError, NOTES_MAX, PROJECTS_MAX, Place, Placed, Project, check_path, fetch, shown,
+    words,
 };
 use crate::source::{RefName, RepositoryUrl, SourceRef};
 
@@ -38,6 +39,7 @@ struct Draft {
     remote: String,
     revision: String,
     groups: BTreeSet<String>,
+    files: Vec<Placed>,
     removed: bool,
     place: Place,
 }
@@ -187,6 +189,7 @@ impl<'a> Resolver<'a> {
             remote: remote.to_owned(),
             revision: revision.to_owned(),
             groups,
+            files: files(element),
             removed: false,
             place: element.place.clone(),
         })
@@ -235,6 +238,7 @@ impl<'a> Resolver<'a> {
                 continue;
             }
             draft.groups.extend(groups.iter().cloned());
+            draft.files.extend(files(element));
             let revision = element.attribute("revision");
             if !revision.is_empty() {
                 unchanged(element, draft)?;
@@ -305,10 +309,22 @@ impl<'a> Resolver<'a> {
                 let (Place { file, line, element }, rev) = (&draft.place, shown(&draft.revision));
                 notes.push(format!("{file}:{line}: {element} is at {rev}, which mirrors do not follow"));
             }
-            projects.push(Project { name: draft.name, path: draft.path, url, revision });
+            let Draft { name, path, files, .. } = draft;
+            projects.push(Project { name, path, url, revision, files });
         }
         Ok(Manifest { projects, notes })
     }
+}
+
+/// What an element puts elsewhere.
+fn files(element: &Element) -> Vec<Placed> {
+    let placed = |one: &Element| Placed {
+        link: one.name == "linkfile",
+        src: one.attribute("src").to_owned(),
+        dest: one.attribute("dest").to_owned(),
+        at: format!("{}:{}", one.place.file, one.place.line),
+    };
+    element.files.iter().map(placed).collect()
 }
 
 /// Whether the project is still at the revision for which the element was written.

@@ -373,3 +373,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn copies_and_links_are_told_as_written_and_checked_where_they_are_wanted() {
+    let files = [(
+        "default.xml",
+        "<manifest><remote name='r' fetch='..'/><default remote='r' revision='main'/>
+        <project name='a'><copyfile src='x/y' dest='z'/><linkfile src='.' dest='b/link'/><linkfile src='*' dest='c'/>
+        <copyfile src='.' dest='d'/><linkfile src='../x' dest='e'/><linkfile src='x' dest='/etc/x'/></project>
+        <extend-project name='a'><copyfile src='x' dest='.git/config'/></extend-project></manifest>",
+    )];
+    let manifest = read_files(&files, &[]).unwrap();
+    let placed = &manifest.projects[0].files;
+    assert_eq!((placed[0].link, &*placed[0].src, &*placed[0].dest), (false, "x/y", "z"));
+    assert_eq!(placed[1].at, "default.xml:2");
+    let right: Vec<bool> = placed.iter().map(|one| one.check().is_ok()).collect();
+    assert_eq!(right, [true, true, false, false, false, false, false]);
+    assert!(placed[2].check().unwrap_err().contains("is a pattern"));
+}

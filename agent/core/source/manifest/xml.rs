@@ -16,12 +16,14 @@ const NODES_MAX: u32 = 200_000;
 /// How deep projects may be nested.
 const NESTED_MAX: usize = 8;
 
-/// One element, and the projects nested in it.
+/// One element, and what is nested in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Element {
     pub(super) name: String,
     pub(super) attributes: BTreeMap<String, String>,
     pub(super) projects: Vec<Element>,
+    /// `copyfile` and `linkfile`.
+    pub(super) files: Vec<Element>,
     pub(super) place: Place,
 }
 
@@ -60,7 +62,10 @@ impl Element {
         }
         let nested = node.children().filter(|child| name == "project" && child.has_tag_name("project"));
         let projects = nested.map(|child| Self::read(child, file, depth.saturating_add(1)));
-        Ok(Self { projects: projects.collect::<Result<_, _>>()?, name, attributes, place })
+        let projects = projects.collect::<Result<_, _>>()?;
+        let is_file = |child: &Node<'_, '_>| child.has_tag_name("copyfile") || child.has_tag_name("linkfile");
+        let files = node.children().filter(is_file).map(|child| Self::read(child, file, depth));
+        Ok(Self { projects, files: files.collect::<Result<_, _>>()?, name, attributes, place })
     }
 }
 
