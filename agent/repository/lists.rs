@@ -16,7 +16,7 @@ use stoker_core::source::{RepositoryUrl, Request, SourceRef, allowed, listable, 
 
 use super::fetch::blocking;
 use super::gitmodules::{self, too_many};
-use super::read::ReadError;
+use super::projects;
 use super::snapshot::SnapshotPin;
 use super::{Cached, Repositories, Shared, View, lock, unknown};
 use crate::config::{self, Add, ManifestFrom};
@@ -316,18 +316,7 @@ async fn in_repository(
     commit: CommitId,
     rules: &Rules,
 ) -> Result<Vec<RepositoryUrl>, Reason> {
-    let (reader, base, file, groups) = (shared.reader.clone(), url.clone(), file.to_owned(), manifest.groups.clone());
-    let read = blocking(url.key(), move || {
-        let mut load = |name: &str, max: usize| match reader.blob(&pin, commit, name, u64::try_from(max).unwrap_or(0)) {
-            Ok(Some(bytes)) => Ok(bytes),
-            Ok(None) => Err(format!("there is no file {name} at {}", commit.short())),
-            Err(ReadError::TooLarge { bytes, max, .. }) => {
-                Err(format!("{name} has {bytes} bytes, {max} may still come"))
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        manifest::read(&file, &base, &groups, &mut load)
-    });
+    let read = projects::read(&shared.reader, url, &pin, commit, file, &manifest.groups);
     urls(manifest, url.key(), read.await?, rules)
 }
 

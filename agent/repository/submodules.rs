@@ -18,7 +18,7 @@ use super::resolve::resolve_in;
 use super::{Repositories, Resolved, SnapshotPin};
 
 /// How many submodules are resolved at once.
-const AT_ONCE: usize = 4;
+pub(super) const AT_ONCE: usize = 4;
 
 /// A submodule in its place.
 #[derive(Debug, Clone)]
@@ -115,13 +115,26 @@ impl Repositories {
             Reason { message, ..reason }
         };
         let request = Request::new(url.clone(), SourceRef::Commit(commit));
-        let entry = self.entry(url, trust).await.map_err(named)?;
-        join_class(&entry, trust).map_err(named)?;
         let subject = format!("submodule {}", one.path);
-        steps.send_replace(Progress { subject: subject.clone(), ..Progress::phase("connecting") });
-        let work = resolve_in(&self.shared, &entry, &request, deadline);
-        let resolved = under(subject, entry.progress.subscribe(), steps, work).await.map_err(named)?;
+        let resolved = self.resolve_within(subject, &request, trust, deadline, steps).await.map_err(named)?;
         Ok(Nested { resolved: Some(resolved), ..one })
+    }
+
+    /// The commit of a repository that belongs to another of the trust class `trust`. One that is not mirrored yet is
+    /// added where the configuration allows. `steps` gets the progress, with `subject`.
+    pub(super) async fn resolve_within(
+        &self,
+        subject: String,
+        request: &Request,
+        trust: &str,
+        deadline: Instant,
+        steps: &watch::Sender<Progress>,
+    ) -> Result<Resolved, Reason> {
+        let entry = self.entry(&request.url, trust).await?;
+        join_class(&entry, trust)?;
+        steps.send_replace(Progress { subject: subject.clone(), ..Progress::phase("connecting") });
+        let work = resolve_in(&self.shared, &entry, request, deadline);
+        under(subject, entry.progress.subscribe(), steps, work).await
     }
 }
 
