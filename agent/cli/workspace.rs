@@ -57,6 +57,8 @@ pub(super) struct Prepare {
     /// Check the submodules out too, and theirs
     #[arg(long)]
     submodules: bool,
+    #[command(flatten)]
+    manifest: Manifest,
     /// With its large files (git-lfs) in the place of their pointers
     #[arg(long)]
     lfs: bool,
@@ -68,6 +70,23 @@ pub(super) struct Prepare {
     tmpfs: Option<i64>,
     #[command(flatten)]
     scope: Scope,
+}
+
+#[derive(Debug, clap::Args)]
+struct Manifest {
+    /// The projects of a manifest (of the tool repo) in the repository; default: default.xml
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "submodules")]
+    manifest: Option<String>,
+    /// Which of its projects, as `repo init --groups` takes them
+    #[arg(long, value_name = "GROUPS", requires = "manifest", default_value = "", hide_default_value = true)]
+    groups: String,
+}
+
+impl Manifest {
+    fn message(&self) -> Option<v1::Manifest> {
+        let file = self.manifest.clone()?;
+        Some(v1::Manifest { file, groups: self.groups.clone() })
+    }
 }
 
 pub(super) async fn run(common: &Common, command: &Command) -> u8 {
@@ -131,6 +150,7 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
         lfs: wanted.lfs,
         self_contained: wanted.self_contained,
         tmpfs_bytes: wanted.tmpfs,
+        manifest: wanted.manifest.message(),
     };
     let mut events = client.workspaces().prepare_workspace(within(ask::LONG, request)).await?.into_inner();
     while let Some(event) = events.message().await? {
@@ -224,6 +244,13 @@ fn render(workspace: Option<&v1::Workspace>, view: &View) -> String {
         v1::Method::Overlay => ", an overlay",
         v1::Method::Unspecified => "",
     };
+    fields.put(
+        "projects",
+        lines(held.projects.iter().map(|one| {
+            let path = if one.path.is_empty() { "." } else { &one.path };
+            format!("{path}  {} {}", table::short_url(&one.repository_url), table::short_commit(&one.commit))
+        })),
+    );
     fields.add("holds", format!("{}, {}{method}", counted(held.files, "file", "files"), bytes(held.bytes)));
     fields.add("lease", &held.lease_id);
     fields.add("made", view.when(held.created_at.as_ref()));

@@ -30,7 +30,8 @@ impl Rooms {
         });
         for workspace in self.workspaces.list() {
             all.extend(of("workspace", &workspace.id, &workspace.source));
-            let nested = workspace.submodules.iter().filter(|one| one.url == view.url);
+            let below = workspace.submodules.iter().chain(&workspace.projects);
+            let nested = below.filter(|one| one.url == view.url);
             all.extend(nested.map(|one| holder("workspace", &workspace.id, &one.snapshot)));
         }
         all.sort_by(|a, b| (&a.kind, &a.id, &a.snapshot).cmp(&(&b.kind, &b.id, &b.snapshot)));

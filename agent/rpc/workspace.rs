@@ -17,11 +17,14 @@ use super::error::{bad, refusal};
 use super::request::{id, page, source, span};
 use super::{Rooms, output, patience};
 use crate::admission::{WriterError, survey};
+use crate::config::MANIFEST_FILE;
 use crate::repository::SnapshotPin;
-use crate::workspace::{Method, Order, Preparing, Progress, Submodule, Workspace as Prepared};
+use crate::workspace::{Manifest, Method, Order, Preparing, Progress, Submodule, Workspace as Prepared};
 
 const LIFETIME: Span = Span::hours(24);
 const LIFETIME_MAX: Span = Span::hours(7 * 24);
+/// The longest name of a manifest, and the longest list of its groups, in bytes.
+const MANIFEST_TEXT_MAX: usize = 4096;
 
 pub(super) struct Workspace(pub(super) Rooms);
 
@@ -40,10 +43,11 @@ impl WorkspaceService for Workspace {
             Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
+        let manifest = request.manifest.as_ref().map(|wanted| manifest(wanted, request.submodules)).transpose()?;
         let tmpfs_bytes = self.in_memory(&order, request.tmpfs_bytes)?;
         let environment = self.0.serve.build_environment().await;
         let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, .. } = request;
-        let order = Order { user, group, submodules, lfs, self_contained, tmpfs_bytes, environment, ..order };
+        let order = Order { user, group, submodules, manifest, lfs, self_contained, tmpfs_bytes, environment, ..order };
         let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let (cancel, serve) = (self.0.cancel.clone(), self.0.serve.clone());
@@ -95,7 +99,9 @@ impl WorkspaceService for Workspace {
         let all = self.0.workspaces.list().into_iter();
         let (found, next_page_token) = page(all, |held| held.id.clone(), request.page_size, &request.page_token)?;
         let git = self.0.serve.build_environment().await;
-        let workspaces = found.iter().map(|held| prepared(held, &git)).collect();
+        // Thousands of projects in each would be more than one message takes.
+        let listed = |held| v1::Workspace { projects: Vec::new(), ..prepared(held, &git) };
+        let workspaces = found.iter().map(|held| listed(held)).collect();
         Ok(Response::new(v1::ListWorkspacesResponse { workspaces, next_page_token }))
     }
 
@@ -194,6 +200,7 @@ impl Workspace {
             user: None,
             group: None,
             submodules: false,
+            manifest: None,
             lfs: false,
             self_contained: false,
             tmpfs_bytes: None,
@@ -219,6 +226,7 @@ impl Workspace {
             user: None,
             group: None,
             submodules: false,
+            manifest: None,
             lfs: false,
             self_contained: false,
             tmpfs_bytes: None,
@@ -263,6 +271,7 @@ fn prepared(held: &Prepared, git: &BTreeMap<String, String>) -> v1::Workspace {
         bytes: wire(held.bytes),
         also_mount: held.also_mount.iter().map(|mount| path(mount)).collect(),
         submodules: held.submodules.iter().map(submodule).collect(),
+        projects: held.projects.iter().map(project).collect(),
     }
 }
 
@@ -280,4 +289,26 @@ fn submodule(held: &Submodule) -> v1::Submodule {
         repository_url: held.url.fetch_url().to_owned(),
         commit: held.commit.to_string(),
     }
+}
+
+fn project(held: &Submodule) -> v1::Project {
+    let v1::Submodule { path, repository_url, commit } = submodule(held);
+    v1::Project { path, repository_url, commit }
+}
+
+fn manifest(wanted: &v1::Manifest, submodules: bool) -> Result<Manifest, Status> {
+    let (field, file) = ("manifest.file", wanted.file.trim());
+    let file = if file.is_empty() { MANIFEST_FILE } else { file };
+    let plain = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+    if file.len() > MANIFEST_TEXT_MAX || !std::path::Path::new(file).components().all(plain) {
+        return Err(bad(field, "names no file in the repository; write a plain relative path"));
+    }
+    if wanted.groups.len() > MANIFEST_TEXT_MAX {
+        return Err(bad("manifest.groups", format!("has more than {MANIFEST_TEXT_MAX} bytes; name fewer groups")));
+    }
+    if submodules {
+        return Err(bad("submodules", "cannot be had together with a manifest; list them in it as projects"));
+    }
+    let groups = wanted.groups.split(|c: char| c == ',' || c.is_whitespace()).filter(|group| !group.is_empty());
+    Ok(Manifest { file: file.to_owned(), groups: groups.map(str::to_owned).collect() })
 }

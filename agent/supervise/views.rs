@@ -54,7 +54,7 @@ impl Views {
             if workspaces.are_taken_up() {
                 for workspace in workspaces.list() {
                     needed.insert(workspace.source.commit);
-                    needed.extend(workspace.submodules.iter().map(|one| one.commit));
+                    needed.extend(workspace.submodules.iter().chain(&workspace.projects).map(|one| one.commit));
                 }
                 tell(&self.needed, Some(Arc::new(needed)));
             }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::checkouts::Wanted;
-use super::{Method, Order, Progress, Workspaces};
+use super::{Method, Order, Progress, Workspaces, trees};
 use crate::admission::now;
 use crate::config::workspaces::Ahead;
 use crate::repository::Cached;
@@ -85,22 +85,22 @@ impl Workspaces {
             user: None,
             group: None,
             submodules: one.submodules,
+            manifest: None,
             lfs: false,
             self_contained: false,
             tmpfs_bytes: None,
             environment: BTreeMap::new(),
         };
         let steps = watch::Sender::new(Progress::default());
-        let nested = match order.submodules {
-            true => self.nested(&order, &steps, cancel).await?,
-            false => Vec::new(),
-        };
-        let large = self.large_files(&order, &nested, &steps, cancel).await?;
+        let nested = self.nested(&order, &steps, cancel).await?;
+        let trees = trees::trees(&order, &[]);
+        let large = self.large_files(&order, &trees, &nested, &steps, cancel).await?;
         let wanted = Wanted {
             pin: &order.pin,
             commit,
             committed_at: inner.repositories.reader().committed_at(&order.pin, commit).ok(),
             trust: &order.trust,
+            trees: &trees,
             nested: &nested,
             large: &large,
             owner: None,

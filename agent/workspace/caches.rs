@@ -17,6 +17,7 @@ use stoker_core::identity::{CommitId, Component};
 
 use super::disk::directory;
 use super::index;
+use super::trees::git_dir_of;
 use crate::repository::Changes;
 
 /// Where the times are remembered, below the agent's directory of the pool.
@@ -38,6 +39,8 @@ pub(super) struct Line {
     pub(super) commit: CommitId,
     /// With submodules, with large files: the same commit in another form.
     pub(super) form: (bool, bool),
+    /// Of a manifest: what its projects are at, the commit does not tell.
+    pub(super) several: bool,
     /// Which of the tenant's places it has; the first is 1.
     pub(super) slot: u32,
 }
@@ -47,7 +50,9 @@ pub(super) fn slot<'a>(live: impl Iterator<Item = &'a Line>, new: &Line) -> u32 
     let disturbs = |other: &Line| {
         other.tenant == new.tenant
             && !other.keys.is_disjoint(&new.keys)
-            && (&other.repository, other.commit, other.form) != (&new.repository, new.commit, new.form)
+            && (other.several
+                || new.several
+                || (&other.repository, other.commit, other.form) != (&new.repository, new.commit, new.form))
     };
     let taken: BTreeSet<u32> = live.filter(|other| disturbs(other)).map(|other| other.slot).collect();
     (1..SLOTS_MAX).find(|slot| !taken.contains(slot)).unwrap_or(SLOTS_MAX)
@@ -82,17 +87,16 @@ impl Times {
         }
     }
 
-    /// Gives the files of a work tree these times, and its index; `nested`: the folders of its submodules.
-    pub(super) fn apply<'a>(&self, src: &Path, nested: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    /// Gives the files of the work tree `top` these times, and its index; `others`: the folders of its submodules or
+    /// projects, below `src`.
+    pub(super) fn apply<'a>(&self, top: &Path, src: &Path, others: impl Iterator<Item = &'a str>) -> io::Result<()> {
         if self.is_empty() {
             return Ok(());
         }
         let time = |path: &Path| self.paths.get(path).copied().max(self.all);
-        index::touch(src, &src.join(".git/index"), time)?;
-        for tree in nested.filter(|_| self.all.is_some()).map(|path| src.join(path)) {
-            let git_dir = fs::read_to_string(tree.join(".git"))?;
-            let git_dir = tree.join(git_dir.trim_start_matches("gitdir:").trim());
-            index::touch(&tree, &git_dir.join("index"), |_| self.all)?;
+        index::touch(top, &top.join(".git/index"), time)?;
+        for tree in others.filter(|_| self.all.is_some()).map(|path| src.join(path)) {
+            index::touch(&tree, &git_dir_of(&tree)?.join("index"), |_| self.all)?;
         }
         Ok(())
     }
@@ -103,7 +107,7 @@ impl Times {
 struct Record {
     commit: CommitId,
     form: (bool, bool),
-    /// Under which the machine ran: what was written last may be lost with it.
+    /// Under which the machine ran: what was written last may be lost with it. Empty: the commit says too little.
     boot: String,
     times: Times,
 }
@@ -144,7 +148,8 @@ impl Turn<'_> {
             };
             all.merge(&times);
             let (commit, form) = (self.line.commit, self.line.form);
-            let record = Record { commit, form, boot: self.boot.to_owned(), times };
+            let boot = if self.line.several { String::new() } else { self.boot.to_owned() };
+            let record = Record { commit, form, boot, times };
             let new = file.with_extension("json.new");
             fs::write(&new, serde_json::to_vec(&record)?)?;
             fs::rename(&new, &file)?;
@@ -189,6 +194,7 @@ mod tests {
             repository: "r".into(),
             commit: CommitId::new([commit; 20]),
             form: (false, false),
+            several: false,
             slot,
         }
     }
@@ -202,6 +208,8 @@ mod tests {
         assert_eq!(slot_of(line("a", &["target"], 2, 0)), 2, "where its own is");
         assert_eq!(slot_of(line("a", &["other"], 9, 0)), 1);
         assert_eq!(slot_of(line("c", &["target"], 9, 0)), 1);
+        let several = Line { several: true, ..line("a", &["target"], 1, 0) };
+        assert_eq!(slot_of(several), 3, "the commit of a manifest does not tell what its projects are at");
     }
 
     #[test]
@@ -231,5 +239,11 @@ mod tests {
             take(3, "boot", Some(Changes::default()));
         }
         assert!(take(3, "another boot", Some(Changes::default())).all.is_some());
+        let several = Line { several: true, ..line("a", &["target"], 3, 1) };
+        for _ in 0..2 {
+            let (root, folder, changes) = (place.path(), folder.as_path(), |_| Some(Changes::default()));
+            Turn { root, boot: "boot", line: &several, folder, changes: &changes }.take().unwrap();
+        }
+        assert!(take(3, "boot", Some(Changes::default())).all.is_some(), "after a manifest nothing is known");
     }
 }

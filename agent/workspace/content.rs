@@ -1,6 +1,6 @@
-//! What belongs into a workspace beside its commit: submodules and large files, each fetched before anything is made.
+//! What belongs into a workspace beside its commit: submodules, projects of a manifest and large files, each fetched before
+//! anything is made.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use stoker_core::admission::Source;
@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk::blocking;
 use super::large_files::Large;
+use super::trees::Tree;
 use super::{Order, Progress, Workspaces, submodules};
 use crate::repository::git::GitError;
-use crate::repository::{Nested, Resolved, under};
+use crate::repository::{Nested, Project, Resolved, under};
 
 impl Workspaces {
     /// The submodules of what is ordered, each pinned.
@@ -24,24 +25,36 @@ impl Workspaces {
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
     ) -> Result<Vec<Nested>, Reason> {
-        let Source { repository, clone_url, commit, .. } = &order.source;
-        let wrong = |error: <RepositoryUrl as std::str::FromStr>::Err| {
-            Reason::new(Code::SubmoduleInvalid, repository.clone(), format!("{clone_url} {error}"))
-        };
-        let top: RepositoryUrl = clone_url.parse().map_err(wrong)?;
-        let found = self.inner.repositories.submodules(&top, &order.pin, *commit, &order.trust, steps);
-        let stopped = || {
-            let cancelled = GitError::Cancelled;
-            Err(Reason::new(cancelled.code(), repository.clone(), format!("its submodules: {cancelled}")))
-        };
+        if !order.submodules {
+            return Ok(Vec::new());
+        }
+        let top = url_of(&order.source, Code::SubmoduleInvalid)?;
+        let found = self.inner.repositories.submodules(&top, &order.pin, order.source.commit, &order.trust, steps);
+        let stopped = || Err(stopped(&order.source, "its submodules"));
+        cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
+    }
+
+    /// The projects of the manifest that is ordered, each pinned.
+    pub(super) async fn projects(
+        &self,
+        order: &Order,
+        steps: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Project>, Reason> {
+        let Some(manifest) = &order.manifest else { return Ok(Vec::new()) };
+        let url = url_of(&order.source, Code::ManifestInvalid)?;
+        let top = (&url, &order.pin, order.source.commit);
+        let found = self.inner.repositories.projects(top, &manifest.file, &manifest.groups, &order.trust, steps);
+        let stopped = || Err(stopped(&order.source, "the projects of its manifest"));
         cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
     }
 
     /// The large files of what is to be checked out, where they are wanted, and room for copies of them. Who asks for
-    /// those of the top gets those of its submodules too.
+    /// those of the top gets those of its submodules and projects too.
     pub(super) async fn large_files(
         &self,
         order: &Order,
+        trees: &[Tree],
         nested: &[Nested],
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
@@ -49,9 +62,15 @@ impl Workspaces {
         let repositories = &self.inner.repositories;
         let all = order.lfs || repositories.wants_lfs(order.pin.url());
         let mut large = Vec::new();
-        if all {
-            let files = repositories.lfs_files(&order.pin, order.source.commit, &order.trust, steps, cancel).await?;
-            large.push(Large { tree: PathBuf::new(), git_dir: ".git".into(), files: Arc::new(files) });
+        for tree in trees.iter().filter(|tree| all || repositories.wants_lfs(tree.pin.url())) {
+            let inner = watch::Sender::new(Progress::default());
+            let seen = inner.subscribe();
+            let work = repositories.lfs_files(&tree.pin, tree.commit, &order.trust, &inner, cancel);
+            let files = under(tree.subject().unwrap_or_default(), seen, steps, work).await.map_err(|reason| {
+                let message = format!("{}{}", tree.prefix(), reason.message);
+                Reason { message, ..reason }
+            })?;
+            large.push(Large { tree: tree.path.clone(), git_dir: tree.git_dir(), files: Arc::new(files) });
         }
         for one in nested {
             let Some(Resolved { pin, commit, .. }) = &one.resolved else { continue };
@@ -91,4 +110,16 @@ impl Workspaces {
         let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
         Err(reason.about(Resource::DiskBytes, wanted, free))
     }
+}
+
+fn url_of(source: &Source, code: Code) -> Result<RepositoryUrl, Reason> {
+    let wrong = |error: <RepositoryUrl as std::str::FromStr>::Err| {
+        Reason::new(code, source.repository.clone(), format!("{} {error}", source.clone_url))
+    };
+    source.clone_url.parse().map_err(wrong)
+}
+
+fn stopped(source: &Source, what: &str) -> Reason {
+    let cancelled = GitError::Cancelled;
+    Reason::new(cancelled.code(), source.repository.clone(), format!("{what}: {cancelled}"))
 }

@@ -14,9 +14,9 @@ use super::checkouts::{Kept, Wanted};
 use super::disk::{self, blocking, unwritable};
 use super::method::{self, Chosen, Method};
 use super::{CACHES, OVERLAYS, Order, Preparing, Progress, Workspace, Workspaces};
-use super::{environment, materialise, record, submodules};
+use super::{environment, materialise, record, submodules, trees};
 use crate::admission::now;
-use crate::repository::{Nested, SnapshotPin};
+use crate::repository::{Nested, Project, SnapshotPin};
 
 impl Workspaces {
     pub(super) async fn prepare_now(
@@ -64,27 +64,28 @@ impl Workspaces {
         steps: watch::Sender<Progress>,
         cancel: CancellationToken,
     ) -> Result<Made, Reason> {
-        let nested = match order.submodules {
-            true => self.nested(&order, &steps, &cancel).await?,
-            false => Vec::new(),
-        };
-        let pins: Vec<SnapshotPin> = nested.iter().filter_map(|one| Some(one.resolved.as_ref()?.pin.clone())).collect();
+        let nested = self.nested(&order, &steps, &cancel).await?;
+        let projects = self.projects(&order, &steps, &cancel).await?;
+        let trees = trees::trees(&order, &projects);
+        let pins = nested.iter().filter_map(|one| Some(one.resolved.as_ref()?.pin.clone()));
+        let pins: Vec<SnapshotPin> = pins.chain(projects.iter().map(|one| one.resolved.pin.clone())).collect();
         // Before anything is made: one that cannot have all its files is not begun.
-        let large = self.large_files(&order, &nested, &steps, &cancel).await?;
+        let large = self.large_files(&order, &trees, &nested, &steps, &cancel).await?;
         let inner = &self.inner;
         let root = inner.pools.usable(&inner.pool)?;
+        let chosen = self.chosen(&root).await;
         // What a failed one left while the pool was away.
         let (room, id) = (self.clone(), order.id.clone());
         let clear = blocking(move || room.discard(&id)).await;
         clear.map_err(|error| unwritable(&root.join("workspaces").join(&order.id), &error))?;
-        let chosen = self.chosen(&root).await;
-        let workspace = planned(&root, &order, &nested, &pins, chosen.method, &line);
+        let workspace = planned(&root, &order, (&nested, &projects), &pins, chosen.method, &line);
         let home = workspace.home().to_owned();
         let wanted = Wanted {
             pin: &order.pin,
             commit: order.source.commit,
             committed_at: inner.repositories.reader().committed_at(&order.pin, order.source.commit).ok(),
             trust: &order.trust,
+            trees: &trees,
             nested: &nested,
             large: &large,
             owner: workspace.owner,
@@ -101,7 +102,8 @@ impl Workspaces {
         let (workspace, kept) = made?;
         let done = workspace.clone();
         let last = move || {
-            times.apply(&done.src, done.submodules.iter().map(|one| one.path.as_str()))?;
+            let others = done.submodules.iter().chain(&done.projects).map(|one| one.path.as_str());
+            times.apply(&done.src.join(done.top()), &done.src, others)?;
             environment::write(&done, &order.environment)?;
             record::write(&root, &done)
         };
@@ -117,6 +119,7 @@ impl Workspaces {
             repository: order.pin.url().key().to_owned(),
             commit: order.source.commit,
             form: (order.submodules, order.lfs || self.inner.repositories.wants_lfs(order.pin.url())),
+            several: order.manifest.is_some(),
             slot: 1,
         }
     }
@@ -172,7 +175,7 @@ impl Workspaces {
 /// What came of a preparation.
 struct Made {
     workspace: Workspace,
-    /// Of the submodules.
+    /// Of the submodules and projects.
     pins: Vec<SnapshotPin>,
     kept: Option<Arc<Kept>>,
 }
@@ -181,7 +184,7 @@ struct Made {
 fn planned(
     root: &Path,
     order: &Order,
-    nested: &[Nested],
+    (nested, projects): (&[Nested], &[Project]),
     pins: &[SnapshotPin],
     method: Method,
     line: &Line,
@@ -213,6 +216,8 @@ fn planned(
         also_mount,
         owner: (owner != own()).then_some(owner),
         submodules: submodules::remembered(nested),
+        manifest: order.manifest.clone(),
+        projects: trees::remembered(projects),
         method,
         checkout: None,
         self_contained: order.self_contained,

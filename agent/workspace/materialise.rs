@@ -16,11 +16,12 @@ use super::copy;
 use super::disk::{blocking, directory, give, hand_over, spread, unwritable};
 use super::gitdir::{Objects, Shape, borrow_objects, own_objects, repository};
 use super::method::{Chosen, Method};
+use super::trees::{self, Tree};
 use super::{OVERLAYS, Progress, Workspace, submodules};
 use crate::node::mount::{self, Overlay};
 use crate::node::namespace::Namespaces;
+use crate::repository::Nested;
 use crate::repository::git::Git;
-use crate::repository::{Nested, SnapshotPin};
 
 /// What the room has to make workspaces with.
 pub(super) struct Means<'a> {
@@ -62,12 +63,12 @@ pub(super) async fn materialise(
             let kept = means.checkouts.obtain(means.root, &own(None), &steps, &cancel).await?;
             let (files, bytes) = kept.extent();
             let (layers, src) = (kept.layers(), workspace.src.clone());
-            let heads = Heads::new(&workspace, &wanted);
+            let heads = Heads::new(&wanted);
             let copied = blocking(move || {
                 copy::copy(&layers, &src, owner)?;
-                heads.write(&src.join(".git"), Some(Objects::Reflink))?;
+                heads.write(&src, Some(Objects::Reflink))?;
                 give(&src, owner)?;
-                owner.map_or(Ok(()), |(user, group)| hand_over(&src.join(".git"), user, group))
+                heads.hand_over(&src, owner)
             });
             copied.await.map_err(|error| unwritable(&home, &error))?;
             Ok((Workspace { files, bytes, also_mount: Vec::new(), ..workspace }, None))
@@ -76,10 +77,10 @@ pub(super) async fn materialise(
             let src = workspace.src.clone();
             let filled = fill::full(means.git, &src, &own(owner), &steps, &cancel).await?;
             let objects = workspace.self_contained.then_some(Objects::Copy);
-            let heads = Heads::new(&workspace, &wanted);
+            let heads = Heads::new(&wanted);
             let written = blocking(move || {
-                heads.write(&src.join(".git"), objects)?;
-                owner.map_or(Ok(()), |(user, group)| hand_over(&src.join(".git"), user, group))
+                heads.write(&src, objects)?;
+                heads.hand_over(&src, owner)
             });
             written.await.map_err(|error| unwritable(&home, &error))?;
             let also_mount = if objects.is_some() { Vec::new() } else { workspace.also_mount.clone() };
@@ -127,46 +128,61 @@ fn directories(workspace: &Workspace) -> io::Result<()> {
 
 /// The git directories of a workspace: where each comes from, and what it says.
 struct Heads {
-    snapshot: SnapshotPin,
-    workspace: Workspace,
+    trees: Vec<Tree>,
     nested: Vec<Nested>,
 }
 
 impl Heads {
-    fn new(workspace: &Workspace, wanted: &Wanted<'_>) -> Self {
-        Self { snapshot: wanted.pin.clone(), workspace: workspace.clone(), nested: wanted.nested.to_vec() }
+    fn new(wanted: &Wanted<'_>) -> Self {
+        Self { trees: wanted.trees.to_vec(), nested: wanted.nested.to_vec() }
     }
 
-    /// Writes all of them; without objects of their own they borrow the snapshots'.
-    fn write(&self, git_dir: &Path, objects: Option<Objects>) -> io::Result<()> {
-        self.write_heads(git_dir)?;
-        self.each(git_dir, &|git_dir, snapshot| match objects {
+    /// Writes all of them below `src`; without objects of their own they borrow the snapshots'.
+    fn write(&self, src: &Path, objects: Option<Objects>) -> io::Result<()> {
+        self.write_heads(src)?;
+        self.each(src, &|git_dir, snapshot| match objects {
             Some(how) => own_objects(git_dir, snapshot, how),
             None => borrow_objects(git_dir, snapshot),
         })
     }
 
     /// All but the objects.
-    fn write_heads(&self, git_dir: &Path) -> io::Result<()> {
-        let source = &self.workspace.source;
-        repository(&Shape {
-            git_dir,
-            snapshot: self.snapshot.path(),
-            commit: source.commit,
-            origin: &source.clone_url,
-            branch: source.clone_ref.strip_prefix("refs/heads/"),
-            default_branch: false,
-            core: String::new(),
-            rest: submodules::config(&self.nested, None),
-        })?;
-        submodules::write_heads(git_dir, &self.nested)
+    fn write_heads(&self, src: &Path) -> io::Result<()> {
+        let excludes = trees::excludes(&self.trees);
+        for tree in &self.trees {
+            let git_dir = src.join(tree.git_dir());
+            parents(src, &git_dir)?;
+            let is_src = tree.path.as_os_str().is_empty();
+            repository(&Shape {
+                git_dir: &git_dir,
+                snapshot: tree.pin.path(),
+                commit: tree.commit,
+                origin: &tree.origin,
+                branch: tree.branch.as_deref(),
+                default_branch: false,
+                core: String::new(),
+                rest: if is_src { submodules::config(&self.nested, None) } else { String::new() },
+            })?;
+            if let Some(text) = excludes.get(tree.path.as_path()).filter(|text| !text.is_empty()) {
+                fs::write(git_dir.join("info/exclude"), text)?;
+            }
+        }
+        submodules::write_heads(&src.join(".git"), &self.nested)
     }
 
     /// Does something for each git directory and the snapshot that it reads.
-    fn each(&self, git_dir: &Path, work: &dyn Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
-        work(git_dir, self.snapshot.path())?;
+    fn each(&self, src: &Path, work: &dyn Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+        self.trees.iter().try_for_each(|tree| work(&src.join(tree.git_dir()), tree.pin.path()))?;
         let below = self.nested.iter().filter_map(|one| Some((one, one.resolved.as_ref()?)));
-        below.into_iter().try_for_each(|(one, resolved)| work(&git_dir.join(&one.git_dir), resolved.pin.path()))
+        below
+            .into_iter()
+            .try_for_each(|(one, resolved)| work(&src.join(submodules::below_git(one)), resolved.pin.path()))
+    }
+
+    /// Gives them to a user.
+    fn hand_over(&self, src: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+        let Some((user, group)) = owner else { return Ok(()) };
+        self.trees.iter().try_for_each(|tree| hand_over(&src.join(tree.git_dir()), user, group))
     }
 }
 
@@ -187,7 +203,7 @@ impl Place {
             src: workspace.src.clone(),
             owner: workspace.owner,
             shown: idmapped && workspace.owner.is_some(),
-            heads: Heads::new(workspace, wanted),
+            heads: Heads::new(wanted),
         }
     }
 
@@ -199,16 +215,14 @@ impl Place {
             directory(path, 0o755)?;
         }
         // The objects of the snapshot, in a layer of their own below: a build that writes to one gets a copy.
-        let git_dir = objects.join(".git");
-        directory(&git_dir, 0o755)?;
-        self.heads.each(&git_dir, &|git_dir, snapshot| {
+        self.heads.each(&objects, &|git_dir, snapshot| {
             parents(&objects, git_dir)?;
             own_objects(git_dir, snapshot, Objects::Link)
         })?;
         if !self.shown {
-            only_directories(&git_dir, self.owner)?;
+            only_directories(&objects, self.owner)?;
         }
-        self.heads.write_heads(&upper.join(".git"))?;
+        self.heads.write_heads(&upper)?;
         if let Some((user, group)) = self.owner {
             hand_over(&upper, user, group)?;
         }

@@ -28,6 +28,7 @@ mod record;
 pub mod retention;
 mod submodules;
 mod take_up;
+mod trees;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,7 @@ pub use crate::repository::Progress;
 pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
 pub use submodules::Submodule;
+pub use trees::Manifest;
 
 /// Where the caches of tenants are, below the agent's directory of the pool.
 const CACHES: &str = "caches";
@@ -121,6 +123,12 @@ pub struct Workspace {
     /// What is checked out within, parents first.
     #[serde(default)]
     pub submodules: Vec<Submodule>,
+    /// Which manifest of the source is checked out; then the source itself lies beside its projects.
+    #[serde(default)]
+    pub manifest: Option<Manifest>,
+    /// The projects of it, by path.
+    #[serde(default)]
+    pub projects: Vec<Submodule>,
     /// How `src` came to be.
     #[serde(default)]
     pub method: Method,
@@ -142,6 +150,11 @@ impl Workspace {
     /// The directory that all of it lies in.
     fn home(&self) -> &Path {
         self.src.parent().unwrap_or(&self.src)
+    }
+
+    /// Where the source's own files are, below `src`.
+    fn top(&self) -> &Path {
+        Path::new(if self.manifest.is_some() { trees::MANIFESTS } else { "" })
     }
 
     /// What the build's environment must have.
@@ -187,6 +200,8 @@ pub struct Order {
     pub group: Option<u32>,
     /// Check the submodules out too.
     pub submodules: bool,
+    /// The projects of this manifest, and not the source alone.
+    pub manifest: Option<Manifest>,
     /// With the content of its large files in the place of their pointers.
     pub lfs: bool,
     /// With objects of its own, also where others could be read in their place.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Method, OVERLAYS, Workspace};
 
-const RECORD_BYTES_MAX: u64 = 1 << 20;
+const RECORD_BYTES_MAX: u64 = 8 << 20;
 
 fn path(root: &Path, id: &str) -> PathBuf {
     root.join("workspaces").join(format!("{id}.json"))

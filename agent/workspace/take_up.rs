@@ -59,6 +59,7 @@ impl Workspaces {
                     repository: workspace.source.repository.clone(),
                     commit: workspace.source.commit,
                     form: workspace.form,
+                    several: workspace.manifest.is_some(),
                     slot: workspace.cache_slot,
                 };
                 let (lease, expires_at) = (workspace.lease.clone(), workspace.expires_at);
@@ -83,16 +84,16 @@ impl Workspaces {
         }
     }
 
-    /// What keeps the submodules of a workspace that was read back.
+    /// What keeps the submodules and projects of a workspace that was read back.
     fn pins_of(&self, workspace: &Workspace) -> Vec<SnapshotPin> {
         let pin = |one: &Submodule| {
             let pin = self.inner.repositories.pin_named(&one.url, &one.snapshot);
             if pin.is_none() {
-                tracing::warn!(workspace = workspace.id, path = one.path, "the snapshot of a submodule is gone");
+                tracing::warn!(workspace = workspace.id, path = one.path, "the snapshot of what lies there is gone");
             }
             pin
         };
-        workspace.submodules.iter().filter_map(pin).collect()
+        workspace.submodules.iter().chain(&workspace.projects).filter_map(pin).collect()
     }
 }
 

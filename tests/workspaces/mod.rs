@@ -6,6 +6,7 @@ mod isolation;
 mod kept;
 mod kill;
 mod lines;
+mod manifest;
 mod rootless;
 
 use std::collections::BTreeMap;

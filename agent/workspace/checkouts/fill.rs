@@ -22,6 +22,7 @@ use crate::repository::git::{Git, GitError};
 use crate::repository::{Changes, Nested, Progress, Reader, Resolved, SnapshotPin, under};
 use crate::workspace::disk::{blocking, directory, hand_over, unwritable};
 use crate::workspace::index;
+use crate::workspace::trees::{self, Tree};
 use crate::workspace::{large_files, submodules};
 
 const CHECKOUT_WITHIN: Duration = Duration::from_secs(3600);
@@ -81,10 +82,9 @@ pub(in crate::workspace) async fn full(
     steps: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<Filled, Reason> {
-    let git_dir = tree.join(".git");
-    blocking(move || directory(&git_dir, 0o755)).await.map_err(|error| unwritable(tree, &error))?;
-    let job = Job { snapshot: wanted.pin.path(), commit: wanted.commit, tree, index: &tree.join(".git/index") };
-    job.run(git, Whole::All, steps.clone(), cancel).await.map_err(|error| failed(wanted, &error))?;
+    for one in wanted.trees {
+        in_its_folder(git, wanted, one, tree, steps, cancel).await?;
+    }
     for one in wanted.nested {
         let Some(resolved) = &one.resolved else { continue };
         submodule(git, wanted, one, resolved, tree, steps, cancel).await?;
@@ -140,6 +140,44 @@ fn white_out(tree: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+async fn in_its_folder(
+    git: &Git,
+    wanted: &Wanted<'_>,
+    one: &Tree,
+    src: &Path,
+    steps: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), Reason> {
+    let (top, place) = (src.to_owned(), one.clone());
+    let made = blocking(move || {
+        let folder = trees::make_folder(&top, &place.path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}{error}", place.prefix())))?;
+        directory(&folder.join(".git"), 0o755)?;
+        Ok(folder)
+    });
+    let folder = made.await.map_err(|error| misplaced(wanted, src, &error))?;
+    let index = folder.join(".git/index");
+    let job = Job { snapshot: one.pin.path(), commit: one.commit, tree: &folder, index: &index };
+    let Some(subject) = one.subject() else {
+        return job.run(git, Whole::All, steps.clone(), cancel).await.map_err(|error| failed(wanted, &error));
+    };
+    let (sender, seen) = watch::channel(Progress::phase("checking out"));
+    under(subject, seen, steps, job.run(git, Whole::All, sender, cancel)).await.map_err(|error| {
+        let message = format!("{}{} cannot be checked out: {error}", one.prefix(), one.commit);
+        Reason::new(error.code(), wanted.pin.url().to_string(), message)
+    })
+}
+
+/// What the manifest wants cannot be, or the disk does not take it.
+fn misplaced(wanted: &Wanted<'_>, place: &Path, error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::InvalidData => {
+            Reason::new(Code::ManifestInvalid, wanted.pin.url().to_string(), error.to_string())
+        }
+        _ => unwritable(place, error),
+    }
+}
+
 async fn submodule(
     git: &Git,
     wanted: &Wanted<'_>,
@@ -188,16 +226,22 @@ async fn finish(
         None => submodules::trees(&tree, wanted.nested),
     };
     let of_base = base.map(|base| base.extent());
+    if wanted.trees.iter().any(Tree::has_files) {
+        let (tree, trees) = (tree.clone(), wanted.trees.to_vec());
+        let placed = blocking(move || trees::place_files(&tree, &trees, stamp)).await;
+        placed.map_err(|error| misplaced(wanted, top, &error))?;
+    }
+    let own: Vec<(PathBuf, PathBuf)> =
+        wanted.trees.iter().map(|one| (tree.join(&one.path), tree.join(one.git_dir()))).collect();
     let work = blocking(move || {
         large.iter().try_for_each(|one| large_files::place(&tree, one, kept_stamp.is_some()))?;
         let (mut files, mut bytes, mut own_bytes) = (0_u64, 0_u64, 0_u64);
-        let top = [(tree.clone(), tree.join(".git"))];
-        for (folder, git_dir) in top.iter().chain(&nested) {
+        for (folder, git_dir) in own.iter().chain(&nested) {
             let stamped = index::stamp(folder, &git_dir.join("index"), kept_stamp, stamp)?;
             own_bytes = own_bytes.saturating_add(stamped.own_bytes);
         }
         large.iter().try_for_each(|one| large_files::refresh_index(&tree, one))?;
-        for (_, git_dir) in top.iter().chain(&nested) {
+        for (_, git_dir) in own.iter().chain(&nested) {
             let one = index::measure(&git_dir.join("index"))?;
             (files, bytes) = (files.saturating_add(one.0), bytes.saturating_add(one.1));
         }

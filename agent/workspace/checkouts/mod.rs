@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::disk::{blocking, directory, spread, unwritable};
 use super::large_files::Large;
+use super::trees::Tree;
 use crate::admission::now;
 use crate::node::Pools;
 use crate::repository::git::Git;
@@ -48,6 +49,8 @@ pub(super) struct Wanted<'a> {
     /// In seconds since 1970, where it is known.
     pub(super) committed_at: Option<i64>,
     pub(super) trust: &'a str,
+    /// What has a git directory in its folder: the commit itself, and the projects of its manifest, parents first.
+    pub(super) trees: &'a [Tree],
     /// The submodules, parents first.
     pub(super) nested: &'a [Nested],
     /// The large files, which take the place of their pointers, one entry a work tree.
@@ -63,6 +66,11 @@ impl Wanted<'_> {
         Component::of(&[self.pin.url().key(), &commit, &settings]).as_str().to_owned()
     }
 
+    /// It has the projects of a manifest.
+    fn is_manifest(&self) -> bool {
+        self.trees.iter().any(|tree| !tree.path.as_os_str().is_empty())
+    }
+
     /// What another checkout must have in common with this one to be the same but for the commit.
     fn settings(&self) -> String {
         let mut settings = format!("{} {}", self.trust, self.pin.url().key());
@@ -72,6 +80,12 @@ impl Wanted<'_> {
         for one in self.nested {
             let commit = one.resolved.as_ref().map(|resolved| resolved.commit.to_string()).unwrap_or_default();
             settings.push_str(&format!(" submodule {:?} {:?} {} {commit}", one.path, one.git_dir, one.says.url));
+        }
+        if self.is_manifest() {
+            // There may be thousands.
+            let all: Vec<String> = self.trees.iter().map(Tree::identity).collect();
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            settings.push_str(&format!(" manifest {}", Component::of(&all)));
         }
         for one in self.large {
             settings.push_str(&format!(" large files {:?}", one.tree));
@@ -351,6 +365,10 @@ impl Checkouts {
 
     /// The full one with the same settings that differs least, where a layer over it is worth it.
     async fn nearest(&self, wanted: &Wanted<'_>, settings: &str) -> Option<(Arc<Kept>, Changes)> {
+        // A layer knows one index.
+        if wanted.is_manifest() {
+            return None;
+        }
         let mut full: Vec<(Timestamp, CommitId, Arc<Kept>)> = {
             let kept = self.kept();
             let full = kept.values().filter_map(|one| {

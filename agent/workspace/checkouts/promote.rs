@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::{Checkouts, Kept, Wanted, lock};
 use crate::repository::{Nested, Progress, SnapshotPin};
 use crate::workspace::large_files::Large;
+use crate::workspace::trees::Tree;
 
 /// A layer that was used so often is often used.
 const OFTEN: u64 = 16;
@@ -22,6 +23,7 @@ struct Owned {
     commit: CommitId,
     committed_at: Option<i64>,
     trust: String,
+    trees: Vec<Tree>,
     nested: Vec<Nested>,
     large: Vec<Large>,
     owner: Option<(u32, u32)>,
@@ -34,6 +36,7 @@ impl Owned {
             commit: wanted.commit,
             committed_at: wanted.committed_at,
             trust: wanted.trust.to_owned(),
+            trees: wanted.trees.to_vec(),
             nested: wanted.nested.to_vec(),
             large: wanted.large.to_vec(),
             owner: wanted.owner,
@@ -46,6 +49,7 @@ impl Owned {
             commit: self.commit,
             committed_at: self.committed_at,
             trust: &self.trust,
+            trees: &self.trees,
             nested: &self.nested,
             large: &self.large,
             owner: self.owner,

@@ -80,6 +80,8 @@ impl World {
             also_mount: Vec::new(),
             owner: None,
             submodules: Vec::new(),
+            manifest: None,
+            projects: Vec::new(),
             trust: "default".to_owned(),
         }
     }
