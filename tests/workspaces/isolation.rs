@@ -10,8 +10,9 @@ fn shared(pool: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     for part in ["checkouts", "repositories"] {
         for (path, what) in listing(&own.join(part)) {
-            // A record has the time of its last use.
-            if path.extension().is_some_and(|extension| extension == "json") {
+            // A record has the time of its last use; of a repository only its snapshots are others'.
+            let is_record = path.extension().is_some_and(|extension| extension == "json");
+            if is_record || part == "repositories" && !path.iter().any(|part| part == "snapshots") {
                 continue;
             }
             let meta = fs::symlink_metadata(own.join(part).join(&path)).unwrap();
