@@ -222,11 +222,14 @@ impl Looker {
     }
 
     /// Stalls, with what the last moments were like for memory: averages lag behind. What the kernel measured for its
-    /// trigger counts as it says, whatever is seen of it in totals that were read a second apart.
+    /// trigger counts as it says, however little of it is seen in totals that were read a second apart. Where nothing is
+    /// seen it does not: the first event of a trigger without rights can be none, for the kernel then compares the totals
+    /// of one of its clocks with those of another.
     fn stalls(&mut self, now: Timestamp, told: Option<Stalled>) -> [StallReading; 3] {
         let (mut stalls, total) = self.sampler.stalls();
         let full_now = total.and_then(|total| self.stall_meter.note(total, now));
-        let told = if told == Some(Stalled::Full) { MEMORY_STALL_FULL } else { 0 };
+        let is_seen = full_now.is_some_and(|share| share > 0);
+        let told = if is_seen && told == Some(Stalled::Full) { MEMORY_STALL_FULL } else { 0 };
         if let [StallReading::Known(memory), ..] = &mut stalls {
             memory.full_now = full_now.unwrap_or(0).max(told);
         }

@@ -129,14 +129,26 @@ fn a_calm_node_is_read_in_full_and_open() {
 }
 
 #[test]
-fn what_the_trigger_says_shuts_the_gate_at_once() {
-    let config = configured(config(&recorded("node-32cpu-62g")));
+fn what_the_trigger_says_shuts_the_gate_at_once_where_anything_stalled() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("node");
+    let copied = std::process::Command::new("cp").arg("-r").arg(recorded("node-32cpu-62g")).arg(&root).status();
+    assert!(copied.unwrap().success());
+    let stalled = |total_us: u64| {
+        let line = |kind: &str| format!("{kind} avg10=0.00 avg60=0.00 avg300=0.00 total={total_us}\n");
+        std::fs::write(root.join("proc/pressure/memory"), line("some") + &line("full")).unwrap();
+    };
+    let config = configured(config(&root));
     let disks = DiskProbe::new(config.clone()).measure(&Pools::open(&[]));
     let mut looker = looker(config, Amounts::default());
     let mut gate = |at, told| looker.look(&disks, Timestamp(at), true, told).gate.state;
-    assert_eq!(gate(1, None), GateState::Open);
-    assert_eq!(gate(500, Some(Stalled::Some)), GateState::Open, "that is worth a look");
-    assert_eq!(gate(900, Some(Stalled::Full)), GateState::Shut, "the totals do not show it");
+    stalled(1_000_000);
+    assert_eq!(gate(1000, None), GateState::Open);
+    assert_eq!(gate(2000, Some(Stalled::Full)), GateState::Open, "a trigger that was just made says it of nothing");
+    stalled(1_030_000);
+    assert_eq!(gate(3000, Some(Stalled::Some)), GateState::Open, "that is worth a look");
+    stalled(1_060_000);
+    assert_eq!(gate(4000, Some(Stalled::Full)), GateState::Shut, "the totals show little of it");
 }
 
 #[test]
