@@ -77,7 +77,8 @@ impl Drop for OverWhenPanicking<'_> {
     }
 }
 
-/// As aggressive as it can be: everything is due all the time, and the mirrors do not all fit.
+/// As aggressive as it can be: everything is due all the time, and the mirrors do not all fit. Workspaces are checkouts,
+/// which read the snapshots themselves and outlast the power; overlays go with it (`workspaces::kill` has those).
 fn configuration(sites: &[Site]) -> String {
     let (project, fork) = (&sites[0].url, &sites[1].url);
     format!(
@@ -86,6 +87,7 @@ fn configuration(sites: &[Site]) -> String {
          repositories:\n  add: on-demand\n  allow: [127.0.0.1]\n  protocols: [http]\n  refresh: 1s\n\
          \x20 limit: {limit}MiB\n  minAge: 0s\n  upkeep: {{every: 1s, fullEvery: 1s, grace: 0s}}\n\
          \x20 mirrors:\n    - {{url: '{project}'}}\n    - {{url: '{fork}', forkOf: '{project}'}}\n\
+         workspaces: {{method: checkout}}\n\
          listen: {{socket: $ROOT/run/stoker.sock, http: {{address: '127.0.0.1:$PORT'}}}}\n",
         limit = sites::LIMIT_MIB,
     )

@@ -4,7 +4,7 @@
 //! `/livez` answers for as long as the process does. `/readyz` says that the rooms are built; what is wrong with pools
 //! or mirrors stands in its body, and does not make it fail: the Service through which builds reach their own node's
 //! cache would drop their packets. Answers are made in full before they are sent, at most 32 at a time; those of [`git`]
-//! and [`outputs`] are streams, with bounds of their own.
+//! and `outputs` are streams, with bounds of their own.
 
 pub mod git;
 mod html;

@@ -5,8 +5,8 @@
 //! beside the directory is written last: without it a directory is half made, and goes at the next start. The room
 //! watches the ledger: when a lease ends, its workspace leaves its place at once and is removed in the background.
 //!
-//! A commit is checked out once and kept ([`checkouts`]); a workspace is a mount over that, a copy that shares its blocks,
-//! or, where the pool can do neither, files that git writes ([`method`]).
+//! A commit is checked out once and kept (`checkouts`); a workspace is a mount over that, a copy that shares its blocks,
+//! or, where the pool can do neither, files that git writes (`method`).
 
 mod ahead;
 mod caches;

@@ -145,6 +145,8 @@ pub(crate) fn take_overlays_away(path: &Path) {
     for point in mounts_below(path).iter().rev() {
         let _ = std::process::Command::new("umount").arg("--lazy").arg(point).status();
     }
-    let sealed = ["-maxdepth", "8", "-type", "d", "-name", "src", "-empty", "-exec", "chattr", "-i", "{}", "+"];
+    let names = ["(", "-name", "src", "-o", "-name", "tmp", ")"];
+    let sealed = ["-maxdepth", "8", "-type", "d"].into_iter().chain(names);
+    let sealed = sealed.chain(["-empty", "-exec", "chattr", "-i", "{}", "+"]);
     let _ = std::process::Command::new("find").arg(path).args(sealed).output();
 }

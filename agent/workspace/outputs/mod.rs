@@ -3,7 +3,7 @@
 //! When a workspace ends, its `out` is renamed to `<pool>/stoker/outputs/<id>`, where only the agent can enter. Its record
 //! is written first, beside it: a kill in between leaves a record without a directory, and the workspace, whose end is
 //! then repeated and finds the record. So an output is neither lost nor made twice. What a build left may be hostile: it
-//! is only ever reached beneath its directory (see [`crate::node::tree`]).
+//! is only ever reached beneath its directory (see `node::tree`).
 
 mod end;
 pub(crate) mod name;

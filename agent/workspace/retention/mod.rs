@@ -1,7 +1,7 @@
 //! Retention: what lies on the pools goes when its time is over, and nothing before.
 //!
-//! **Observe** ([`observe`]): outputs by their records, caches of tenants, content of declared directories, and what in the
-//! agent's own directory nobody knows; with the times that the agent wrote down ([`journal`]). **Decide**:
+//! **Observe** (`observe`): outputs by their records, caches of tenants, content of declared directories, and what in the
+//! agent's own directory nobody knows; with the times that the agent wrote down (`journal`). **Decide**:
 //! `stoker_core::retention`. **Act**: through [`Pools::discard`], each thing looked at again a moment before it goes.
 //! **Publish**: a [`View`]. [`Retention::plan`] stops after the second step. Files of others are not touched, unless a
 //! declared directory says so.
