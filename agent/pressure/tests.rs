@@ -136,7 +136,7 @@ fn what_the_trigger_says_shuts_the_gate_at_once_where_anything_stalled() {
     assert!(copied.unwrap().success());
     let stalled = |total_us: u64| {
         let line = |kind: &str| format!("{kind} avg10=0.00 avg60=0.00 avg300=0.00 total={total_us}\n");
-        std::fs::write(root.join("proc/pressure/memory"), line("some") + &line("full")).unwrap();
+        fs::write(root.join("proc/pressure/memory"), line("some") + &line("full")).unwrap();
     };
     let config = configured(config(&root));
     let disks = DiskProbe::new(config.clone()).measure(&Pools::open(&[]));
