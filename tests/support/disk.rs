@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 /// Larger files are compared by their size.
 const HASHED_BYTES_MAX: u64 = 1 << 20;
 
-/// Everything below `root`: kind, mode, size, and what is in it. Empty where there is nothing.
+/// Everything below `root`: kind, mode, size, and what is in it. Empty where there is nothing; what goes meanwhile (of the
+/// trash) is not in it.
 pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut pending = vec![root.to_owned()];
@@ -19,15 +20,17 @@ pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
         let Ok(entries) = std::fs::read_dir(&folder) else { continue };
         for entry in entries {
             let path = entry.unwrap().path();
-            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let Some(meta) = unless_gone(std::fs::symlink_metadata(&path)) else { continue };
             let kind = meta.file_type();
             let content = if kind.is_symlink() {
-                format!("link to {}", std::fs::read_link(&path).unwrap().display())
+                let Some(target) = unless_gone(std::fs::read_link(&path)) else { continue };
+                format!("link to {}", target.display())
             } else if kind.is_dir() {
                 pending.push(path.clone());
                 "folder".to_owned()
             } else if kind.is_file() && meta.size() <= HASHED_BYTES_MAX {
-                let hash = Sha256::digest(std::fs::read(&path).unwrap());
+                let Some(bytes) = unless_gone(std::fs::read(&path)) else { continue };
+                let hash = Sha256::digest(bytes);
                 format!("{} bytes {}", meta.size(), hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
             } else {
                 format!("{} bytes", meta.size())
@@ -37,6 +40,14 @@ pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
         }
     }
     found
+}
+
+#[track_caller]
+fn unless_gone<T>(read: std::io::Result<T>) -> Option<T> {
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        read => Some(read.unwrap()),
+    }
 }
 
 /// What a killed git or agent leaves below `root`, and nobody would ever use.
