@@ -11,6 +11,7 @@
 //! disk from being unmounted.
 
 mod directory;
+pub(crate) mod files;
 mod filesystem;
 mod guard;
 mod idmap;

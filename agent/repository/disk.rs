@@ -1,12 +1,14 @@
 //! Where a repository lies on the pool, and the small file work that all of the room shares.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use stoker_core::reason::{Code, Reason};
+
+pub(super) use crate::node::files::{replace, sync_directory};
 
 /// The paths of one repository, below `<pool>/stoker/repositories/<folder>`.
 #[derive(Debug, Clone)]
@@ -119,26 +121,6 @@ pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
     names.collect()
 }
 
-/// Writes the whole file or leaves the old one. `durable`: it survives a loss of power. Where it need not, power that is
-/// lost can take the old one along: XFS keeps the new name without its content.
-pub(super) fn replace(file: &Path, content: &[u8], durable: bool) -> io::Result<()> {
-    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
-    let temporary = file.with_file_name(format!(".tmp-{name}"));
-    let written = File::create(&temporary).and_then(|mut writer| {
-        writer.write_all(content)?;
-        if durable { writer.sync_all() } else { Ok(()) }
-    });
-    if let Err(error) = written.and_then(|()| fs::rename(&temporary, file)) {
-        // On a full disk it would stand in the way.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    match file.parent() {
-        Some(parent) if durable => sync_directory(parent),
-        _ => Ok(()),
-    }
-}
-
 /// Removes an unfinished fill or snapshot. What is not there is gone already.
 #[expect(clippy::disallowed_methods, reason = "no build can write below `repositories`: nobody swaps names here")]
 pub(super) fn remove_unfinished(dir: &Path) -> io::Result<()> {
@@ -154,10 +136,6 @@ pub(super) fn make_directory(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
-}
-
-pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 /// Bytes that these trees hold on disk, each inode once however often it is linked. What vanishes meanwhile is not

@@ -48,7 +48,7 @@ impl WorkspaceService for Workspace {
         let environment = self.0.serve.build_environment().await;
         let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, .. } = request;
         let order = Order { user, group, submodules, manifest, lfs, self_contained, tmpfs_bytes, environment, ..order };
-        let mut preparing = self.0.workspaces.prepare(order).map_err(|reason| refusal(&reason))?;
+        let mut preparing = self.0.workspaces.prepare(order).await.map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
         let (cancel, serve) = (self.0.cancel.clone(), self.0.serve.clone());
         self.0.tasks.spawn(async move {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::checkouts::Wanted;
+use super::disk::blocking;
 use super::{Method, Order, Progress, Workspaces, trees};
 use crate::admission::now;
 use crate::config::workspaces::Ahead;
@@ -54,7 +55,7 @@ impl Workspaces {
         let Ok(root) = inner.pools.usable(&inner.pool) else { return Ok(()) };
         let chosen = self.chosen(&root).await;
         // Where git writes the files of each workspace, nothing is kept.
-        if chosen.method == Method::Checkout || !self.has_spare_room() {
+        if chosen.method == Method::Checkout || !self.has_spare_room().await {
             return Ok(());
         }
         let request = Request::new(one.url.clone(), one.reference.clone());
@@ -98,7 +99,7 @@ impl Workspaces {
         let wanted = Wanted {
             pin: &order.pin,
             commit,
-            committed_at: inner.repositories.reader().committed_at(&order.pin, commit).ok(),
+            committed_at: self.committed_at(&order).await,
             trust: &order.trust,
             trees: &trees,
             nested: &nested,
@@ -113,8 +114,9 @@ impl Workspaces {
     }
 
     /// Whether the pool is above its floor: what nobody asked for yet must not bring it there.
-    fn has_spare_room(&self) -> bool {
-        let disk = self.inner.pools.measure_one(&self.inner.pool).and_then(Result::ok);
-        disk.is_some_and(|disk| disk.free_bytes > disk.floor_bytes)
+    async fn has_spare_room(&self) -> bool {
+        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
+        let measured = blocking(move || Ok(pools.measure_one(&pool).and_then(Result::ok))).await;
+        measured.ok().flatten().is_some_and(|disk| disk.free_bytes > disk.floor_bytes)
     }
 }

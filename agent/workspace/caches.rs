@@ -7,7 +7,6 @@
 //! other: the second gets a place ("slot") of its own, as a second workspace of a CI job does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +17,7 @@ use stoker_core::identity::{CommitId, Component};
 use super::disk::directory;
 use super::index;
 use super::trees::git_dir_of;
+use crate::node::files::{self, read_record};
 use crate::repository::Changes;
 
 /// Where the times are remembered, below the agent's directory of the pool.
@@ -136,8 +136,8 @@ impl Turn<'_> {
         for key in &self.line.keys {
             let (tenant, slot) = (&self.line.tenant, self.line.slot.to_string());
             let name = Component::of(&[key, &slot, tenant, &self.line.repository]);
-            let file = place.join(format!("{name}.json"));
-            let times = match (read(&file), self.folder.join(key).exists()) {
+            let file = files::record(&place, name.as_str());
+            let times = match (read_record::<Record>(&file, RECORD_BYTES_MAX), self.folder.join(key).exists()) {
                 // Nothing was made from anything yet.
                 (None, false) => Times::default(),
                 (Some(record), _) if record.boot == self.boot && record.form == self.line.form => {
@@ -150,9 +150,8 @@ impl Turn<'_> {
             let (commit, form) = (self.line.commit, self.line.form);
             let boot = if self.line.several { String::new() } else { self.boot.to_owned() };
             let record = Record { commit, form, boot, times };
-            let new = file.with_extension("json.new");
-            fs::write(&new, serde_json::to_vec(&record)?)?;
-            fs::rename(&new, &file)?;
+            // After a loss of power it is not trusted.
+            files::replace(&file, &serde_json::to_vec(&record)?, false)?;
         }
         Ok(all)
     }
@@ -174,11 +173,6 @@ impl Turn<'_> {
         }
         times
     }
-}
-
-fn read(file: &Path) -> Option<Record> {
-    let small = fs::metadata(file).ok()?.len() <= RECORD_BYTES_MAX;
-    serde_json::from_slice(&small.then(|| fs::read(file).ok())??).ok()
 }
 
 #[cfg(test)]

@@ -34,7 +34,6 @@ impl Workspaces {
 
     pub(super) async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
         let mut changes = admission.watch();
-        let mut looks = 0_u64;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -48,12 +47,7 @@ impl Workspaces {
                 self.unmount_ended(&admission).await;
                 continue;
             }
-            if looks.is_multiple_of(MAKE_ROOM_EVERY) {
-                self.make_room().await;
-            }
-            looks = looks.wrapping_add(1);
-            let lost = self.list().into_iter().filter(|held| self.is_lost(held)).map(|held| held.id.clone());
-            for id in self.over(&admission).into_iter().chain(lost) {
+            for id in self.over(&admission).into_iter().chain(self.lost().await) {
                 if let Err(reason) = self.delete(&id).await {
                     tracing::warn!(workspace = id, reason = reason.message, "not removed yet; tried again");
                 }
@@ -62,20 +56,26 @@ impl Workspaces {
     }
 
     /// Lets go of kept checkouts above their limit, or while the pool is below its floor.
-    async fn make_room(&self) {
-        // What is on its way out counts as gone, where it goes soon.
-        let _ = tokio::time::timeout(GOES_WITHIN, self.inner.pools.drained()).await;
-        let room = self.clone();
-        let made = blocking(move || {
-            let inner = &room.inner;
-            let usable = inner.pools.usable(&inner.pool).map_err(|reason| io::Error::other(reason.message))?;
-            let disk = inner.pools.measure_one(&inner.pool).and_then(Result::ok);
-            let lacking = disk.map_or(0, |disk| disk.floor_bytes.saturating_sub(disk.free_bytes));
-            let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
-            Ok(inner.checkouts.evict(&usable, limit, lacking))
-        });
-        // A pool that is away has no room to make.
-        let _ = made.await;
+    pub(super) async fn make_room(self, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(MAKE_ROOM_EVERY) => {}
+            }
+            // What is on its way out counts as gone, where it goes soon.
+            let _ = tokio::time::timeout(GOES_WITHIN, self.inner.pools.drained()).await;
+            let room = self.clone();
+            let made = blocking(move || {
+                let inner = &room.inner;
+                let usable = inner.pools.usable(&inner.pool).map_err(|reason| io::Error::other(reason.message))?;
+                let disk = inner.pools.measure_one(&inner.pool).and_then(Result::ok);
+                let lacking = disk.map_or(0, |disk| disk.floor_bytes.saturating_sub(disk.free_bytes));
+                let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
+                Ok(inner.checkouts.evict(&usable, limit, lacking))
+            });
+            // A pool that is away has no room to make.
+            let _ = made.await;
+        }
     }
 
     /// Waits until no workspace is left whose lease or time has ended.

@@ -17,9 +17,19 @@ const NAMED_MAX: usize = 8;
 impl Workspaces {
     /// Whether its files went: what was written to an overlay or a tmpfs cannot be mounted again, and another filesystem
     /// may have taken the place of the one that it was made on.
-    pub(super) fn is_lost(&self, held: &Workspace) -> bool {
+    fn is_lost(&self, held: &Workspace) -> bool {
         let unmounted = |point: &PathBuf| mount::is_mount(point).is_ok_and(|mounted| !mounted);
         mounts_of(held).into_iter().any(unmounted) || held.method != Method::Overlay && self.is_gone(&held.src)
+    }
+
+    /// The ids of those whose files went.
+    pub(super) async fn lost(&self) -> Vec<String> {
+        let room = self.clone();
+        let looked = blocking(move || {
+            let lost = room.list().into_iter().filter(|held| room.is_lost(held));
+            Ok(lost.map(|held| held.id.clone()).collect())
+        });
+        looked.await.unwrap_or_default()
     }
 
     /// Whether nothing is at a path of the pool while the pool is there.

@@ -49,7 +49,8 @@ impl Workspaces {
                 stage.send_replace(Preparing::Ready(Arc::new(workspace)));
             }
             Err(reason) => {
-                if let Err(error) = self.discard(&id) {
+                let (room, half_made) = (self.clone(), id.clone());
+                if let Err(error) = blocking(move || room.discard(&half_made)).await {
                     tracing::warn!(%error, workspace = id, "a half-made workspace could not be removed yet");
                 }
                 stage.send_replace(Preparing::Failed(reason));
@@ -83,7 +84,7 @@ impl Workspaces {
         let wanted = Wanted {
             pin: &order.pin,
             commit: order.source.commit,
-            committed_at: inner.repositories.reader().committed_at(&order.pin, order.source.commit).ok(),
+            committed_at: self.committed_at(&order).await,
             trust: &order.trust,
             trees: &trees,
             nested: &nested,
@@ -109,6 +110,12 @@ impl Workspaces {
         };
         blocking(last).await.map_err(|error| unwritable(&home, &error))?;
         Ok(Made { workspace, pins, kept })
+    }
+
+    /// When its commit was made, where that can be read.
+    pub(super) async fn committed_at(&self, order: &Order) -> Option<i64> {
+        let (reader, pin, commit) = (self.inner.repositories.reader(), order.pin.clone(), order.source.commit);
+        blocking(move || Ok(reader.committed_at(&pin, commit).ok())).await.ok().flatten()
     }
 
     /// Which caches an order uses; its slot is not chosen yet.

@@ -32,6 +32,7 @@ mod trees;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -73,8 +74,8 @@ const WORKSPACES_MAX: usize = 4096;
 const CACHES_MAX: usize = 10_000;
 /// How often it is looked at whether all are gone, where somebody waits for that.
 const SETTLE_EVERY: Duration = Duration::from_millis(20);
-/// So many looks at leases come to one look at what kept checkouts hold.
-const MAKE_ROOM_EVERY: u64 = 10;
+/// How often it is looked at what kept checkouts hold.
+const MAKE_ROOM_EVERY: Duration = Duration::from_secs(10);
 /// So long what was thrown away is waited for before kept checkouts make room: ended leases wait for this look.
 const GOES_WITHIN: Duration = Duration::from_secs(5);
 /// How often ended leases are looked for where no change woke the room.
@@ -329,6 +330,7 @@ impl Workspaces {
         // A pool that is not there now is looked at again when it comes.
         let _ = tokio::task::spawn_blocking(move || taking_up.take_up_once()).await;
         room.inner.tasks.spawn(room.clone().measure_all(cancel.clone()));
+        room.inner.tasks.spawn(room.clone().make_room(cancel.clone()));
         room.inner.tasks.spawn(room.clone().prepare_ahead(cancel.clone()));
         room.inner.tasks.spawn(room.clone().watch_leases(admission, cancel));
         room
@@ -359,7 +361,14 @@ impl Workspaces {
     ///
     /// # Errors
     /// When the pool is not ready or there are too many.
-    pub fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
+    pub async fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
+        let (room, id) = (self.clone(), order.id.clone());
+        // It looks at the disk, which may not answer.
+        let begun = tokio::task::spawn_blocking(move || room.begin(order)).await;
+        begun.unwrap_or_else(|error| Err(unwritable(Path::new(&id), &io::Error::other(error))))
+    }
+
+    fn begin(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
         self.take_up_once()?;
         self.forget_lost(&order.id)?;
         let mut entries = self.entries();

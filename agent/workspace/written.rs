@@ -58,11 +58,10 @@ impl Workspaces {
             let (disk_bytes, disk_inodes) = (disk_bytes.max(most.disk_bytes), disk_inodes.max(most.disk_inodes));
             now.insert(lease, (seen, Amounts { disk_bytes, disk_inodes, ..most }));
         }
-        // What has ended is still told for a while: its lease takes its peaks from here.
-        let live = self.inner.admission.read(|ledger| {
+        // A workspace can go before its lease ends, which takes its peaks from here.
+        let live: Vec<LeaseId> = self.inner.admission.read(|ledger| {
             before.keys().filter(|lease| ledger.lease(lease).is_some_and(|lease| lease.live())).cloned().collect()
         });
-        let live: Vec<LeaseId> = live;
         for lease in live {
             if let Some(last) = before.get(&lease) {
                 now.entry(lease).or_insert(*last);

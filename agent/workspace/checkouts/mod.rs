@@ -140,7 +140,7 @@ impl Kept {
     /// Two that write at once take turns: one file is written to.
     fn write_down(&self) {
         let record = self.record();
-        if let Err(error) = record::write(&self.root, &record) {
+        if let Err(error) = record::write(self.root.parent().unwrap_or(&self.root), &record) {
             tracing::warn!(%error, checkout = record.name, "its record is not written");
         }
     }
@@ -343,7 +343,7 @@ impl Checkouts {
                     base,
                     is_doubtful: AtomicBool::new(false),
                 });
-                let at = home.clone();
+                let at = place.clone();
                 blocking(move || record::write(&at, &record)).await.map(|()| kept).map_err(|e| unwritable(&home, &e))
             }
             Err(reason) => Err(reason),
@@ -405,7 +405,7 @@ impl Checkouts {
     /// Moves directory and record away. Again is the same as once.
     fn remove(&self, place: &Path, name: &str) -> io::Result<()> {
         // The record first: without it the directory is nothing.
-        record::remove(&place.join(name))?;
+        record::remove(place, name)?;
         self.inner.pools.discard(&place.join(name))
     }
 

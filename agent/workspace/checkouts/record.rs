@@ -1,13 +1,14 @@
 //! One JSON file beside each whole checkout.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
 use stoker_core::quantity::Timestamp;
+
+use crate::node::files::{self, owners, read_record, remove_record, write_record};
 
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
@@ -40,43 +41,24 @@ pub(super) struct Record {
     pub(super) uses: u64,
 }
 
-fn path(home: &Path, extension: &str) -> PathBuf {
-    let mut name = home.as_os_str().to_owned();
-    name.push(extension);
-    name.into()
-}
-
 /// Written whole or not at all, where the machine stays up.
-pub(super) fn write(home: &Path, record: &Record) -> io::Result<()> {
-    let temporary = path(home, ".json.new");
-    fs::write(&temporary, serde_json::to_vec_pretty(record)?)?;
-    fs::rename(&temporary, path(home, ".json"))
+pub(super) fn write(place: &Path, record: &Record) -> io::Result<()> {
+    write_record(&files::record(place, &record.name), record, false)
 }
 
-pub(super) fn remove(home: &Path) -> io::Result<()> {
-    for file in [path(home, ".json.new"), path(home, ".json")] {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
+pub(super) fn remove(place: &Path, name: &str) -> io::Result<()> {
+    remove_record(&files::record(place, name))
 }
 
 /// All that can be read; a damaged one is as none, and its directory goes.
 pub(super) fn read_all(place: &Path) -> Vec<Record> {
-    let read = |name: &String| {
-        let path = path(&place.join(name), ".json");
-        let small = fs::metadata(&path).is_ok_and(|file| file.len() <= RECORD_BYTES_MAX);
-        let record: Record = serde_json::from_slice(&small.then(|| fs::read(&path).ok())??).ok()?;
-        (record.name == *name).then_some(record)
-    };
-    names(place).iter().filter_map(read).collect()
+    let read = |name: &String| read_record(&files::record(place, name), RECORD_BYTES_MAX);
+    let all = names(place);
+    let records = all.iter().filter_map(|name| read(name).filter(|record: &Record| record.name == *name));
+    records.collect()
 }
 
 /// The names that have a directory, a record or both.
 pub(super) fn names(place: &Path) -> BTreeSet<String> {
-    let Ok(entries) = fs::read_dir(place) else { return BTreeSet::new() };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.map(|name| name.trim_end_matches(".new").trim_end_matches(".json").to_owned()).collect()
+    owners(place)
 }

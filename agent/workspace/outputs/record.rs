@@ -1,8 +1,6 @@
 //! One JSON file beside each output: `<pool>/stoker/outputs/<id>.json`.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +9,8 @@ use stoker_core::quantity::Timestamp;
 use stoker_core::sizing::Outcome;
 
 use super::FOLDER;
+use crate::node::files::{read_record, record, remove_record, write_record};
+use crate::workspace::disk::directory;
 
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
@@ -75,37 +75,21 @@ impl Output {
 }
 
 fn path(root: &Path, id: &str) -> PathBuf {
-    root.join(FOLDER).join(format!("{id}.json"))
+    record(&root.join(FOLDER), id)
 }
 
 /// Written whole or not at all, and on the disk when this returns. The folder is made where it is missing, but never what
 /// it lies in: where the pool has gone meanwhile, nothing is made on the disk below.
 pub(super) fn write(root: &Path, output: &Output) -> io::Result<()> {
-    let folder = root.join(FOLDER);
-    match DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let path = path(root, &output.id);
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(output)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, &path)?;
-    File::open(folder)?.sync_all()
+    directory(&root.join(FOLDER), 0o700)?;
+    write_record(&path(root, &output.id), output, true)
 }
 
 pub(super) fn remove(root: &Path, id: &str) -> io::Result<()> {
-    match fs::remove_file(path(root, id)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_record(&path(root, id))
 }
 
 /// Nothing where there is none, or where it is not what its name says.
 pub(super) fn read(root: &Path, id: &str) -> Option<Output> {
-    let path = path(root, id);
-    let small = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= RECORD_BYTES_MAX);
-    let output: Output = serde_json::from_slice(&small.then(|| fs::read(&path).ok())??).ok()?;
-    (output.id == id).then_some(output)
+    read_record(&path(root, id), RECORD_BYTES_MAX).filter(|output: &Output| output.id == id)
 }

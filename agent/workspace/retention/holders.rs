@@ -76,7 +76,7 @@ impl Workspaces {
                 }
                 let root = workspace.inner.outputs.root()?;
                 // What could not be ended when it was time may still have left something.
-                let whole = record::read_all(&root).into_iter().find(|found| found.id == id);
+                let whole = record::read(&root, id);
                 workspace.end(id, whole.as_ref()).map(|()| true)
             }),
         }

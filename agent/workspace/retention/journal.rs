@@ -3,14 +3,14 @@
 //! longer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use stoker_core::quantity::Timestamp;
 
-use crate::node::Identity;
+use crate::node::{Identity, files};
 
 /// The most things whose first sight is remembered; those beyond it do not age.
 const SEEN_MAX: usize = 50_000;
@@ -77,12 +77,7 @@ impl Journal {
 
     /// Whole or not at all, and on the disk when this returns.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_extension("json.new");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(path))?.sync_all()
+        files::replace(path, &serde_json::to_vec(self)?, true)
     }
 
     /// When this very thing was first seen: now, where it was not yet. Nothing where as many are remembered as may be.

@@ -11,6 +11,7 @@ use stoker_core::retention::{Facts, Limits, Thing, What};
 use super::journal::Journal;
 use super::{DirectoryUse, Known};
 use crate::config::{Config, Directory, Pool, Retention as Word};
+use crate::node::files::owner;
 use crate::node::{Found, Identity, Measure, Pools, State};
 use crate::workspace::outputs::{FOLDER, Output, name};
 
@@ -202,7 +203,7 @@ impl<'a> Look<'a> {
         let folder = own.join(FOLDER);
         for found in self.names(pool, &folder)? {
             let known = found.name.to_str().is_some_and(|name| {
-                let id = name.trim_end_matches(".new").trim_end_matches(".json");
+                let id = owner(name);
                 // Of a workspace that is still there the record may come first.
                 ids.contains(id) || self.known.workspaces.contains(id)
             });
@@ -220,8 +221,8 @@ impl<'a> Look<'a> {
         let here: BTreeSet<&str> = names.iter().filter_map(|found| found.name.to_str()).collect();
         for found in &names {
             let name = found.name.to_str();
-            let id = name.map(|name| name.trim_end_matches(".new").trim_end_matches(".json"));
-            if name.is_some_and(|name| self.known.has_workspace(name)) {
+            let id = name.map(owner);
+            if id.is_some_and(|id| self.known.has_workspace(id)) {
                 self.is_known(pool, &folder, found);
             } else if name == id {
                 // What it left may still have to be kept: its record says so.
