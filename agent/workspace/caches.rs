@@ -178,6 +178,8 @@ impl Turn<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
+
     use super::*;
 
     fn line(tenant: &str, keys: &[&str], commit: u8, slot: u32) -> Line {
