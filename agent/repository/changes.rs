@@ -62,7 +62,9 @@ impl Reader {
                 }
                 if delta.status() != Delta::Deleted {
                     changes.written.push(path.to_owned());
-                } else if let Some(top) = gone(&new, path) {
+                } else if !changes.removed.last().is_some_and(|top| path.starts_with(top))
+                    && let Some(top) = gone(&new, path)
+                {
                     changes.removed.insert(top);
                 }
             }

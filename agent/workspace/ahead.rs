@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::checkouts::Wanted;
-use super::disk::blocking;
 use super::{Method, Order, Progress, Workspaces, trees};
 use crate::admission::now;
 use crate::config::workspaces::Ahead;
@@ -55,7 +54,7 @@ impl Workspaces {
         let Ok(root) = inner.pools.usable(&inner.pool) else { return Ok(()) };
         let chosen = self.chosen(&root).await;
         // Where git writes the files of each workspace, nothing is kept.
-        if chosen.method == Method::Checkout || !self.has_spare_room().await {
+        if chosen.method == Method::Checkout || !inner.checkouts.has_spare_room().await {
             return Ok(());
         }
         let request = Request::new(one.url.clone(), one.reference.clone());
@@ -111,12 +110,5 @@ impl Workspaces {
             tracing::info!(repository = one.url.key(), %commit, reference = %one.reference, "checked out ahead");
         }
         Ok(())
-    }
-
-    /// Whether the pool is above its floor: what nobody asked for yet must not bring it there.
-    async fn has_spare_room(&self) -> bool {
-        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
-        let measured = blocking(move || Ok(pools.measure_one(&pool).and_then(Result::ok))).await;
-        measured.ok().flatten().is_some_and(|disk| disk.free_bytes > disk.floor_bytes)
     }
 }

@@ -7,6 +7,7 @@
 //! other: the second gets a place ("slot") of its own, as a second workspace of a CI job does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,6 +26,8 @@ const TIMES: &str = "times";
 /// More paths than these make all files look changed.
 const PATHS_MAX: usize = 50_000;
 const RECORD_BYTES_MAX: u64 = 32 << 20;
+/// Caches whose times are remembered.
+const RECORDS_MAX: usize = 4096;
 /// Slots of one tenant.
 const SLOTS_MAX: u32 = 1024;
 
@@ -133,6 +136,7 @@ impl Turn<'_> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         let mut all = Times::default();
+        let mut known = BTreeMap::new();
         for key in &self.line.keys {
             let (tenant, slot) = (&self.line.tenant, self.line.slot.to_string());
             let name = Component::of(&[key, &slot, tenant, &self.line.repository]);
@@ -141,7 +145,7 @@ impl Turn<'_> {
                 // Nothing was made from anything yet.
                 (None, false) => Times::default(),
                 (Some(record), _) if record.boot == self.boot && record.form == self.line.form => {
-                    self.advance(record, now)
+                    self.advance(record, now, &mut known)
                 }
                 // Whatever it holds may be younger than any file.
                 _ => Times { all: Some(now), paths: BTreeMap::new() },
@@ -153,17 +157,18 @@ impl Turn<'_> {
             // After a loss of power it is not trusted.
             files::replace(&file, &serde_json::to_vec(&record)?, false)?;
         }
+        bound(&place)?;
         Ok(all)
     }
 
-    fn advance(&self, record: Record, now: u64) -> Times {
+    fn advance(&self, record: Record, now: u64, known: &mut BTreeMap<CommitId, Option<Changes>>) -> Times {
         let Record { commit, mut times, .. } = record;
         if commit == self.line.commit {
             return times;
         }
-        match (self.changes)(commit) {
+        match known.entry(commit).or_insert_with(|| (self.changes)(commit)) {
             Some(changes) if changes.attributes.is_empty() && !changes.submodules => {
-                times.paths.extend(changes.written.into_iter().map(|path| (path, now)));
+                times.paths.extend(changes.written.iter().map(|path| (path.clone(), now)));
             }
             // Any file may have another form.
             _ => times = Times { all: Some(now), paths: BTreeMap::new() },
@@ -175,11 +180,22 @@ impl Turn<'_> {
     }
 }
 
+/// Forgets the caches that were not used for longest: what is not remembered makes all files young once.
+fn bound(place: &Path) -> io::Result<()> {
+    let files: Vec<fs::DirEntry> = fs::read_dir(place)?.collect::<io::Result<_>>()?;
+    let over = files.len().saturating_sub(RECORDS_MAX);
+    if over == 0 {
+        return Ok(());
+    }
+    let used = |file: &fs::DirEntry| file.metadata().and_then(|meta| meta.modified()).unwrap_or(UNIX_EPOCH);
+    let mut files: Vec<(SystemTime, PathBuf)> = files.iter().map(|file| (used(file), file.path())).collect();
+    files.sort();
+    files.iter().take(over).try_for_each(|(_, file)| fs::remove_file(file))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs;
-
     use super::*;
 
     fn line(tenant: &str, keys: &[&str], commit: u8, slot: u32) -> Line {

@@ -4,13 +4,11 @@
 use std::sync::Arc;
 
 use stoker_core::admission::Source;
-use stoker_core::quantity::Resource;
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::disk::blocking;
 use super::large_files::Large;
 use super::trees::Tree;
 use super::{Order, Progress, Workspaces, submodules};
@@ -49,7 +47,7 @@ impl Workspaces {
         cancel.run_until_cancelled(found).await.unwrap_or_else(stopped)
     }
 
-    /// The large files of what is to be checked out, where they are wanted, and room for copies of them. Who asks for
+    /// The large files of what is to be checked out, where they are wanted. Who asks for
     /// those of the top gets those of its submodules and projects too.
     pub(super) async fn large_files(
         &self,
@@ -90,25 +88,9 @@ impl Workspaces {
                 files: Arc::new(files),
             });
         }
-        let wanted = large.iter().fold(0_u64, |sum, one| sum.saturating_add(one.files.bytes()));
-        if wanted > 0 {
-            self.has_room(wanted).await?;
-        }
+        // What has none is the same with and without them.
+        large.retain(|one: &Large| !one.files.files().is_empty());
         Ok(large)
-    }
-
-    /// Whether the pool has room for copies of large files above its floor.
-    async fn has_room(&self, wanted: u64) -> Result<(), Reason> {
-        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
-        let measured = blocking(move || Ok(pools.measure().into_iter().find(|(name, _)| *name == pool)));
-        let Ok(Some((_, Ok(disk)))) = measured.await else { return Ok(()) };
-        let free = disk.free_bytes.saturating_sub(disk.floor_bytes);
-        if wanted <= free {
-            return Ok(());
-        }
-        let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
-        let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
-        Err(reason.about(Resource::DiskBytes, wanted, free))
     }
 }
 

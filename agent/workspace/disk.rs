@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::Path;
 use std::thread;
 
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::io::Errno;
 use stoker_core::reason::{Code, Reason};
 
 /// The most threads that work on the files of one tree.
@@ -18,6 +21,32 @@ pub(super) fn directory(path: &Path, mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Opens a directory of a directory, made where it is missing. A link is none: others may have put it there.
+pub(super) fn directory_at(parent: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    match mkdirat(parent, name, Mode::from_raw_mode(mode)) {
+        Err(Errno::EXIST) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty()).map_err(|error| match error {
+        Errno::LOOP | Errno::NOTDIR => {
+            let message = format!("{name} is no directory; remove what a build put in its place");
+            io::Error::new(io::ErrorKind::NotADirectory, message)
+        }
+        error => error.into(),
+    })
+}
+
+/// Makes what a path below `top` lies in, and the path itself.
+pub(super) fn directories(top: &Path, path: &Path) -> io::Result<()> {
+    let mut made = top.to_owned();
+    for part in path.strip_prefix(top).map_err(io::Error::other)?.components() {
+        made.push(part);
+        directory(&made, 0o755)?;
+    }
+    Ok(())
 }
 
 /// Asks ext4 to give each directory in this one a part of the disk of its own. Otherwise the next one is made where the

@@ -166,10 +166,17 @@ pub(super) fn own_objects(git_dir: &Path, snapshot: &Path, how: Objects) -> io::
                 pending.push((entry.path(), target));
                 continue;
             }
-            match how {
-                Objects::Link => fs::hard_link(entry.path(), &target)?,
-                Objects::Reflink => reflink(&entry.path(), &target)?,
-                Objects::Copy => fs::copy(entry.path(), &target).map(drop)?,
+            let shared = match how {
+                Objects::Link => fs::hard_link(entry.path(), &target),
+                Objects::Reflink => reflink(&entry.path(), &target),
+                Objects::Copy => Err(io::ErrorKind::CrossesDevices.into()),
+            };
+            match shared {
+                // The repositories lie on another pool.
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    fs::copy(entry.path(), &target).map(drop)?
+                }
+                shared => shared?,
             }
             if how == Objects::Link && target.extension().is_some_and(|extension| extension == "pack") {
                 fs::File::create(target.with_extension("keep"))?;
@@ -183,8 +190,10 @@ pub(super) fn own_objects(git_dir: &Path, snapshot: &Path, how: Objects) -> io::
 fn reflink(from: &Path, to: &Path) -> io::Result<()> {
     let source = fs::File::open(from)?;
     let target = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(to)?;
-    rustix::fs::ioctl_ficlone(&target, &source)?;
-    Ok(())
+    rustix::fs::ioctl_ficlone(&target, &source).map_err(|error| {
+        let _ = fs::remove_file(to);
+        error.into()
+    })
 }
 
 #[cfg(test)]

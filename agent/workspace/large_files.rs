@@ -31,8 +31,8 @@ pub(super) struct Large {
 }
 
 /// Puts the content in the place of each pointer. Nothing runs in the workspace yet, so a walk by path is safe. Of a layer
-/// only those are placed that are in it.
-pub(super) fn place(src: &Path, large: &Large, is_layer: bool) -> io::Result<()> {
+/// only those are placed that are in it. Their bytes.
+pub(super) fn place(src: &Path, large: &Large, is_layer: bool) -> io::Result<u64> {
     let (tree, files) = (src.join(&large.tree), large.files.files());
     let in_it = |file: &&LfsFile| !is_layer || fs::symlink_metadata(tree.join(&file.path)).is_ok();
     let files: Vec<&LfsFile> = files.iter().filter(in_it).collect();
@@ -50,7 +50,7 @@ pub(super) fn place(src: &Path, large: &Large, is_layer: bool) -> io::Result<()>
     if shares_blocks && !files.is_empty() {
         keep_objects(&src.join(&large.git_dir), &files)?;
     }
-    Ok(())
+    Ok(files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes)))
 }
 
 fn keep_objects(git_dir: &Path, files: &[&LfsFile]) -> io::Result<()> {

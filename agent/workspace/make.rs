@@ -101,14 +101,16 @@ impl Workspaces {
         let times = self.take_turn(&root, &order, line).await.map_err(|error| unwritable(&home, &error))?;
         let made = materialise::materialise(means, wanted, workspace, steps, cancel).await;
         let (workspace, kept) = made?;
-        let done = workspace.clone();
+        let (room, mut done) = (self.clone(), workspace);
         let last = move || {
             let others = done.submodules.iter().chain(&done.projects).map(|one| one.path.as_str());
             times.apply(&done.src.join(done.top()), &done.src, others)?;
             environment::write(&done, &order.environment)?;
-            record::write(&root, &done)
+            done.given = room.holds(&done).unwrap_or_default();
+            record::write(&root, &done)?;
+            Ok(done)
         };
-        blocking(last).await.map_err(|error| unwritable(&home, &error))?;
+        let workspace = blocking(last).await.map_err(|error| unwritable(&home, &error))?;
         Ok(Made { workspace, pins, kept })
     }
 
@@ -171,10 +173,12 @@ impl Workspaces {
         self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
         disk::directory(&root.join(OVERLAYS), 0o700)?;
         let wanted = self.inner.config.borrow().workspaces.method;
-        let tried = method::choose(root, wanted, &self.inner.namespaces);
+        let (tried, lasts) = method::choose(root, wanted, &self.inner.namespaces);
         self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
         tracing::info!(method = %tried.method, idmapped = tried.idmapped, reason = tried.reason, "workspaces");
-        *chosen = Some((device, tried.clone()));
+        if lasts {
+            *chosen = Some((device, tried.clone()));
+        }
         Ok(tried)
     }
 }
@@ -228,6 +232,7 @@ fn planned(
         method,
         checkout: None,
         self_contained: order.self_contained,
+        given: (0, 0),
         tmpfs_bytes: order.tmpfs_bytes,
         trust: order.trust.clone(),
         id: order.id.clone(),

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::Mode;
+use rustix::io::Errno;
 use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::caches;
 use super::checkouts::{Checkouts, Kept, Wanted, fill};
 use super::copy;
-use super::disk::{blocking, directory, give, hand_over, spread, unwritable};
+use super::disk::{self, blocking, directory, directory_at, give, hand_over, spread, unwritable};
 use super::gitdir::{Objects, Shape, borrow_objects, own_objects, repository};
 use super::method::{Chosen, Method};
 use super::trees::{self, Tree};
@@ -75,6 +78,7 @@ pub(super) async fn materialise(
         }
         Method::Checkout => {
             let src = workspace.src.clone();
+            means.checkouts.has_room(&own(owner)).await?;
             let filled = fill::full(means.git, &src, &own(owner), &steps, &cancel).await?;
             let objects = workspace.self_contained.then_some(Objects::Copy);
             let heads = Heads::new(&wanted);
@@ -110,18 +114,26 @@ fn directories(workspace: &Workspace) -> io::Result<()> {
             io::Error::new(error.kind(), format!("tmp in memory: {error}; the agent needs the right to mount"))
         })?;
     }
-    directory(workspace.cache.parent().unwrap_or(home), 0o755)?;
+    shared_caches(workspace)
+}
+
+/// Builds may have written to what they share: no link of theirs is followed.
+fn shared_caches(workspace: &Workspace) -> io::Result<()> {
+    directory(workspace.cache.parent().unwrap_or(workspace.home()), 0o755)?;
     directory(&workspace.cache, 0o755)?;
-    let folder = caches::folder(&workspace.cache, workspace.cache_slot);
-    directory(&folder, 0o755)?;
+    let mut folder = OwnedFd::from(fs::File::open(&workspace.cache)?);
+    let slot = caches::folder(&workspace.cache, workspace.cache_slot);
+    if let Some(slot) = slot.strip_prefix(&workspace.cache).ok().and_then(Path::to_str).filter(|slot| !slot.is_empty())
+    {
+        folder = directory_at(folder.as_fd(), slot, 0o755)?;
+    }
     for key in &workspace.cache_keys {
-        let path = folder.join(key);
-        directory(&path, 0o777)?;
+        let cache = directory_at(folder.as_fd(), key, 0o777)?;
         // The builds of a tenant may run as different users; the directory is the tenant's.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).or_else(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => Ok(()),
-            _ => Err(error),
-        })?;
+        match rustix::fs::fchmod(&cache, Mode::from_raw_mode(0o1777)) {
+            Err(Errno::PERM) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }
@@ -151,7 +163,7 @@ impl Heads {
         let excludes = trees::excludes(&self.trees);
         for tree in &self.trees {
             let git_dir = src.join(tree.git_dir());
-            parents(src, &git_dir)?;
+            disk::directories(src, &git_dir)?;
             let is_src = tree.path.as_os_str().is_empty();
             repository(&Shape {
                 git_dir: &git_dir,
@@ -216,7 +228,7 @@ impl Place {
         }
         // The objects of the snapshot, in a layer of their own below: a build that writes to one gets a copy.
         self.heads.each(&objects, &|git_dir, snapshot| {
-            parents(&objects, git_dir)?;
+            disk::directories(&objects, git_dir)?;
             own_objects(git_dir, snapshot, Objects::Link)
         })?;
         if !self.shown {
@@ -231,16 +243,6 @@ impl Place {
         mount::seal(&self.src);
         mount::overlay(&self.src, &Overlay { lower: &lower, upper: &upper, work: &work, shown_as }, namespaces)
     }
-}
-
-/// Makes what a path below `top` lies in.
-fn parents(top: &Path, path: &Path) -> io::Result<()> {
-    let mut made = top.to_owned();
-    for part in path.strip_prefix(top).map_err(io::Error::other)?.components() {
-        made.push(part);
-        directory(&made, 0o755)?;
-    }
-    Ok(())
 }
 
 /// Gives the directories of a tree to a user, but no file: those are the snapshot's too.

@@ -5,11 +5,15 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use nix::libc;
+
 use super::disk::directory;
 pub use crate::config::workspaces::Method;
 use crate::node::mount::{self, Overlay};
 use crate::node::namespace::Namespaces;
 
+/// What a full disk or a busy machine says, of which a method can do nothing.
+const PASSING: [i32; 5] = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
 /// Where it is tried, among what lies beside overlays.
 pub(super) const TRIAL: &str = "trial";
 /// An owner that nothing on the node has.
@@ -29,7 +33,9 @@ pub struct Chosen {
 }
 
 /// Tries what is better first; `wanted`, where given, is used whatever else works.
-pub(super) fn choose(root: &Path, wanted: Option<Method>, namespaces: &Namespaces) -> Chosen {
+/// False beside it: a method was refused for what may pass, and is to be tried again.
+pub(super) fn choose(root: &Path, wanted: Option<Method>, namespaces: &Namespaces) -> (Chosen, bool) {
+    let mut lasts = true;
     let place = root.join(super::OVERLAYS).join(TRIAL);
     let tried = |method: Method| match method {
         Method::Overlay => try_overlay(root, &place, namespaces),
@@ -46,13 +52,16 @@ pub(super) fn choose(root: &Path, wanted: Option<Method>, namespaces: &Namespace
                     (None, true) => "works on this pool".to_owned(),
                     (None, false) => refused.join("; "),
                 };
-                return Chosen { method, idmapped, reason };
+                return (Chosen { method, idmapped, reason }, lasts);
             }
-            Err(error) => refused.push(format!("{method}: {error}")),
+            Err(error) => {
+                lasts &= !error.raw_os_error().is_some_and(|code| PASSING.contains(&code));
+                refused.push(format!("{method}: {error}"));
+            }
         }
     }
     let reason = format!("{}; configured, but does not work here", refused.join("; "));
-    Chosen { method: Method::Checkout, idmapped: false, reason }
+    (Chosen { method: Method::Checkout, idmapped: false, reason }, lasts)
 }
 
 /// Whether an overlay does all that a build may ask of it; and whether it can show files as another user's.

@@ -139,6 +139,9 @@ pub struct Workspace {
     /// `src/.git` has all its objects itself.
     #[serde(default)]
     pub self_contained: bool,
+    /// Bytes and inodes that it had on the disk when it was handed over: what it holds more, its build wrote.
+    #[serde(default)]
+    pub given: (u64, u64),
     /// `tmp` is in memory, and may hold so much.
     #[serde(default)]
     pub tmpfs_bytes: Option<u64>,
@@ -302,8 +305,15 @@ impl Workspaces {
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
         let outputs = outputs::Outputs::new(&pool, pools.clone(), config.clone());
-        let checkouts =
-            Checkouts::new(pools.clone(), git.clone(), repositories.reader(), boot, tasks.clone(), cancel.clone());
+        let checkouts = Checkouts::new(
+            &pool,
+            pools.clone(),
+            git.clone(),
+            repositories.reader(),
+            boot,
+            tasks.clone(),
+            cancel.clone(),
+        );
         let inner = Inner {
             pool,
             config,
@@ -455,7 +465,11 @@ impl Workspaces {
         let _ = stage.wait_for(|stage| !matches!(stage, Preparing::Under(_))).await;
         let (room, name, whole) = (self.clone(), id.to_owned(), self.get(id));
         blocking(move || room.end(&name, whole.as_deref())).await.map_err(|error| unwritable(Path::new(id), &error))?;
-        self.entries().remove(id);
+        // Not one of the same id that came meanwhile.
+        let mut entries = self.entries();
+        if entries.get(id).is_some_and(|entry| entry.stage.same_channel(&stage)) {
+            entries.remove(id);
+        }
         Ok(true)
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use stoker_core::identity::CommitId;
 use stoker_core::source::RepositoryUrl;
 
-use super::disk::directory;
+use super::disk::directories;
 use super::gitdir::{Shape, quoted, repository};
 use crate::repository::Nested;
 
@@ -72,11 +72,8 @@ pub(super) fn below_git(one: &Nested) -> PathBuf {
 /// Makes the git directory of one, empty, and the file that leads from its folder to it.
 pub(super) fn lead_to_git(src: &Path, one: &Nested) -> io::Result<PathBuf> {
     let tree = plain_folder(src, &one.path)?;
-    let mut git_dir = src.join(".git");
-    for part in one.git_dir.split('/') {
-        git_dir.push(part);
-        directory(&git_dir, 0o755)?;
-    }
+    let git_dir = src.join(below_git(one));
+    directories(src, &git_dir)?;
     let to_git = relative(&tree, src, &format!(".git/{}", one.git_dir));
     fs::write(tree.join(".git"), format!("gitdir: {to_git}\n"))?;
     Ok(git_dir)
@@ -86,11 +83,8 @@ pub(super) fn lead_to_git(src: &Path, one: &Nested) -> io::Result<PathBuf> {
 pub(super) fn write_heads(top: &Path, nested: &[Nested]) -> io::Result<()> {
     for (at, one) in nested.iter().enumerate() {
         let Some(resolved) = &one.resolved else { continue };
-        let mut git_dir = top.to_owned();
-        for part in one.git_dir.split('/') {
-            git_dir.push(part);
-            directory(&git_dir, 0o755)?;
-        }
+        let git_dir = top.join(&one.git_dir);
+        directories(top, &git_dir)?;
         // Its git directory lies in the top's `.git`, and its folder beside that.
         let up = one.git_dir.split('/').count().saturating_add(1);
         repository(&Shape {

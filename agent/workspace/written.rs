@@ -20,7 +20,7 @@ const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Of the time no more than this part goes into measuring: large trees are measured less often.
 const MEASURE_PART: u32 = 50;
 /// Entries that are looked at in one directory of a workspace; what has more holds at least so much.
-const ENTRIES_MAX: u64 = 200_000;
+const ENTRIES_MAX: u64 = 2_000_000;
 
 impl Workspaces {
     /// What the builds of leases have written, as far as it was measured.
@@ -70,8 +70,14 @@ impl Workspaces {
         self.inner.on_disk.send_replace(Arc::new(now));
     }
 
-    /// Bytes and inodes; nothing where that cannot be told now.
+    /// Bytes and inodes beside what it was given; nothing where that cannot be told now.
     fn measure(&self, workspace: &Workspace) -> Option<(u64, u64)> {
+        let (bytes, inodes) = self.holds(workspace)?;
+        Some((bytes.saturating_sub(workspace.given.0), inodes.saturating_sub(workspace.given.1)))
+    }
+
+    /// Bytes and inodes that lie in its directories.
+    pub(super) fn holds(&self, workspace: &Workspace) -> Option<(u64, u64)> {
         let pools = &self.inner.pools;
         let root = pools.usable(&self.inner.pool).ok()?;
         let scratch = workspace.tmpfs_bytes.is_none().then(|| workspace.tmp.clone());
@@ -84,10 +90,6 @@ impl Workspaces {
             let found = pools.measure_tree(path, ENTRIES_MAX).ok()?;
             bytes = bytes.saturating_add(found.disk_bytes);
             inodes = inodes.saturating_add(found.files);
-        }
-        // What it was given is no overlay's, and is not what the build wrote.
-        if workspace.method != Method::Overlay {
-            (bytes, inodes) = (bytes.saturating_sub(workspace.bytes), inodes.saturating_sub(workspace.files));
         }
         Some((bytes, inodes))
     }

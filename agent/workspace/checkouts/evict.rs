@@ -51,10 +51,10 @@ impl Checkouts {
                 // Held by the map alone: no workspace reads it, and no layer stands on it.
                 let free = kept.values().filter(|one| Arc::strong_count(one) == 1);
                 let oldest = free.min_by_key(|one| one.record().used_at).map(|one| one.name());
-                // Under the lock: nobody can take it meanwhile.
-                oldest.and_then(|name| kept.remove(&name))
+                // Under the lock nobody takes it; and nobody makes it anew before it has left its place.
+                oldest.and_then(|name| Some((self.turn(&name).try_lock_owned().ok()?, kept.remove(&name)?)))
             };
-            let Some(victim) = victim else { break };
+            let Some((_turn, victim)) = victim else { break };
             let record = victim.record().clone();
             if let Err(error) = self.remove(&place, &record.name) {
                 tracing::warn!(%error, checkout = record.name, "cannot be evicted; it goes at the next start");

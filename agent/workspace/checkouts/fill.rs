@@ -20,8 +20,9 @@ use super::{Kept, Wanted};
 use crate::admission::now;
 use crate::repository::git::{Git, GitError};
 use crate::repository::{Changes, Nested, Progress, Reader, Resolved, SnapshotPin, under};
-use crate::workspace::disk::{blocking, directory, hand_over, unwritable};
+use crate::workspace::disk::{blocking, directories, directory, hand_over, unwritable};
 use crate::workspace::index;
+use crate::workspace::large_files::Large;
 use crate::workspace::trees::{self, Tree};
 use crate::workspace::{large_files, submodules};
 
@@ -131,12 +132,9 @@ pub(super) async fn layer(
 
 /// Hides what the layers below have at a path; see "whiteouts" in the kernel's overlayfs.rst.
 fn white_out(tree: &Path, path: &Path) -> io::Result<()> {
-    let mut parent = tree.to_owned();
-    for part in path.parent().into_iter().flat_map(Path::components) {
-        parent.push(part);
-        directory(&parent, 0o755)?;
-    }
-    mknodat(CWD, tree.join(path), FileType::CharacterDevice, Mode::empty(), 0)?;
+    let hidden = tree.join(path);
+    directories(tree, hidden.parent().unwrap_or(tree))?;
+    mknodat(CWD, hidden, FileType::CharacterDevice, Mode::empty(), 0)?;
     Ok(())
 }
 
@@ -218,14 +216,14 @@ async fn finish(
     let tree = top.to_owned();
     let kept_stamp = base.map(|base| base.record().stamp);
     let stamp = stamp_of(wanted);
-    let large = wanted.large.to_vec();
     let owner = wanted.owner;
-    // Of a layer, the submodules are those of its base.
-    let nested: Vec<(PathBuf, PathBuf)> = match base {
-        Some(_) => Vec::new(),
-        None => submodules::trees(&tree, wanted.nested),
+    // Of a layer, the submodules are those of its base, with all that is in them.
+    let (nested, below) = match base {
+        Some(base) => (Vec::new(), submodules::trees(&base.tree(), wanted.nested)),
+        None => (submodules::trees(&tree, wanted.nested), Vec::new()),
     };
-    let of_base = base.map(|base| base.extent());
+    let is_own = |one: &&Large| base.is_none() || one.tree.as_os_str().is_empty();
+    let large: Vec<Large> = wanted.large.iter().filter(is_own).cloned().collect();
     if wanted.trees.iter().any(Tree::has_files) {
         let (tree, trees) = (tree.clone(), wanted.trees.to_vec());
         let placed = blocking(move || trees::place_files(&tree, &trees, stamp)).await;
@@ -234,25 +232,23 @@ async fn finish(
     let own: Vec<(PathBuf, PathBuf)> =
         wanted.trees.iter().map(|one| (tree.join(&one.path), tree.join(one.git_dir()))).collect();
     let work = blocking(move || {
-        large.iter().try_for_each(|one| large_files::place(&tree, one, kept_stamp.is_some()))?;
         let (mut files, mut bytes, mut own_bytes) = (0_u64, 0_u64, 0_u64);
+        for one in &large {
+            own_bytes = own_bytes.saturating_add(large_files::place(&tree, one, kept_stamp.is_some())?);
+        }
         for (folder, git_dir) in own.iter().chain(&nested) {
-            let stamped = index::stamp(folder, &git_dir.join("index"), kept_stamp, stamp)?;
-            own_bytes = own_bytes.saturating_add(stamped.own_bytes);
+            let own = index::stamp(folder, &git_dir.join("index"), kept_stamp, stamp)?;
+            own_bytes = own_bytes.saturating_add(own);
         }
         large.iter().try_for_each(|one| large_files::refresh_index(&tree, one))?;
-        for (_, git_dir) in own.iter().chain(&nested) {
+        for (_, git_dir) in own.iter().chain(&nested).chain(&below) {
             let one = index::measure(&git_dir.join("index"))?;
             (files, bytes) = (files.saturating_add(one.0), bytes.saturating_add(one.1));
         }
         if let Some((user, group)) = owner {
             hand_over(&tree, user, group)?;
         }
-        match of_base {
-            // What its submodules have is told with the base.
-            Some(base) => Ok(Filled { files: files.max(base.0), bytes: bytes.max(base.1), own_bytes, stamp }),
-            None => Ok(Filled { files, bytes, own_bytes: bytes, stamp }),
-        }
+        Ok(Filled { files, bytes, own_bytes, stamp })
     });
     work.await.map_err(|error| unwritable(top, &error))
 }

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stoker_core::identity::{CommitId, Component};
-use stoker_core::quantity::Timestamp;
-use stoker_core::reason::Reason;
+use stoker_core::quantity::{Resource, Timestamp};
+use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -151,6 +151,7 @@ impl Kept {
 }
 
 struct Inner {
+    pool: String,
     pools: Pools,
     git: Git,
     reader: Reader,
@@ -174,6 +175,7 @@ pub(super) struct Checkouts {
 impl Checkouts {
     /// `boot` is the machine's: what was not on the disk when it went down is not trusted.
     pub(super) fn new(
+        pool: &str,
         pools: Pools,
         git: Git,
         reader: Reader,
@@ -182,6 +184,7 @@ impl Checkouts {
         cancel: CancellationToken,
     ) -> Self {
         let inner = Inner {
+            pool: pool.to_owned(),
             pools,
             git,
             reader,
@@ -244,7 +247,7 @@ impl Checkouts {
             return Ok(full);
         }
         let (settings, name) = (wanted.settings(), wanted.name());
-        let turn = Arc::clone(lock(&self.inner.filling).entry(name.clone()).or_default());
+        let turn = self.turn(&name);
         let filled = {
             let _turn = turn.lock().await;
             match self.known(&name) {
@@ -264,6 +267,32 @@ impl Checkouts {
             filling.remove(&name);
         }
         filled
+    }
+
+    /// Who holds it makes or removes the checkout of this name.
+    fn turn(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.inner.filling).entry(name.to_owned()).or_default())
+    }
+
+    /// Whether the pool has room for copies of large files above its floor.
+    pub(super) async fn has_room(&self, wanted: &Wanted<'_>) -> Result<(), Reason> {
+        let wanted = wanted.large.iter().fold(0_u64, |sum, one| sum.saturating_add(one.files.bytes()));
+        let Some(free) = self.spare_bytes().await.filter(|free| wanted > *free) else { return Ok(()) };
+        let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
+        let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
+        Err(reason.about(Resource::DiskBytes, wanted, free))
+    }
+
+    /// What the pool has above its floor; nothing where it does not tell.
+    pub(super) async fn spare_bytes(&self) -> Option<u64> {
+        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
+        let measured = blocking(move || Ok(pools.measure_one(&pool).and_then(Result::ok))).await;
+        measured.ok().flatten().map(|disk| disk.free_bytes.saturating_sub(disk.floor_bytes))
+    }
+
+    /// Whether the pool is above its floor: what nobody asked for yet must not bring it there.
+    pub(super) async fn has_spare_room(&self) -> bool {
+        self.spare_bytes().await.is_some_and(|spare| spare > 0)
     }
 
     /// The one of this name, where it is there: for who had it before.
@@ -301,6 +330,7 @@ impl Checkouts {
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
     ) -> Result<Arc<Kept>, Reason> {
+        self.has_room(wanted).await?;
         let place = root.join(DIRECTORY);
         let home = place.join(name);
         let (room, folder, gone) = (self.clone(), place.clone(), name.to_owned());

@@ -59,6 +59,7 @@ impl World {
             method: Method::Checkout,
             checkout: None,
             self_contained: false,
+            given: (0, 0),
             tmpfs_bytes: None,
             source: Source {
                 repository: "example.org/a".to_owned(),
