@@ -14,6 +14,7 @@ mod checkouts;
 mod content;
 mod copy;
 mod disk;
+mod ending;
 mod ends;
 mod environment;
 mod gitdir;
@@ -265,6 +266,8 @@ struct Inner {
     chosen: Mutex<Option<(u64, Chosen)>>,
     outputs: outputs::Outputs,
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// The ids whose workspaces are being ended; locked after `entries`, where both are.
+    ending: Mutex<BTreeSet<String>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
     taken_up: Mutex<bool>,
     /// Whether that is so, for those who wait for it.
@@ -330,6 +333,7 @@ impl Workspaces {
             chosen: Mutex::default(),
             outputs,
             entries: Mutex::default(),
+            ending: Mutex::default(),
             taken_up: Mutex::default(),
             holds: watch::Sender::new(false),
             tasks,
@@ -382,6 +386,7 @@ impl Workspaces {
         self.take_up_once()?;
         self.forget_lost(&order.id)?;
         let mut entries = self.entries();
+        self.refuse_ending(&order.id)?;
         if let Some(entry) = entries.get(&order.id)
             && !matches!(*entry.stage.borrow(), Preparing::Failed(_))
         {

@@ -70,8 +70,9 @@ impl Workspaces {
                 cache.inner.pools.discard(path).map(|()| true)
             }),
             remove_workspace: Arc::new(move |id| {
-                let entries = workspace.entries();
-                if entries.contains_key(id) {
+                // Its end waits for the disk, and others do not wait for that: the id alone is held.
+                let Some(_ending) = workspace.reserve(id) else { return Ok(false) };
+                if workspace.entries().contains_key(id) {
                     return Ok(false);
                 }
                 let root = workspace.inner.outputs.root()?;
