@@ -79,8 +79,12 @@ fn in_use(seen: &LeaseUse, on_disk: Option<&(Amounts, Amounts)>) -> InUse {
     let (now, most) = on_disk.copied().unwrap_or_default();
     let LeaseUse { peak, began, at, looks, .. } = *seen;
     let peak = Usage { disk_bytes: most.disk_bytes, disk_inodes: most.disk_inodes, ..peak };
-    let used = Amounts { disk_bytes: now.disk_bytes, disk_inodes: now.disk_inodes, ..seen.now };
-    InUse { used: known.then_some(used), requests: Amounts::default(), seen: Seen { peak, began, at, looks } }
+    InUse {
+        used: known.then_some(seen.now),
+        written: now,
+        requests: Amounts::default(),
+        seen: Seen { peak, began, at, looks },
+    }
 }
 
 /// What the caller says of a build's end.

@@ -112,7 +112,9 @@ fn end_overdue(host_root: &Path, lease: &Lease) {
         _ => return,
     };
     if process::alive(host_root, holder) {
-        tracing::warn!(lease = %lease.id, pid = holder.pid, %signal, reason = Code::TimeBudgetExceeded.word(), "ending");
+        let drained = lease.was_told(Code::ModeDrain);
+        let code = if drained { Code::ModeDrain } else { Code::TimeBudgetExceeded };
+        tracing::warn!(lease = %lease.id, pid = holder.pid, %signal, reason = code.word(), "ending");
         process::send(holder, signal);
     }
 }

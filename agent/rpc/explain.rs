@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use super::Rooms;
 use super::convert::{amounts, lease, reasons, sizing, ticket, timestamp, totals, wire};
 use super::error::bad;
+use super::node::beyond_its_size;
 use super::request::{build, id};
 use crate::admission::{Evaluated, SourceState, WriterError};
 
@@ -73,11 +74,12 @@ fn of_lease(rooms: &Rooms, wanted: &LeaseId) -> Option<v1::Explanation> {
         let message = explanation(&view.explain_lease(held));
         let uses = rooms.lease_meter.view();
         let seen = uses.leases.get(wanted).filter(|_| held.live());
-        let unlimited = seen.map(|seen| seen.unlimited(&held.sizing.size.amounts)).unwrap_or_default();
+        let (size, written) = (&held.sizing.size.amounts, rooms.workspaces.written());
+        let beyond = seen.map(|seen| beyond_its_size(seen, size, written.get(wanted))).unwrap_or_default();
         Some(v1::Explanation {
             sizing: Some(sizing(&held.sizing)),
             lease: Some(lease(held, rooms.name())),
-            reasons: reasons(&[held.reasons.as_slice(), &unlimited].concat()),
+            reasons: reasons(&[held.reasons.as_slice(), &beyond].concat()),
             tenant: named(message.tenant, &held.scope.tenant),
             ..message
         })

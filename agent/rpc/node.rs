@@ -191,7 +191,7 @@ impl Rooms {
             fetching: with(&[RepositoryState::Filling, RepositoryState::Fetching]),
             over_declared: count(over_declared),
             time_budget_near: count(near),
-            unlimited: count(uses.iter().filter(|seen| !seen.reasons.is_empty()).count()),
+            unlimited: count(uses.iter().filter(|seen| is_unlimited(seen)).count()),
         };
         let machine = &self.identity.machine;
         let kept = self.retention.view();
@@ -340,9 +340,7 @@ fn lease_use(
     size: Option<&Amounts>,
     written: Option<&(Amounts, Amounts)>,
 ) -> v1::LeaseUse {
-    let over = size.zip(written).and_then(|(size, (written, _))| over_disk(size, written));
-    let beyond = size.map(|size| seen.unlimited(size)).unwrap_or_default();
-    let beyond: Vec<Reason> = beyond.into_iter().chain(over).collect();
+    let beyond = size.map(|size| beyond_its_size(seen, size, written)).unwrap_or_default();
     let (source, cgroup) = match &seen.source {
         UseSource::None => ("", ""),
         UseSource::Cgroup(path) => ("cgroup", path.as_str()),
@@ -370,6 +368,12 @@ fn lease_use(
     }
 }
 
+/// What of a lease of this size is not kept to it.
+pub(super) fn beyond_its_size(seen: &LeaseUse, size: &Amounts, written: Option<&(Amounts, Amounts)>) -> Vec<Reason> {
+    let over = written.and_then(|(now, _)| over_disk(size, now));
+    seen.unlimited(size).into_iter().chain(over).collect()
+}
+
 /// Why a build that writes more than its size is told.
 fn over_disk(size: &Amounts, written: &Amounts) -> Option<Reason> {
     let figures = [
@@ -379,6 +383,10 @@ fn over_disk(size: &Amounts, written: &Amounts) -> Option<Reason> {
     let (resource, held, asked) = figures.into_iter().find(|(_, held, asked)| held > asked)?;
     let message = format!("its build holds {}, its size is {}", resource.show(held), resource.show(asked));
     Some(Reason::new(Code::LeaseOverDisk, resource.word(), message).about(resource, held, asked))
+}
+
+fn is_unlimited(seen: &v1::LeaseUse) -> bool {
+    seen.reasons.iter().any(|reason| reason.code() == v1::reason::Code::LeaseUnlimited)
 }
 
 fn count(value: usize) -> i32 {

@@ -107,10 +107,15 @@ impl FactsCache {
                     // Few at a time: a reading may wait long for its spec, on a thread that others need too. It is never
                     // closed.
                     let permit = Arc::clone(&self.foreground).acquire_owned().await;
-                    tokio::task::spawn_blocking(move || {
+                    let read = tokio::task::spawn_blocking(move || {
                         turn.read();
                         drop(permit);
                     });
+                    // Who comes after it would only do the same.
+                    if read.await.is_err_and(|error| error.is_panic()) {
+                        let message = "reading it ended early; see the agent's log".to_owned();
+                        return Err(Reason::new(Code::RepositoryCorrupt, commit.to_string(), message));
+                    }
                     reading
                 }
             };

@@ -248,9 +248,13 @@ async fn obey(common: &Common, command: &Command) -> Ended {
             let request = within(ask::SOON, v1::GetLeaseRequest { lease_id: id.clone() });
             let client = Client::of(common).await?;
             let answer = client.admission().get_lease(request).await?.into_inner();
-            let status =
-                client.node().get_status(within(ask::SOON, v1::GetStatusRequest {})).await?.into_inner().status;
-            let used = status.and_then(|now| now.lease_use.into_iter().find(|seen| seen.lease_id == *id));
+            // For people, and only where it can be had.
+            let status = match format {
+                super::Format::Table => client.node().get_status(within(ask::SOON, v1::GetStatusRequest {})).await.ok(),
+                _ => None,
+            };
+            let used = status.and_then(|answer| answer.into_inner().status);
+            let used = used.and_then(|now| now.lease_use.into_iter().find(|seen| seen.lease_id == *id));
             ask::answer(format, &answer, |answer, view| show::used_lease(answer.lease.as_ref(), used.as_ref(), view))?;
         }
     }

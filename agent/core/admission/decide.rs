@@ -134,6 +134,12 @@ fn release(
 ) -> (Reply, Vec<Event>) {
     let after = match lease.live() {
         true => {
+            // What its caller takes for a failure of the build was the node's own doing.
+            let drained = lease.was_told(Code::ModeDrain) && past_budget(lease, now);
+            let outcome = match outcome {
+                Outcome::Failed | Outcome::Lost if drained => Outcome::Evicted,
+                told => told,
+            };
             let ended = Lease {
                 state: LeaseState::Released,
                 ended_at: Some(now),
@@ -145,6 +151,7 @@ fn release(
             Lease { retry: retry::advice(&ended, facts), ..ended }
         }
         false => {
+            let usage = usage.map(|usage| facts.within_capacity(usage));
             let (peak, exit_code) = (lease.peak.or(usage), lease.exit_code.or(exit_code));
             Lease { peak, exit_code, ..lease.clone() }
         }

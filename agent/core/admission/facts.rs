@@ -48,9 +48,11 @@ pub struct Facts {
 /// What a lease is seen to use, and what its pod asks of the cluster.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct InUse {
-    /// CPU, smoothed; memory without `inactive_file`, with tmpfs, shared memory and swap; bytes and inodes that it has
-    /// written to the pool. Unset where it was looked for and nothing was found that could be measured.
+    /// CPU, smoothed; memory without `inactive_file`, with tmpfs, shared memory and swap. Unset where it was looked for and
+    /// nothing was found that could be measured.
     pub used: Option<Amounts>,
+    /// Bytes and inodes that its build has written to the pool: seen there, whoever wrote them.
+    pub written: Amounts,
     /// The pod's effective requests; nothing for a process.
     pub requests: Amounts,
     /// What was seen of it until now.
@@ -91,7 +93,7 @@ impl Facts {
 }
 
 fn held(size: Amounts, seen: Option<&InUse>) -> Amounts {
-    seen.map_or(size, |seen| size.max(seen.requests).max(seen.used.unwrap_or_default()))
+    seen.map_or(size, |seen| size.max(seen.requests).max(seen.used.unwrap_or_default()).max(seen.written))
 }
 
 /// Live leases, added up.
@@ -109,7 +111,7 @@ struct Sums {
 impl Sums {
     fn add(mut self, size: Amounts, seen: Option<&InUse>) -> Self {
         let held = held(size, seen);
-        let wrote = on_disk(seen.and_then(|seen| seen.used).unwrap_or_default());
+        let wrote = on_disk(seen.map(|seen| seen.written).unwrap_or_default());
         self.leased = self.leased.plus(held);
         self.unwritten = self.unwritten.plus(on_disk(held.less(wrote)));
         self.written = self.written.plus(wrote);

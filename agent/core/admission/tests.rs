@@ -265,9 +265,12 @@ impl Node {
         order.into_iter().map(find).collect()
     }
 
-    /// What a lease is seen to use.
+    /// What a lease is seen to use, and to have written.
     fn uses(&mut self, lease: &LeaseId, used: Amounts) {
-        let seen = InUse { used: Some(used), ..InUse::default() };
+        let (disk_bytes, disk_inodes) = (used.disk_bytes, used.disk_inodes);
+        let written = Amounts { disk_bytes, disk_inodes, ..Amounts::default() };
+        let used = Amounts { disk_bytes: 0, disk_inodes: 0, ..used };
+        let seen = InUse { used: Some(used), written, ..InUse::default() };
         Arc::make_mut(&mut self.facts.in_use).insert(lease.clone(), seen);
     }
 }

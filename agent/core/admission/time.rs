@@ -6,7 +6,7 @@
 
 use alloc::format;
 use alloc::sync::Arc;
-use alloc::vec;
+use alloc::vec::Vec;
 
 use crate::quantity::{Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
@@ -102,7 +102,9 @@ pub(super) fn ended(
     facts: &Facts,
     now: Timestamp,
 ) -> Event {
-    let reasons = vec![Reason::new(code, lease.id.as_str(), words)];
+    // What it was told before stays told.
+    let mut reasons: Vec<Reason> = lease.reasons.iter().filter(|reason| reason.code != code).cloned().collect();
+    reasons.push(Reason::new(code, lease.id.as_str(), words));
     let measured = facts.measured(lease, None, now);
     let ended = Lease { state, outcome: Some(outcome), reasons, ended_at: Some(now), confirm_by: None, ..measured };
     Event::Lease(Arc::new(ended))

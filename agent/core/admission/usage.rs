@@ -68,6 +68,18 @@ impl Seen {
 }
 
 impl Facts {
+    /// Nothing takes more than there is, whatever its caller says; a pool that is away says nothing of what it has.
+    pub(super) fn within_capacity(&self, usage: Usage) -> Usage {
+        let there = |told: u64, most: u64| if most == 0 { told } else { told.min(most) };
+        Usage {
+            memory_bytes_peak: there(usage.memory_bytes_peak, self.capacity.memory_bytes),
+            cpu_millis_peak: there(usage.cpu_millis_peak, self.capacity.cpu_millis),
+            disk_bytes: there(usage.disk_bytes, self.capacity.disk_bytes),
+            disk_inodes: there(usage.disk_inodes, self.capacity.disk_inodes),
+            ..usage
+        }
+    }
+
     /// The lease with its peak at its end: what its caller measured, and of the rest what was seen.
     pub(super) fn measured(&self, lease: &Lease, told: Option<Usage>, now: Timestamp) -> Lease {
         let (told, seen) = (told.unwrap_or_default(), self.in_use.get(&lease.id).map(|found| found.seen));
@@ -78,15 +90,7 @@ impl Facts {
             return lease.clone();
         }
         let peak = peak.or(Usage { elapsed: lasted, ..Usage::default() });
-        // Nothing takes more than there is, whatever its caller says; a pool that is away says nothing of what it has.
-        let there = |told: u64, most: u64| if most == 0 { told } else { told.min(most) };
-        let peak = Usage {
-            memory_bytes_peak: there(peak.memory_bytes_peak, self.capacity.memory_bytes),
-            cpu_millis_peak: there(peak.cpu_millis_peak, self.capacity.cpu_millis),
-            disk_bytes: there(peak.disk_bytes, self.capacity.disk_bytes),
-            disk_inodes: there(peak.disk_inodes, self.capacity.disk_inodes),
-            ..peak
-        };
+        let peak = self.within_capacity(peak);
         let at_least = told.memory_bytes_peak == 0 && !seen.is_whole(lasted);
         Lease { peak: Some(peak), peak_at_least: at_least, ..lease.clone() }
     }

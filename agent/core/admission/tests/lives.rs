@@ -26,7 +26,11 @@ fn a_bound_lease_ends_after_its_time_budget_and_a_grace() {
     node.pass(Span(1));
     let ended = node.lease(&id);
     assert_eq!((ended.state, ended.outcome), (LeaseState::Expired, Some(Outcome::TimeBudgetExceeded)));
-    assert_eq!(codes(&ended.reasons), [Code::TimeBudgetExceeded]);
+    assert_eq!(
+        codes(&ended.reasons),
+        [Code::TimeBudgetNear, Code::TimeBudgetExceeded],
+        "what it was told before stays"
+    );
 }
 
 #[test]
@@ -288,6 +292,12 @@ fn the_deadline_of_a_drain_ends_what_runs_and_the_node_stays_drained() {
     let (mut node, runs, _) = drained(true);
     node.tell(&Command::Gone(Vec::from([runs.clone()]), Code::HolderGone));
     assert_eq!(node.lease(&runs).outcome, Some(Outcome::Evicted));
+    // Its caller takes for a failure of the build what the node did; a success stays one.
+    for (told, outcome) in [(Outcome::Failed, Outcome::Evicted), (Outcome::Succeeded, Outcome::Succeeded)] {
+        let (mut node, runs, _) = drained(true);
+        let release = Command::Release { lease: runs, outcome: told, exit_code: Some(143), usage: None };
+        assert_eq!(node.lease_reply(&release).outcome, Some(outcome));
+    }
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// What a lease is known to have written to the pool.
 fn written(facts: &Facts, lease: &Lease) -> Amounts {
-    facts.in_use.get(&lease.id).and_then(|seen| seen.used).unwrap_or_default()
+    facts.in_use.get(&lease.id).map(|seen| seen.written).unwrap_or_default()
 }
 
 /// What a lease is taken to use of what others seem to use.
@@ -198,8 +198,10 @@ impl Node {
             Step::Use(lease, memory) => {
                 let live: Vec<Arc<Lease>> = self.ledger.live().cloned().collect();
                 let Some(lease) = pick(live, *lease) else { return };
-                let used = Amounts { memory_bytes: *memory, disk_bytes: memory / 2, ..amounts(1, 0) };
-                let seen = InUse { used: (memory % 8 > 0).then_some(used), ..InUse::default() };
+                let used = Amounts { memory_bytes: *memory, ..amounts(1, 0) };
+                // What was written is seen on the pool, also of a build that is not found.
+                let written = Amounts { disk_bytes: memory / 2, ..Amounts::default() };
+                let seen = InUse { used: (memory % 8 > 0).then_some(used), written, ..InUse::default() };
                 Arc::make_mut(&mut self.facts.in_use).insert(lease.id.clone(), seen);
             }
             Step::Gate(which) => {
