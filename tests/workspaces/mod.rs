@@ -313,3 +313,25 @@ async fn a_commit_near_a_kept_one_is_a_layer_over_it() {
     prepare_as(&agent, source(&url, "branch:main"), "again", Default::default()).await.unwrap();
     assert_eq!(kept(filesystem.path()), before, "nothing was checked out again");
 }
+
+/// Repositories and workspaces on disks of their own: nothing can be linked or shared between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn workspaces_on_another_pool_have_objects_of_their_own() {
+    needs_root!();
+    let (one, other) = (LoopFs::new(Kind::Xfs, 512 << 20), LoopFs::new(Kind::Xfs, 512 << 20));
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    for method in ["overlay", "reflink"] {
+        let second =
+            format!("  - {{name: other, path: {}, mount: required, floor: {{bytes: 1MiB}}}}", other.path().display());
+        let text = configuration(one.path(), &format!("workspaces: {{pool: other, method: {method}}}"));
+        let text =
+            text.replace("pools: [", "pools:\n  - ").replace("inodes: 10}}]", &format!("inodes: 10}}}}\n{second}"));
+        let agent = Agent::start(&text.replace("repositories: {", "repositories: {pool: data, "));
+        let workspace = prepare_as(&agent, source(&url, "branch:main"), method, Default::default()).await.unwrap();
+        let src = Path::new(&workspace.src);
+        assert!(src.starts_with(other.path()) && workspace.also_mount.is_empty(), "{workspace:?}");
+        assert_eq!(as_owner(src, None, "git fsck --no-progress; git status --porcelain"), "");
+        delete(&agent, &workspace.id).await;
+    }
+}
