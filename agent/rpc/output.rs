@@ -49,17 +49,15 @@ pub(super) fn message(rooms: &Rooms, output: &Output) -> v1::Output {
     }
 }
 
-pub(super) fn get(rooms: &Rooms, id: &str) -> Result<v1::GetOutputResponse, Status> {
-    let id = checked(id)?;
-    let outputs = rooms.workspaces.outputs();
-    outputs.list().map_err(|reason| refusal(&reason))?;
-    let output = outputs.get(id).ok_or_else(|| unknown(id))?;
+pub(super) async fn get(rooms: &Rooms, id: String) -> Result<v1::GetOutputResponse, Status> {
+    let wanted = checked(&id)?.to_owned();
+    let output = on_disk(rooms, move |outputs| Ok(outputs.get(&wanted))).await?.ok_or_else(|| unknown(&id))?;
     Ok(v1::GetOutputResponse { output: Some(message(rooms, &output)) })
 }
 
-pub(super) fn list(rooms: &Rooms, request: v1::ListOutputsRequest) -> Result<v1::ListOutputsResponse, Status> {
+pub(super) async fn list(rooms: &Rooms, request: v1::ListOutputsRequest) -> Result<v1::ListOutputsResponse, Status> {
     let wanted = super::request::scope("scope", request.scope)?;
-    let mut all = rooms.workspaces.outputs().list().map_err(|reason| refusal(&reason))?;
+    let mut all = on_disk(rooms, |outputs| Ok(outputs.list())).await?.map_err(|reason| refusal(&reason))?;
     all.retain(|output| is_of(output, &wanted));
     // The order of time and of the tokens.
     let key = |output: &std::sync::Arc<Output>| format!("{:016x}-{}", output.created_at.0, output.id);
@@ -84,14 +82,14 @@ pub(super) async fn delete(rooms: &Rooms, id: String) -> Result<v1::DeleteOutput
     }
 }
 
+/// On a thread that may wait: whether the pool is there is asked of its disk.
 async fn on_disk<T: Send + 'static>(
     rooms: &Rooms,
-    work: impl FnOnce(Outputs) -> io::Result<T> + Send + 'static,
+    work: impl FnOnce(&Outputs) -> io::Result<T> + Send + 'static,
 ) -> Result<T, Status> {
     let outputs = rooms.workspaces.outputs().clone();
-    outputs.list().map_err(|reason| refusal(&reason))?;
-    let done = tokio::task::spawn_blocking(move || work(outputs)).await;
-    let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let done = tokio::task::spawn_blocking(move || outputs.ready().map(|()| work(&outputs))).await;
+    let done = done.unwrap_or_else(|error| Ok(Err(io::Error::other(error)))).map_err(|reason| refusal(&reason))?;
     done.map_err(|error| refusal(&Reason::new(Code::PoolNotReady, rooms.home(), format!("outputs: {error}"))))
 }
 

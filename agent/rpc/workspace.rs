@@ -124,14 +124,14 @@ impl WorkspaceService for Workspace {
         &self,
         request: Request<v1::GetOutputRequest>,
     ) -> Result<Response<v1::GetOutputResponse>, Status> {
-        output::get(&self.0, &request.into_inner().id).map(Response::new)
+        output::get(&self.0, request.into_inner().id).await.map(Response::new)
     }
 
     async fn list_outputs(
         &self,
         request: Request<v1::ListOutputsRequest>,
     ) -> Result<Response<v1::ListOutputsResponse>, Status> {
-        output::list(&self.0, request.into_inner()).map(Response::new)
+        output::list(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn release_output(

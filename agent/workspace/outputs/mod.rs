@@ -46,6 +46,9 @@ struct Inner {
     pool: String,
     pools: Pools,
     config: Configured,
+    /// Held over a look at the folder or a change of it, so that one workspace has one end: the disk is waited for.
+    turn: Mutex<()>,
+    /// Held while it is read or written, and never over work on the disk. Locked after `turn`, where both are.
     known: Mutex<Known>,
     /// One came, and was not counted yet.
     came: Notify,
@@ -72,8 +75,8 @@ impl Outputs {
     /// Those of a pool, which is not looked at yet.
     #[must_use]
     pub fn new(pool: &str, pools: Pools, config: Configured) -> Self {
-        let (known, came) = (Mutex::default(), Notify::new());
-        Self { inner: Arc::new(Inner { pool: pool.to_owned(), pools, config, known, came }) }
+        let (turn, known, came) = (Mutex::default(), Mutex::default(), Notify::new());
+        Self { inner: Arc::new(Inner { pool: pool.to_owned(), pools, config, turn, known, came }) }
     }
 
     /// The pool's name.
@@ -91,6 +94,10 @@ impl Outputs {
         Arc::clone(&self.inner.config.borrow().keeping.outputs)
     }
 
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.inner.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,6 +113,7 @@ impl Outputs {
     /// Where it could not be moved: then it is still in the workspace.
     pub fn keep(&self, workspace: &Workspace, ending: Ending, now: Timestamp) -> io::Result<Option<Arc<Output>>> {
         let root = self.root()?;
+        let _turn = self.turn();
         if !self.inner.pools.holds_anything(&workspace.out)? {
             return Ok(self.of_workspace(&workspace.id, workspace.created_at));
         }
@@ -184,7 +192,7 @@ impl Outputs {
     /// Where the pool is not there.
     pub fn look(&self) -> io::Result<()> {
         let root = self.root()?;
-        let mut known = self.known();
+        let _turn = self.turn();
         let (names, all) = self.inner.pools.names(&root.join(FOLDER), NAMES_MAX)?;
         let (mut folders, mut records) = (BTreeSet::new(), BTreeSet::new());
         for found in &names {
@@ -194,16 +202,11 @@ impl Outputs {
                 _ => {}
             }
         }
-        if all {
-            known.outputs.retain(|id, _| folders.contains(id.as_str()) && records.contains(id.as_str()));
-        }
-        for id in records {
+        let is_known = |id: &str| self.known().outputs.contains_key(id);
+        let mut new = Vec::new();
+        for &id in &records {
             if folders.contains(id) {
-                if !known.outputs.contains_key(id)
-                    && let Some(output) = record::read(&root, id)
-                {
-                    known.outputs.insert(id.to_owned(), Arc::new(output));
-                }
+                new.extend(if is_known(id) { None } else { record::read(&root, id) });
             } else if all
                 && let Some(output) = record::read(&root, id)
                 && root.join("workspaces").join(&output.workspace).symlink_metadata().is_err()
@@ -212,22 +215,35 @@ impl Outputs {
                 tracing::info!(output = id, "its directory is gone, and so is its record");
             }
         }
+        let mut known = self.known();
+        if all {
+            known.outputs.retain(|id, _| folders.contains(id.as_str()) && records.contains(id.as_str()));
+        }
+        known.outputs.extend(new.into_iter().map(|output| (output.id.clone(), Arc::new(output))));
         known.looked = true;
         Ok(())
+    }
+
+    /// Whether it is known which are there.
+    ///
+    /// # Errors
+    /// `POOL_NOT_READY` where the pool is not there, or was not looked at yet.
+    pub fn ready(&self) -> Result<(), Reason> {
+        self.inner.pools.usable(&self.inner.pool)?;
+        if self.known().looked {
+            return Ok(());
+        }
+        let message = "what lies on the pool is being looked at; ask again";
+        Err(Reason::new(Code::PoolNotReady, &self.inner.pool, message))
     }
 
     /// All that are known, by id.
     ///
     /// # Errors
-    /// `POOL_NOT_READY` where the pool is not there, or was not looked at yet.
+    /// As [`Outputs::ready`].
     pub fn list(&self) -> Result<Vec<Arc<Output>>, Reason> {
-        self.inner.pools.usable(&self.inner.pool)?;
-        let known = self.known();
-        if !known.looked {
-            let message = "what lies on the pool is being looked at; ask again";
-            return Err(Reason::new(Code::PoolNotReady, &self.inner.pool, message));
-        }
-        Ok(known.outputs.values().cloned().collect())
+        self.ready()?;
+        Ok(self.known().outputs.values().cloned().collect())
     }
 
     /// One of them, where it is there.
@@ -259,7 +275,8 @@ impl Outputs {
         self.change(id, change).map(drop)
     }
 
-    /// Counts those that were not counted yet; at most one output's entries at a time are looked at.
+    /// Counts those that were not counted yet; at most one output's entries at a time are looked at. One whose count
+    /// cannot be written down is counted again later, and keeps no other from being counted.
     pub(super) fn count(&self, stop: &dyn Fn() -> bool) -> io::Result<()> {
         let root = self.root()?;
         let uncounted: Vec<String> = {
@@ -273,22 +290,26 @@ impl Outputs {
             let Ok(found) = self.inner.pools.measure_tree(&root.join(FOLDER).join(&id), ENTRIES_MAX) else { continue };
             let (files, bytes, disk_bytes) = (found.files, found.bytes, found.disk_bytes);
             let size = Size { files, bytes, disk_bytes, partial: found.partial };
-            self.change(&id, |output| output.size = Some(size))?;
+            if let Err(error) = self.change(&id, |output| output.size = Some(size)) {
+                tracing::warn!(%error, output = id, "what it holds could not be written down; tried again");
+            }
         }
         Ok(())
     }
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Output)) -> io::Result<Option<Arc<Output>>> {
         let root = self.root()?;
-        let mut known = self.known();
-        let Some(slot) = known.outputs.get_mut(id) else { return Ok(None) };
-        let mut output = Output::clone(slot);
+        let _turn = self.turn();
+        let Some(before) = self.get(id) else { return Ok(None) };
+        let mut output = Output::clone(&before);
         change(&mut output);
-        if output != **slot {
-            record::write(&root, &output)?;
-            *slot = Arc::new(output);
+        if output == *before {
+            return Ok(Some(before));
         }
-        Ok(Some(Arc::clone(slot)))
+        record::write(&root, &output)?;
+        let output = Arc::new(output);
+        self.known().outputs.insert(id.to_owned(), Arc::clone(&output));
+        Ok(Some(output))
     }
 
     /// Takes one away. False: there is none. Returns when it has left its place.
@@ -306,12 +327,10 @@ impl Outputs {
 
     fn delete_if(&self, id: &str, goes: impl FnOnce(&Output) -> bool) -> io::Result<bool> {
         let root = self.root()?;
-        let mut known = self.known();
-        let Some(output) = known.outputs.get(id).filter(|output| goes(output)) else {
-            return Ok(false);
-        };
+        let _turn = self.turn();
+        let Some(output) = self.get(id).filter(|output| goes(output)) else { return Ok(false) };
         self.inner.pools.discard(&output.place(&root))?;
-        known.outputs.remove(id);
+        self.known().outputs.remove(id);
         // The directory has gone: what a kill leaves of the record goes with the next look.
         record::remove(&root, id)?;
         Ok(true)

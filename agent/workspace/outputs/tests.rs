@@ -204,6 +204,21 @@ fn a_released_output_stays_and_a_deleted_one_goes() {
 }
 
 #[test]
+fn several_ends_of_one_workspace_keep_it_once() {
+    let world = World::new(|_| {});
+    let outputs = world.outputs();
+    for round in 0..20 {
+        let workspace = world.workspace(&format!("w{round}"), NOW);
+        write(&workspace, "text");
+        let end = || kept(&outputs, &workspace, NOW).unwrap();
+        let of_all = std::thread::scope(|scope| [(); 4].map(|()| scope.spawn(end)).map(|end| end.join().unwrap()));
+        assert!(of_all.iter().all(|output| output.id == workspace.id), "{of_all:?}");
+        assert!(world.own().join("outputs").join(&workspace.id).join("log").exists());
+    }
+    assert_eq!(world.outputs().list().unwrap().len(), 20);
+}
+
+#[test]
 fn what_is_no_directory_is_no_output() {
     let world = World::new(|_| {});
     let outputs = world.outputs();
