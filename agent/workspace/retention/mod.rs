@@ -190,7 +190,7 @@ impl Retention {
         let failed =
             |error: std::io::Error| Reason::new(Code::PoolNotReady, &config.workspaces.pool, error.to_string());
         inner.outputs.look().map_err(failed)?;
-        self.complete(stop).map_err(failed)?;
+        self.complete(stop);
         for path in (inner.holders.used)() {
             state.journal.use_cache(&observe::cache_key(&config, &path), now);
         }
@@ -250,17 +250,22 @@ impl Retention {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts new outputs, and learns how their builds ended.
-    fn complete(&self, stop: &dyn Fn() -> bool) -> std::io::Result<()> {
+    /// Counts new outputs, and learns how their builds ended. What cannot be written down is tried again: on a full disk
+    /// nothing can be, until what is over has gone.
+    fn complete(&self, stop: &dyn Fn() -> bool) {
         let inner = &self.inner;
         for output in inner.outputs.list().unwrap_or_default() {
             let ending =
                 output.lease.as_ref().filter(|_| output.outcome.is_none()).map(|lease| (inner.holders.ending)(lease));
-            if let Some(ending) = ending.filter(|ending| ending.outcome.is_some()) {
-                inner.outputs.ended(&output.id, ending)?;
+            if let Some(ending) = ending.filter(|ending| ending.outcome.is_some())
+                && let Err(error) = inner.outputs.ended(&output.id, ending)
+            {
+                tracing::warn!(%error, output = output.id, "how its build ended could not be written down; tried again");
             }
         }
-        inner.outputs.count(stop)
+        if let Err(error) = inner.outputs.count(stop) {
+            tracing::warn!(%error, "outputs could not be counted yet; tried again");
+        }
     }
 
     fn observe(&self, config: &Config, known: &Known, state: &mut State, now: Timestamp) -> Result<Observed, Reason> {

@@ -270,6 +270,24 @@ fn nothing_is_touched_while_it_is_not_known_what_is_held() {
 }
 
 #[test]
+fn a_disk_that_takes_no_record_still_gets_room() {
+    let world = World::new(|_| {});
+    let (outputs, held) = (world.outputs(), Held::default());
+    let retention = room(&world, &outputs, &held);
+    output_of(&world, &outputs, "old", day(0));
+    pass(&retention, day(0));
+    for id in ["full", "young"] {
+        output_of(&world, &outputs, id, day(10));
+    }
+    // Where its record would be written first.
+    fs::create_dir(world.own().join("outputs/.tmp-full.json")).unwrap();
+    pass(&retention, day(14));
+    assert!(!world.own().join("outputs/old").exists());
+    let is_counted = |id: &str| outputs.get(id).unwrap().size.is_some();
+    assert_eq!((is_counted("full"), is_counted("young")), (false, true));
+}
+
+#[test]
 fn a_declared_cache_is_counted_and_not_emptied() {
     let world = World::new(|config| {
         config.pools[0].directories =
