@@ -1,6 +1,7 @@
 //! The end of workspaces: leases and times are watched, and what is over leaves its place at once.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Timestamp;
@@ -9,27 +10,33 @@ use tokio_util::sync::CancellationToken;
 use super::disk::blocking;
 use super::{GOES_WITHIN, LOOK_EVERY, MAKE_ROOM_EVERY, OVERLAYS, SETTLE_EVERY, Workspaces, record};
 use crate::admission::{Admission, now};
-use crate::node::mount;
+use crate::node::Pools;
+use crate::node::mount::{self, Detached};
 
 impl Workspaces {
     /// Moves a workspace's directory and record away. Again is the same as once.
     pub(super) fn discard(&self, id: &str) -> io::Result<()> {
-        let root = self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))?;
+        let root = self.usable()?;
         // The record first: what is unmounted is no workspace any more, whatever lies there.
         record::remove(&root, id)?;
-        let (home, beside) = (root.join("workspaces").join(id), root.join(OVERLAYS).join(id));
-        for point in ["src", "tmp"] {
-            let detached = mount::detach(&home.join(point))?;
-            // Nobody waits until the kernel has forgotten what was used in it.
-            self.inner.tasks.spawn_blocking(move || drop(detached));
-        }
-        if beside.exists() {
-            for point in mount::mounts_below(&beside)? {
-                mount::unmount(&point)?;
-            }
-        }
-        self.inner.pools.discard(&home)?;
-        self.inner.pools.discard(&beside)
+        self.let_drop(unmount(&root, id)?);
+        self.inner.pools.discard(&home(&root, id))?;
+        self.inner.pools.discard(&beside(&root, id))
+    }
+
+    /// Takes away what a workspace has on the disk but its `out` and its record: its end is then repeated.
+    pub(super) fn discard_scratch(&self, id: &str) -> io::Result<()> {
+        self.let_drop(take_scratch(&self.inner.pools, &self.usable()?, id)?);
+        Ok(())
+    }
+
+    fn usable(&self) -> io::Result<PathBuf> {
+        self.inner.pools.usable(&self.inner.pool).map_err(|reason| io::Error::other(reason.message))
+    }
+
+    /// Nobody waits until the kernel has forgotten what was used in it.
+    fn let_drop(&self, detached: Vec<Detached>) {
+        self.inner.tasks.spawn_blocking(move || drop(detached));
     }
 
     pub(super) async fn watch_leases(self, admission: Admission, cancel: CancellationToken) {
@@ -95,5 +102,63 @@ impl Workspaces {
             lease.as_ref().is_some_and(ended) || expires_at.is_some_and(|at| at <= now)
         });
         over.map(|(id, ..)| id).collect()
+    }
+}
+
+fn home(root: &Path, id: &str) -> PathBuf {
+    root.join("workspaces").join(id)
+}
+
+/// What lies beside an overlay: all that its build wrote.
+fn beside(root: &Path, id: &str) -> PathBuf {
+    root.join(OVERLAYS).join(id)
+}
+
+/// Unmounts all that a workspace consists of.
+fn unmount(root: &Path, id: &str) -> io::Result<Vec<Detached>> {
+    let (home, beside) = (home(root, id), beside(root, id));
+    let detached = ["src", "tmp"].map(|point| mount::detach(&home.join(point)));
+    let detached = detached.into_iter().collect::<io::Result<Vec<_>>>()?;
+    if beside.exists() {
+        for point in mount::mounts_below(&beside)? {
+            mount::unmount(&point)?;
+        }
+    }
+    Ok(detached)
+}
+
+fn take_scratch(pools: &Pools, root: &Path, id: &str) -> io::Result<Vec<Detached>> {
+    let detached = unmount(root, id)?;
+    for scratch in [home(root, id).join("src"), home(root, id).join("tmp"), beside(root, id)] {
+        pools.discard(&scratch)?;
+    }
+    Ok(detached)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+    use crate::workspace::outputs::tests::{NOW, World};
+
+    #[test]
+    fn scratch_makes_room_and_what_is_to_be_kept_stays() {
+        let world = World::new(|_| {});
+        let (own, workspace) = (world.own(), world.workspace("w", NOW));
+        let upper = own.join("overlays/w/upper");
+        fs::create_dir_all(&upper).unwrap();
+        for written in [&upper, &workspace.src, &workspace.tmp, &workspace.out] {
+            fs::write(written.join("file"), "text").unwrap();
+        }
+        fs::write(own.join("workspaces/w.json"), "{}").unwrap();
+        for again in 0..2 {
+            take_scratch(&world.pools, &own, "w").unwrap();
+            for gone in [&own.join("overlays/w"), &workspace.src, &workspace.tmp] {
+                assert!(!gone.exists(), "{} {again}", gone.display());
+            }
+            assert!(workspace.out.join("file").exists() && own.join("workspaces/w.json").exists());
+        }
     }
 }

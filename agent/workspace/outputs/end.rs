@@ -5,7 +5,6 @@ use std::io;
 use super::super::{Workspace, Workspaces};
 use super::{Ending, Outputs};
 use crate::admission::now;
-use crate::node::mount;
 
 impl Workspaces {
     /// What builds left.
@@ -22,9 +21,9 @@ impl Workspaces {
             if let Err(error) = self.inner.outputs.keep(workspace, ending, now()) {
                 if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
                     // What is not kept makes room for the record of what is.
-                    mount::unmount(&workspace.src)?;
-                    self.inner.pools.discard(&workspace.src)?;
-                    self.inner.pools.discard(&workspace.tmp)?;
+                    if let Err(error) = self.discard_scratch(id) {
+                        tracing::warn!(%error, workspace = id, "its scratch cannot make room yet; tried again");
+                    }
                 }
                 return Err(error);
             }
