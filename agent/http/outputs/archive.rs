@@ -53,9 +53,9 @@ fn stream(face: &Face, folder: OwnedFd, place: OwnedSemaphorePermit) -> mpsc::Re
     let (is_ready, cancel) = (face.rooms.workspaces.outputs().is_ready(), face.rooms.cancel.clone());
     face.rooms.tasks.spawn_blocking(move || {
         let _place = place;
-        let mut sender = Sender { parts, part: Vec::with_capacity(PART_BYTES) };
         let goes_on = || !cancel.is_cancelled() && is_ready();
-        let sent = write(folder, &mut sender, &goes_on).and_then(|()| sender.flush());
+        let mut sender = Sender { parts, part: Vec::with_capacity(PART_BYTES), goes_on: &goes_on };
+        let sent = write(folder, &mut sender).and_then(|()| sender.flush());
         if let Err(error) = sent
             && error.kind() != io::ErrorKind::BrokenPipe
         {
@@ -68,12 +68,20 @@ fn stream(face: &Face, folder: OwnedFd, place: OwnedSemaphorePermit) -> mpsc::Re
 }
 
 /// Sends what is written, in parts.
-struct Sender {
+struct Sender<'a> {
     parts: mpsc::Sender<io::Result<Bytes>>,
     part: Vec<u8>,
+    /// Asked before each part, so also within a large file: what is open on a pool keeps it from being unmounted.
+    goes_on: &'a dyn Fn() -> bool,
 }
 
-impl Write for Sender {
+impl Sender<'_> {
+    fn check(&self) -> io::Result<()> {
+        if (self.goes_on)() { Ok(()) } else { Err(io::Error::other("the pool is being let go of")) }
+    }
+}
+
+impl Write for Sender<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.part.extend_from_slice(bytes);
         if self.part.len() >= PART_BYTES {
@@ -83,19 +91,18 @@ impl Write for Sender {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.check()?;
         let part = std::mem::replace(&mut self.part, Vec::with_capacity(PART_BYTES));
         let sent = part.is_empty() || self.parts.blocking_send(Ok(part.into())).is_ok();
         if sent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     }
 }
 
-fn write(top: OwnedFd, to: &mut dyn Write, goes_on: &dyn Fn() -> bool) -> io::Result<()> {
+fn write(top: OwnedFd, to: &mut Sender<'_>) -> io::Result<()> {
     let mut archive = tar::Builder::new(to);
     let mut open = vec![(Dir::new(top)?, PathBuf::new())];
     while let Some((folder, path)) = open.last_mut() {
-        if !goes_on() {
-            return Err(io::Error::other("the pool is being let go of"));
-        }
+        archive.get_ref().check()?;
         let Some(entry) = folder.read().transpose()? else {
             open.pop();
             continue;
@@ -147,4 +154,26 @@ fn head(seen: &Statx, kind: tar::EntryType, bytes: u64) -> tar::Header {
     head.set_gid(seen.stx_gid.into());
     head.set_mtime(u64::try_from(seen.stx_mtime.tv_sec).unwrap_or(0));
     head
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::cell::Cell;
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_large_file_is_let_go_of_within() {
+        let dir = tempfile::tempdir().unwrap();
+        File::create(dir.path().join("large")).unwrap().set_len(100 << 20).unwrap();
+        let (parts, mut sent) = mpsc::channel(100);
+        let asked = Cell::new(0);
+        let goes_on = || asked.replace(asked.get() + 1) < 10;
+        let mut sender = Sender { parts, part: Vec::new(), goes_on: &goes_on };
+        let error = write(File::open(dir.path()).unwrap().into(), &mut sender).unwrap_err();
+        assert!(error.to_string().contains("let go of"), "{error}");
+        assert!(sent.try_recv().is_ok() && sent.len() < 10, "{}", sent.len());
+    }
 }
