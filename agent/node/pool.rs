@@ -18,6 +18,7 @@ use super::Filesystem;
 use super::directory::{self, OWN};
 use super::guard;
 use super::trash::{self, Pace, Swept};
+use super::tree::Identity;
 use super::view::{DirectoryView, PoolView, State, Trouble, Views};
 use crate::config;
 
@@ -182,21 +183,34 @@ impl Pools {
     /// content goes in time; `NotFound` with the pool's state where that pool is not ready; `ResourceBusy` where something
     /// is mounted in the tree; those of the filesystem.
     pub fn discard(&self, path: &Path) -> io::Result<()> {
+        self.take_away(path, None).map(drop)
+    }
+
+    /// As [`Pools::discard`], where the very thing that was seen is still there. False: it is not, and whatever is in its
+    /// place stays.
+    ///
+    /// # Errors
+    /// As [`Pools::discard`].
+    pub fn discard_only(&self, path: &Path, seen: Identity) -> io::Result<bool> {
+        self.take_away(path, Some(seen))
+    }
+
+    fn take_away(&self, path: &Path, only: Option<Identity>) -> io::Result<bool> {
         let (entry, within) = self.entry_of(path)?;
         let root = entry.enter().map_err(not_found)?;
         let own = directory::open_own(root.as_fd()).map_err(not_found)?;
-        match within.strip_prefix(OWN) {
-            Ok(within) => trash::discard(own.as_fd(), own.as_fd(), within)?,
-            Err(_) if entry.empties(&within) => trash::discard(own.as_fd(), root.as_fd(), &within)?,
+        let went = match within.strip_prefix(OWN) {
+            Ok(within) => trash::discard(own.as_fd(), own.as_fd(), within, only)?,
+            Err(_) if entry.empties(&within) => trash::discard(own.as_fd(), root.as_fd(), &within, only)?,
             Err(_) => {
                 let message =
                     format!("{} lies in nothing that the agent may empty, and is not removed", path.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
-        }
+        };
         entry.discarded.fetch_add(1, Ordering::SeqCst);
         entry.sweep_now.notify_one();
-        Ok(())
+        Ok(went)
     }
 
     fn entry_of(&self, path: &Path) -> io::Result<(Arc<Entry>, PathBuf)> {

@@ -150,3 +150,8 @@ fn another_thing_of_the_same_name_is_another_thing() {
     assert_eq!((some.len(), all), (1, false), "there are two");
     assert_eq!(pools.names(&out.join("gone"), 1).unwrap(), (Vec::new(), true));
 }
+    let own = home.path().join("stoker/x");
+    fs::rename(out.join("y"), &own).unwrap();
+    assert!(!pools.discard_only(&own, one().identity).unwrap() && own.exists());
+    assert!(pools.discard_only(&own, first.identity).unwrap() && !own.exists());
+    assert!(!pools.discard_only(&own, first.identity).unwrap(), "it is not there");

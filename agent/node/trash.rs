@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::directory::{self, TRASH};
 use super::guard::BENEATH;
 use super::remove::{Outcome, Sweep};
+use super::tree::{self, Identity};
 use super::{Filesystem, mount, rights};
 
 /// How fast trash is removed, so that builds keep the disk.
@@ -41,14 +42,20 @@ impl Pace {
     }
 }
 
-/// Renames `path`, relative to `base`, into the trash of the agent's directory `own`. Success where it is not there.
-pub(super) fn discard(own: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+/// Renames `path`, relative to `base`, into the trash of the agent's directory `own`; where `only` is given, nothing but
+/// that very thing. False: it is not there.
+pub(super) fn discard(
+    own: BorrowedFd<'_>,
+    base: BorrowedFd<'_>,
+    path: &Path,
+    only: Option<Identity>,
+) -> io::Result<bool> {
     if path.as_os_str().is_empty() || path.starts_with(TRASH) {
         let message = format!("{} is kept by the agent, and is not removed", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let (parent, name) = match directory::open_parent(base, path) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(false),
         opened => opened?,
     };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -60,10 +67,15 @@ pub(super) fn discard(own: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) ->
         Mode::empty(),
         BENEATH.difference(rustix::fs::ResolveFlags::NO_SYMLINKS),
     ) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(false),
         Err(Errno::XDEV) => return Err(busy(path)),
         opened => opened?,
     };
+    if let Some(only) = only
+        && tree::identity_of(target.as_fd())? != only
+    {
+        return Ok(false);
+    }
     if mounted_below(target.as_fd())? {
         return Err(busy(path));
     }
@@ -71,7 +83,7 @@ pub(super) fn discard(own: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) ->
     let unique = uuid::Uuid::now_v7().simple().to_string();
     let rename = || renameat(&parent, &name, &trash, unique.as_str());
     match rename() {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(false),
         // A directory that its owner may not write to cannot change its parent; see rename(2).
         Err(Errno::ACCESS) => {
             rights::open_up(target.as_fd())?;
@@ -83,7 +95,7 @@ pub(super) fn discard(own: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) ->
         }
         renamed => renamed?,
     }
-    Ok(())
+    Ok(true)
 }
 
 pub(super) fn busy(path: &Path) -> io::Error {

@@ -253,6 +253,11 @@ pub(crate) fn kind(of: &Statx) -> FileType {
 
 fn identity(of: &Statx) -> Identity {
     let known = StatxFlags::from_bits_retain(of.stx_mask).contains(StatxFlags::BTIME);
+/// What an open file is.
+pub(super) fn identity_of(file: BorrowedFd<'_>) -> Result<Identity, Errno> {
+    Ok(identity(&statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+}
+
     let born = if known { (of.stx_btime.tv_sec, of.stx_btime.tv_nsec) } else { (0, 0) };
     Identity { inode: of.stx_ino, born }
 }

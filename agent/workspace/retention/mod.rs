@@ -311,7 +311,11 @@ impl Retention {
             Kind::Output => inner.outputs.expire(&place.id, now),
             Kind::Cache => (inner.holders.remove_cache)(&place.path, &place.id),
             Kind::Orphan if !place.id.is_empty() => (inner.holders.remove_workspace)(&place.id),
-            Kind::Orphan | Kind::Directory | Kind::Scratch => inner.pools.discard(&place.path).map(|()| true),
+            // Somebody may have put another thing in its place since it was judged.
+            Kind::Orphan | Kind::Directory | Kind::Scratch => match place.identity {
+                Some(seen) => inner.pools.discard_only(&place.path, seen),
+                None => Ok(false),
+            },
         }
     }
 

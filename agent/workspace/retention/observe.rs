@@ -67,6 +67,8 @@ pub(super) struct Place {
 }
 
 /// Counts that still hold.
+    /// Which thing was there; unset where its room knows that.
+    pub(super) identity: Option<Identity>,
 pub(super) type Sizes = HashMap<String, (Identity, Measure, Timestamp)>;
 
 /// What was seen.
@@ -194,7 +196,11 @@ impl<'a> Look<'a> {
             let bytes = output.size.map_or(0, |size| size.disk_bytes);
             let (id, rule) = (output.id.clone(), output.rule.clone());
             let path = output.place(own);
-            self.put(what, bytes, Place { kind: Kind::Output, pool: pool.name.clone(), path, id, rule });
+            self.put(
+                what,
+                bytes,
+                Place { kind: Kind::Output, pool: pool.name.clone(), path, id, rule, identity: None },
+            );
         }
     }
 
@@ -270,7 +276,7 @@ impl<'a> Look<'a> {
         let held = self.known.caches.contains(tenant);
         let what = What::Cache { tenant: tenant.to_owned(), used_at, held };
         let (id, rule) = (tenant.to_owned(), String::new());
-        self.put(what, bytes, Place { kind: Kind::Cache, pool: pool.name.clone(), path, id, rule });
+        self.put(what, bytes, Place { kind: Kind::Cache, pool: pool.name.clone(), path, id, rule, identity: None });
     }
 
     /// Should nobody know it one day, its grace begins then.
@@ -284,7 +290,8 @@ impl<'a> Look<'a> {
         // Without room to remember it, it does not age.
         let Some(seen_at) = self.journal.first_seen(&key, found.identity, self.now) else { return };
         let bytes = self.size(&key, found, &path, false).disk_bytes;
-        let place = Place { kind: Kind::Orphan, pool: pool.name.clone(), path, id, rule: String::new() };
+        let identity = Some(found.identity);
+        let place = Place { kind: Kind::Orphan, pool: pool.name.clone(), path, id, rule: String::new(), identity };
         self.put(What::Own { seen_at, known: false }, bytes, place);
     }
 
@@ -326,7 +333,8 @@ impl<'a> Look<'a> {
                         Word::Scratch => (What::Scratch { directory, seen_at }, Kind::Scratch),
                         _ => (What::Aged { directory, seen_at }, Kind::Directory),
                     };
-                    let place = Place { kind, pool: pool.name.clone(), path, id: String::new(), rule: String::new() };
+                    let (id, rule, identity) = (String::new(), String::new(), Some(found.identity));
+                    let place = Place { kind, pool: pool.name.clone(), path, id, rule, identity };
                     self.put(what, size.disk_bytes, place);
                 }
             }
