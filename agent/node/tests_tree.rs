@@ -117,6 +117,7 @@ fn a_tree_is_measured_within_bounds() {
     symlink("/", tree.join("link")).unwrap();
     let measured = pools.measure_tree(&tree, 100).unwrap();
     assert_eq!((measured.files, measured.bytes, measured.partial), (3, 5003, false));
+    assert_eq!(measured.entries, 5, "directories cost as much as files");
     assert!(measured.disk_bytes >= 5003);
     assert!(pools.measure_tree(&tree, 2).unwrap().partial);
     assert_eq!(pools.measure_tree(&tree.join("link"), 100).unwrap().files, 1, "the link itself");
@@ -149,9 +150,9 @@ fn another_thing_of_the_same_name_is_another_thing() {
     let (some, all) = pools.names(&out, 1).unwrap();
     assert_eq!((some.len(), all), (1, false), "there are two");
     assert_eq!(pools.names(&out.join("gone"), 1).unwrap(), (Vec::new(), true));
-}
     let own = home.path().join("stoker/x");
     fs::rename(out.join("y"), &own).unwrap();
     assert!(!pools.discard_only(&own, one().identity).unwrap() && own.exists());
     assert!(pools.discard_only(&own, first.identity).unwrap() && !own.exists());
     assert!(!pools.discard_only(&own, first.identity).unwrap(), "it is not there");
+}

@@ -45,6 +45,8 @@ pub struct Found {
 /// What a tree holds.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Measure {
+    /// All that was looked at, and so what the look cost.
+    pub entries: u64,
     /// Everything in it but directories.
     pub files: u64,
     /// The lengths of its regular files.
@@ -251,13 +253,13 @@ pub(crate) fn kind(of: &Statx) -> FileType {
     FileType::from_raw_mode(u32::from(of.stx_mode))
 }
 
-fn identity(of: &Statx) -> Identity {
-    let known = StatxFlags::from_bits_retain(of.stx_mask).contains(StatxFlags::BTIME);
 /// What an open file is.
 pub(super) fn identity_of(file: BorrowedFd<'_>) -> Result<Identity, Errno> {
     Ok(identity(&statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
 }
 
+fn identity(of: &Statx) -> Identity {
+    let known = StatxFlags::from_bits_retain(of.stx_mask).contains(StatxFlags::BTIME);
     let born = if known { (of.stx_btime.tv_sec, of.stx_btime.tv_nsec) } else { (0, 0) };
     Identity { inode: of.stx_ino, born }
 }
@@ -265,6 +267,7 @@ pub(super) fn identity_of(file: BorrowedFd<'_>) -> Result<Identity, Errno> {
 impl Measure {
     fn count(&mut self, seen: &Statx) {
         self.disk_bytes = self.disk_bytes.saturating_add(seen.stx_blocks.saturating_mul(512));
+        self.entries = self.entries.saturating_add(1);
         let is = kind(seen);
         if is != FileType::Directory {
             self.files = self.files.saturating_add(1);

@@ -92,6 +92,7 @@ pub(super) struct Look<'a> {
     places: Vec<Place>,
     directories: Vec<DirectoryUse>,
     limits: Limits,
+    budget_max: u64,
     /// Listings that came to their end, and what was in them.
     looked: BTreeSet<String>,
     there: BTreeSet<String>,
@@ -102,6 +103,12 @@ impl<'a> Look<'a> {
         pools: &'a Pools,
         config: &'a Config,
         known: &'a Known,
+    /// As [`Look::new`], where a look may cost less.
+    #[cfg(test)]
+    pub(super) fn with_budget(self, entries: u64) -> Self {
+        Self { budget: entries, budget_max: entries, ..self }
+    }
+
         journal: &'a mut Journal,
         sizes: &'a mut Sizes,
         now: Timestamp,
@@ -128,6 +135,7 @@ impl<'a> Look<'a> {
             places,
             directories,
             limits,
+            budget_max: BUDGET,
             looked,
             there,
         }
@@ -360,8 +368,14 @@ impl<'a> Look<'a> {
         }
         match self.pools.measure_tree(path, self.budget) {
             Ok(measure) => {
-                self.budget = self.budget.saturating_sub(measure.files.max(1));
-                self.sizes.insert(key.to_owned(), (found.identity, measure, self.now));
+                let is_cut = measure.partial && measure.entries > self.budget;
+                self.budget = self.budget.saturating_sub(measure.entries.max(1));
+                let is_less = is_cut && !last.partial && last.disk_bytes > measure.disk_bytes;
+                let measure = if is_less { last } else { measure };
+                // What others left no room for is counted with the next look.
+                let at = if is_cut && is_spent { Timestamp(0) } else { self.now };
+                self.sizes.insert(key.to_owned(), (found.identity, measure, at));
+        let is_spent = self.budget < self.budget_max;
                 measure
             }
             Err(_) => last,

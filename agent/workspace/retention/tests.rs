@@ -288,6 +288,35 @@ fn a_disk_that_takes_no_record_still_gets_room() {
 }
 
 #[test]
+fn a_look_costs_no_more_than_it_may_and_what_is_cut_is_not_taken_for_less() {
+    let world = World::new(|config| {
+        config.pools[0].directories =
+            ["first", "second"].map(|path| declared(path, Word::Cache, Some(1 << 30))).to_vec();
+    });
+    let pool = world.dir.path().join("pool");
+    for number in 0..10 {
+        fs::create_dir(pool.join(format!("first/{number}"))).unwrap();
+    }
+    for name in ["a", "b", "c"] {
+        fs::write(pool.join("second").join(name), vec![7; 100_000]).unwrap();
+    }
+    let (mut journal, mut sizes, known) = (Journal::default(), Sizes::new(), Known::default());
+    let mut second = |now| {
+        let config = Arc::clone(&world.config.borrow());
+        let look = Look::new(&world.pools, &config, &known, &mut journal, &mut sizes, now).with_budget(12);
+        let used = look.run(&[]).directories.remove(1);
+        (used.bytes, used.partial)
+    };
+    let cut = second(day(0));
+    assert!(cut.0 < 300_000 && cut.1, "directories were counted before: {cut:?}");
+    let whole = second(day(0));
+    assert!(whole.0 >= 300_000 && !whole.1, "with the next look it has room: {whole:?}");
+    assert_eq!(second(day(1)), whole, "its count is over, and again there is no room");
+    fs::remove_file(pool.join("second/a")).unwrap();
+    assert!(second(day(1)).0 < whole.0, "now there is");
+}
+
+#[test]
 fn a_declared_cache_is_counted_and_not_emptied() {
     let world = World::new(|config| {
         config.pools[0].directories =
