@@ -12,6 +12,7 @@ mod observe;
 mod uses;
 mod words;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -320,14 +321,14 @@ impl Retention {
     }
 
     fn seen(&self, config: &Config, observed: &Observed, plan: &Plan, journal: &Journal, now: Timestamp) -> View {
-        let goes: std::collections::BTreeSet<usize> = plan.now.iter().map(|removal| removal.thing).collect();
+        let goes: BTreeSet<usize> = plan.now.iter().map(|removal| removal.thing).collect();
         let stays = |facts: &Facts, of: &dyn Fn(&What) -> bool| {
             let all = facts.things.iter().enumerate().filter(|(at, thing)| !goes.contains(at) && of(&thing.what));
             all.fold((0_u64, 0_u64), |(count, bytes), (_, thing)| (count + 1, bytes.saturating_add(thing.bytes)))
         };
         let facts = &observed.facts;
         let is_released = |what: &What| matches!(what, What::Output { released: true, .. });
-        let mut alarms = words::orphans(config, observed, plan);
+        let mut alarms = words::orphans(config, observed, &goes);
         alarms.extend(words::over(config, observed, plan));
         View {
             looked_at: Some(now),

@@ -1,6 +1,6 @@
 //! A plan in words: each removal with its reason and figures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stoker_core::quantity::{Resource, Span};
 use stoker_core::reason::{Code, Reason};
@@ -101,12 +101,11 @@ pub(super) fn over(config: &Config, observed: &Observed, plan: &Plan) -> Vec<Rea
     all
 }
 
-/// What nobody knows, one alarm a pool.
-pub(super) fn orphans(config: &Config, observed: &Observed, plan: &Plan) -> Vec<Reason> {
+/// What nobody knows and does not go now, one alarm a pool.
+pub(super) fn orphans(config: &Config, observed: &Observed, goes: &BTreeSet<usize>) -> Vec<Reason> {
     let mut by_pool: BTreeMap<&str, (usize, u64, String)> = BTreeMap::new();
     for (index, (thing, place)) in observed.facts.things.iter().zip(&observed.places).enumerate() {
-        let goes = plan.now.iter().any(|removal| removal.thing == index);
-        if goes || !matches!(thing.what, What::Own { known: false, .. }) {
+        if !matches!(thing.what, What::Own { known: false, .. }) || goes.contains(&index) {
             continue;
         }
         let (count, bytes, _) = by_pool.entry(&place.pool).or_insert_with(|| (0, 0, place.path.display().to_string()));
