@@ -38,6 +38,8 @@ pub(super) use uses::Uses;
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How soon again, where something is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// So long after an output was kept it is asked each moment how its build ended; later with each look.
+const SAID_WITHIN: Span = Span::minutes(1);
 /// The most things that one look removes; the rest goes with the next one.
 const REMOVALS_MAX: usize = 1000;
 
@@ -175,7 +177,22 @@ impl Retention {
                 () = tokio::time::sleep(pause) => {}
                 () = self.inner.outputs.came() => {}
                 changed = config.changed() => if changed.is_err() { return },
+                // Ends only with the others: it asks again and again.
+                () = self.learn_endings() => {}
             }
+        }
+    }
+
+    /// Whoever deletes a workspace usually says a moment later how its build ended: asked until all did, which costs far
+    /// less than a look. Never ends.
+    async fn learn_endings(&self) {
+        loop {
+            let room = self.clone();
+            let learnt = tokio::task::spawn_blocking(move || room.learn(crate::admission::now())).await;
+            if !learnt.unwrap_or(false) {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -191,7 +208,10 @@ impl Retention {
         let failed =
             |error: std::io::Error| Reason::new(Code::PoolNotReady, &config.workspaces.pool, error.to_string());
         inner.outputs.look().map_err(failed)?;
-        self.complete(stop);
+        self.learn(now);
+        if let Err(error) = inner.outputs.count(stop) {
+            tracing::warn!(%error, "outputs could not be counted yet; tried again");
+        }
         for path in (inner.holders.used)() {
             state.journal.use_cache(&observe::cache_key(&config, &path), now);
         }
@@ -209,11 +229,6 @@ impl Retention {
         let next_at = view.next_at;
         drop(state);
         inner.view.send_replace(view);
-        // Whoever deletes a workspace usually says a moment later how its build ended.
-        let unended = |output: &Arc<super::outputs::Output>| {
-            output.lease.is_some() && output.outcome.is_none() && now.since(output.created_at) < Span::minutes(1)
-        };
-        let left = left || inner.outputs.list().is_ok_and(|all| all.iter().any(unended));
         let until = next_at.map_or(LOOK_EVERY, |at| Duration::from_millis(at.since(now).0.unsigned_abs()));
         Ok(if left { LOOK_AGAIN } else { until.clamp(LOOK_AGAIN, LOOK_EVERY) })
     }
@@ -251,22 +266,21 @@ impl Retention {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts new outputs, and learns how their builds ended. What cannot be written down is tried again: on a full disk
-    /// nothing can be, until what is over has gone.
-    fn complete(&self, stop: &dyn Fn() -> bool) {
+    /// Learns how the builds of outputs ended; gives whether one should be said soon. What cannot be written down is tried
+    /// again: on a full disk nothing can be, until what is over has gone.
+    fn learn(&self, now: Timestamp) -> bool {
         let inner = &self.inner;
+        let mut is_awaited = false;
         for output in inner.outputs.list().unwrap_or_default() {
-            let ending =
-                output.lease.as_ref().filter(|_| output.outcome.is_none()).map(|lease| (inner.holders.ending)(lease));
-            if let Some(ending) = ending.filter(|ending| ending.outcome.is_some())
-                && let Err(error) = inner.outputs.ended(&output.id, ending)
-            {
+            let Some(lease) = output.lease.as_ref().filter(|_| output.outcome.is_none()) else { continue };
+            let ending = (inner.holders.ending)(lease);
+            if ending.outcome.is_none() {
+                is_awaited |= now.since(output.created_at) < SAID_WITHIN;
+            } else if let Err(error) = inner.outputs.ended(&output.id, ending) {
                 tracing::warn!(%error, output = output.id, "how its build ended could not be written down; tried again");
             }
         }
-        if let Err(error) = inner.outputs.count(stop) {
-            tracing::warn!(%error, "outputs could not be counted yet; tried again");
-        }
+        is_awaited
     }
 
     fn observe(&self, config: &Config, known: &Known, state: &mut State, now: Timestamp) -> Result<Observed, Reason> {
