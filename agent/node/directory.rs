@@ -17,7 +17,7 @@ use crate::config;
 /// The agent's own directory in every pool.
 pub(super) const OWN: &str = "stoker";
 /// What waits for its removal, in [`OWN`].
-pub(super) const TRASH: &str = "trash";
+pub(crate) const TRASH: &str = "trash";
 
 /// Makes a declared directory where it is missing, and corrects owner and mode of it alone where they differ.
 pub(super) fn prepare(root: BorrowedFd<'_>, declared: &config::Directory) -> Result<(), Trouble> {

@@ -29,6 +29,7 @@ pub mod facts;
 pub mod process;
 pub(crate) mod processes;
 
+pub(crate) use directory::TRASH;
 pub use filesystem::Filesystem;
 pub(crate) use pool::now;
 pub use pool::{PoolTrouble, Pools};

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::error::bad;
 use crate::admission::Build;
+use crate::workspace::is_cache_key;
 
 /// No node has more: 2^20 cores, an exbibyte, 2^50 inodes. Beyond them a value is a mistake, not a wish.
 const CPU_MILLIS_MAX: i64 = (1 << 20) * 1000;
@@ -157,11 +158,7 @@ fn cache_keys(field: Field<'_>, keys: &[String]) -> Result<(), Status> {
     if keys.len() > CACHE_KEYS_MAX {
         return Err(bad(field, format!("has {} entries, at most {CACHE_KEYS_MAX} are allowed", keys.len())));
     }
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
-    match keys
-        .iter()
-        .position(|key| key.is_empty() || key.len() > 64 || key.starts_with('.') || !key.chars().all(plain))
-    {
+    match keys.iter().position(|key| !is_cache_key(key)) {
         Some(i) => Err(bad(
             format!("{field}[{i}]"),
             format!("{:?} is no key; use 1 to 64 of a-z 0-9 . _ - not beginning with a dot", keys[i]),

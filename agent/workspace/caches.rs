@@ -22,7 +22,7 @@ use crate::node::files::{self, read_record};
 use crate::repository::Changes;
 
 /// Where the times are remembered, below the agent's directory of the pool.
-const TIMES: &str = "times";
+pub(super) const TIMES: &str = "times";
 /// More paths than these make all files look changed.
 const PATHS_MAX: usize = 50_000;
 const RECORD_BYTES_MAX: u64 = 32 << 20;
@@ -63,8 +63,27 @@ pub(super) fn slot<'a>(live: impl Iterator<Item = &'a Line>, new: &Line) -> u32 
 
 /// What a build sees as `STOKER_CACHE`, below the tenant's folder.
 pub(super) fn folder(cache: &Path, slot: u32) -> PathBuf {
+    if slot <= 1 { cache.to_owned() } else { cache.join(slot_name(slot)) }
+}
+
+fn slot_name(slot: u32) -> String {
     // No key begins so.
-    if slot <= 1 { cache.to_owned() } else { cache.join(format!("~{slot}")) }
+    format!("~{slot}")
+}
+
+/// Whether a name below a tenant's folder is of a further place, as [`folder`] gives it.
+pub(super) fn is_slot(name: &str) -> bool {
+    let slot = name.strip_prefix('~').and_then(|number| number.parse::<u32>().ok());
+    slot.is_some_and(|slot| (2..=SLOTS_MAX).contains(&slot) && slot_name(slot) == name)
+}
+
+/// The most bytes of a key.
+const KEY_BYTES_MAX: usize = 64;
+
+/// Whether a build may call a cache so: 1 to 64 of a-z, 0-9, dot, underscore and hyphen, not beginning with a dot.
+pub(crate) fn is_key(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
+    (1..=KEY_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
 }
 
 /// When files of a work tree last changed, as nanoseconds since 1970.
@@ -209,6 +228,18 @@ mod tests {
             several: false,
             slot,
         }
+    }
+
+    #[test]
+    fn what_a_slot_is_called_is_no_key() {
+        let name = |slot| folder(Path::new(""), slot).to_string_lossy().into_owned();
+        for slot in [2, 9, 10, SLOTS_MAX] {
+            assert!(is_slot(&name(slot)) && !is_key(&name(slot)), "{slot}");
+        }
+        for neither in ["", "~", "~0", "~1", "~02", "~+2", "~99999", "~x", ".a", "A", "a/b", "ä", &"x".repeat(65)] {
+            assert!(!is_slot(neither) && !is_key(neither), "{neither}");
+        }
+        assert!(["a", "target", "0.1-x_y", &"x".repeat(64)].into_iter().all(is_key));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Method, OVERLAYS, Workspace};
 use crate::node::files::{owners, read_record, record, remove_record, write_record};
 
-const FOLDER: &str = "workspaces";
+pub(super) const FOLDER: &str = "workspaces";
 const RECORD_BYTES_MAX: u64 = 8 << 20;
 
 fn path(root: &Path, id: &str) -> PathBuf {

@@ -44,7 +44,7 @@ pub use request::Version;
 /// The most `git upload-pack` at a time.
 const CHILDREN_MAX: usize = 32;
 /// Where shared answers lie, below `<pool>/stoker`.
-const SPOOL: &str = "spool";
+pub(crate) const SPOOL: &str = "spool";
 
 /// Serves repositories. Cheap to clone; all clones are one.
 #[derive(Clone)]

@@ -34,7 +34,7 @@ pub use evict::View;
 use record::Record;
 
 /// Where they are, below the agent's directory of the pool.
-const DIRECTORY: &str = "checkouts";
+pub(super) const DIRECTORY: &str = "checkouts";
 /// So many are kept at most, whatever they hold.
 const KEPT_MAX: usize = 10_000;
 /// The time of use is written down when it is so much later, in milliseconds.

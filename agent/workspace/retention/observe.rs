@@ -12,11 +12,14 @@ use super::journal::Journal;
 use super::{DirectoryUse, Known};
 use crate::config::{Config, Directory, Pool, Retention as Word};
 use crate::node::files::owner;
-use crate::node::{Found, Identity, Measure, Pools, State};
+use crate::node::{Found, Identity, Measure, Pools, State, TRASH};
+use crate::repository::serve::SPOOL;
 use crate::workspace::outputs::{FOLDER, Output, name};
+use crate::workspace::record::FOLDER as WORKSPACES;
+use crate::workspace::{CACHES, OVERLAYS, caches, checkouts};
 
 /// What the agent itself keeps in its directory of a pool: no orphans, and looked at by those who keep it.
-const KEPT: [&str; 8] = ["trash", "repositories", "stores", "lfs", "spool", "checkouts", "overlays", "times"];
+const KEPT: [&str; 8] = [TRASH, "repositories", "stores", "lfs", SPOOL, checkouts::DIRECTORY, OVERLAYS, caches::TIMES];
 /// The most names of one directory that are looked at.
 const NAMES_MAX: usize = 10_000;
 /// The most entries that are counted for one look at all.
@@ -64,11 +67,11 @@ pub(super) struct Place {
     pub(super) id: String,
     /// The rule of an output.
     pub(super) rule: String,
+    /// Which thing was there; unset where its room knows that.
+    pub(super) identity: Option<Identity>,
 }
 
 /// Counts that still hold.
-    /// Which thing was there; unset where its room knows that.
-    pub(super) identity: Option<Identity>,
 pub(super) type Sizes = HashMap<String, (Identity, Measure, Timestamp)>;
 
 /// What was seen.
@@ -87,28 +90,29 @@ pub(super) struct Look<'a> {
     pub(super) journal: &'a mut Journal,
     pub(super) sizes: &'a mut Sizes,
     pub(super) now: Timestamp,
+    /// Entries that may still be counted, and that all might be.
     budget: u64,
+    budget_max: u64,
     things: Vec<Thing>,
     places: Vec<Place>,
     directories: Vec<DirectoryUse>,
     limits: Limits,
-    budget_max: u64,
     /// Listings that came to their end, and what was in them.
     looked: BTreeSet<String>,
     there: BTreeSet<String>,
 }
 
 impl<'a> Look<'a> {
-    pub(super) fn new(
-        pools: &'a Pools,
-        config: &'a Config,
-        known: &'a Known,
     /// As [`Look::new`], where a look may cost less.
     #[cfg(test)]
     pub(super) fn with_budget(self, entries: u64) -> Self {
         Self { budget: entries, budget_max: entries, ..self }
     }
 
+    pub(super) fn new(
+        pools: &'a Pools,
+        config: &'a Config,
+        known: &'a Known,
         journal: &'a mut Journal,
         sizes: &'a mut Sizes,
         now: Timestamp,
@@ -131,11 +135,11 @@ impl<'a> Look<'a> {
             sizes,
             now,
             budget: BUDGET,
+            budget_max: BUDGET,
             things,
             places,
             directories,
             limits,
-            budget_max: BUDGET,
             looked,
             there,
         }
@@ -167,7 +171,7 @@ impl<'a> Look<'a> {
             self.caches(pool, &own)?;
         }
         for found in self.names(pool, &own)? {
-            let of_home = ["workspaces", "caches", FOLDER].iter().any(|folder| found.name == *folder);
+            let of_home = [WORKSPACES, CACHES, FOLDER].iter().any(|folder| found.name == *folder);
             let kept = found.name.to_str().is_some_and(|name| KEPT.contains(&name) || name.starts_with("paths-gone"));
             // On a pool that once was the home, such a folder is an orphan as a whole.
             let looked_at = kept || (of_home && is_home);
@@ -230,7 +234,7 @@ impl<'a> Look<'a> {
     }
 
     fn own_workspaces(&mut self, pool: &Pool, own: &Path) -> io::Result<()> {
-        let folder = own.join("workspaces");
+        let folder = own.join(WORKSPACES);
         let names = self.names(pool, &folder)?;
         let here: BTreeSet<&str> = names.iter().filter_map(|found| found.name.to_str()).collect();
         for found in &names {
@@ -249,7 +253,7 @@ impl<'a> Look<'a> {
     }
 
     fn caches(&mut self, pool: &Pool, own: &Path) -> io::Result<()> {
-        let folder = own.join("caches");
+        let folder = own.join(CACHES);
         for tenant in self.names(pool, &folder)? {
             let place = folder.join(&tenant.name);
             let Some(owner) = tenant.name.to_str().filter(|_| tenant.is_directory).map(str::to_owned) else {
@@ -258,7 +262,7 @@ impl<'a> Look<'a> {
             };
             for found in self.names(pool, &place)? {
                 let slot = place.join(&found.name);
-                if found.is_directory && found.name.to_str().is_some_and(is_slot) {
+                if found.is_directory && found.name.to_str().is_some_and(caches::is_slot) {
                     for found in self.names(pool, &slot)? {
                         self.cache(pool, &owner, &slot, &found);
                     }
@@ -271,7 +275,7 @@ impl<'a> Look<'a> {
     }
 
     fn cache(&mut self, pool: &Pool, tenant: &str, directory: &Path, found: &Found) {
-        if !(found.is_directory && found.name.to_str().is_some_and(is_cache_key)) {
+        if !(found.is_directory && found.name.to_str().is_some_and(caches::is_key)) {
             self.orphan(pool, directory, found, String::new());
             return;
         }
@@ -366,6 +370,7 @@ impl<'a> Look<'a> {
         if self.budget == 0 {
             return last;
         }
+        let is_spent = self.budget < self.budget_max;
         match self.pools.measure_tree(path, self.budget) {
             Ok(measure) => {
                 let is_cut = measure.partial && measure.entries > self.budget;
@@ -375,23 +380,11 @@ impl<'a> Look<'a> {
                 // What others left no room for is counted with the next look.
                 let at = if is_cut && is_spent { Timestamp(0) } else { self.now };
                 self.sizes.insert(key.to_owned(), (found.identity, measure, at));
-        let is_spent = self.budget < self.budget_max;
                 measure
             }
             Err(_) => last,
         }
     }
-}
-
-/// As requests for builds may name caches; see `rpc::request`.
-fn is_cache_key(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
-    (1..=64).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
-}
-
-/// A further place for the caches of a tenant; see `workspace::caches`.
-fn is_slot(name: &str) -> bool {
-    name.strip_prefix('~').is_some_and(|number| number.len() < 6 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What the journal calls a path: the pool's name, then the path below it.
