@@ -66,19 +66,6 @@ struct Known {
     over: Option<Reason>,
 }
 
-impl Watch {
-    /// Why nothing may be filled now.
-    pub(super) fn refusal(&self, url: &RepositoryUrl) -> Result<(), Reason> {
-        match &lock(&self.known).over {
-            None => Ok(()),
-            Some(over) => {
-                let message = format!("{url} is not filled: {}", over.message);
-                Err(Reason { subject: url.key().to_owned(), message, ..over.clone() })
-            }
-        }
-    }
-}
-
 impl Repositories {
     /// What all repositories take on the disk, each file once, as it was last measured.
     #[must_use]
@@ -103,6 +90,24 @@ impl Repositories {
     pub fn over_limit(&self) -> Option<Reason> {
         lock(&self.shared.disk.known).over.clone()
     }
+}
+
+/// Why nothing may be filled now. Room that came since the last look at the disk counts.
+pub(super) async fn refusal(shared: &Shared, url: &RepositoryUrl) -> Result<(), Reason> {
+    let Some(over) = lock(&shared.disk.known).over.clone() else { return Ok(()) };
+    if over.code == Code::DiskFloor {
+        let measure = Arc::clone(&shared.pool.measure);
+        let space = blocking("pool", move || measure()).await.ok().and_then(Result::ok);
+        if space.is_some_and(|space| space.free_bytes >= space.floor_bytes) {
+            let mut known = lock(&shared.disk.known);
+            if known.over.as_ref() == Some(&over) {
+                known.over = None;
+            }
+            return Ok(());
+        }
+    }
+    let message = format!("{url} is not filled: {}", over.message);
+    Err(Reason { subject: url.key().to_owned(), message, ..over })
 }
 
 /// Looks until the agent stops, once `holders` has ended.

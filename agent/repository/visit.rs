@@ -19,6 +19,7 @@ use super::credentials::Credentials;
 use super::declare::CONFIGURATION;
 use super::disk::{Paths, StorePaths, io_reason};
 use super::entry::{Entry, Outcome, stopping};
+use super::evict;
 use super::fetch::{Visit, blocking};
 use super::floor::{Watched, stays_below_floor};
 use super::git::GitError;
@@ -125,7 +126,7 @@ async fn run(
         return record(shared, entry, &visit, listing.head, asked_at, false).await;
     }
     if current.is_none() {
-        shared.disk.refusal(&entry.url)?;
+        evict::refusal(shared, &entry.url).await?;
     }
     let writer = begin(shared, entry, &mut visit, &listing, place).await?;
     brings.store(true, Ordering::SeqCst);
