@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{Admission, JournalError, Measured, Survey, new_id, now};
 use crate::config::reload::{self, Changes};
 use crate::config::{Config, ConfigErrors};
+use crate::kubernetes;
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
 use crate::pressure::Pressure;
@@ -364,19 +365,24 @@ async fn build(
     pools.watch(closing);
     let views = Views::default();
     let reserved = || views.reserved.subscribe();
-    let pressure = Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), closing));
-    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), closing);
+    let incarnation: stoker_core::identity::LeaseId = new_id();
+    let cluster = kubernetes::start(&configured.subscribe(), incarnation.to_string(), closing.child_token());
+    let pressure =
+        Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), cluster.subscribe(), closing));
+    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), cluster.subscribe(), closing);
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved(), closing).await?;
     let facts_cache =
         FactsCache::new(repositories.reader(), Nickel::new(configured.subscribe()), closing.child_token());
     let measured = Measured::new(lease_meter.subscribe(), views.on_disk.subscribe());
-    let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone());
+    let facts =
+        facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone(), cluster.subscribe());
     let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe(), views.caches.subscribe());
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
     let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts, measured))
         .await
         .map_err(|error| StartError::Serve(error.to_string()))??;
-    admission.start_upkeep(&config.node.host_root, configured.subscribe(), closing.child_token()).await;
+    let child = || closing.child_token();
+    admission.start_upkeep(&config.node.host_root, configured.subscribe(), cluster.clone(), child()).await;
     let beside = workspace::Rooms {
         pools: pools.clone(),
         git: git.clone(),
@@ -390,7 +396,6 @@ async fn build(
     tasks.spawn(retention.clone().watch(closing.child_token()));
     repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
-    let incarnation: stoker_core::identity::LeaseId = new_id();
     let identity = Identity {
         name: config.node.name.clone(),
         incarnation: incarnation.to_string(),
@@ -407,6 +412,7 @@ async fn build(
         retention,
         pools,
         pressure,
+        kubernetes: cluster,
         lease_meter: Arc::new(lease_meter),
         config_fault: Arc::default(),
         identity: Arc::new(identity),

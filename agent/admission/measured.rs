@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use stoker_core::admission::{InUse, Seen, Usage};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Amounts;
-use stoker_core::sizing::Outcome;
 use stoker_core::sizing::oom::{Evidence, MemoryEnd, classify};
+use stoker_core::sizing::{Outcome, PodEnd};
 use tokio::sync::watch;
 
 use crate::pressure::lease_use::{LeaseUse, Look, Others, UseSource};
@@ -52,7 +52,11 @@ impl Measured {
     pub(super) async fn outcome(&self, lease: &LeaseId, told: &Told, node_was_short: bool) -> Outcome {
         let asked = matches!(told.outcome, Outcome::Failed | Outcome::Lost);
         let seen = if asked { self.looks.borrow().leases.get(lease).cloned() } else { None };
-        let Some(seen) = seen else { return told.outcome };
+        if !asked || (seen.is_none() && told.pod == PodEnd::Other) {
+            return told.outcome;
+        }
+        // What was never looked at has only its pod's word.
+        let seen = seen.unwrap_or_default();
         let again = seen.clone();
         // Where it panicked, which is logged, the last look stands.
         let counters = tokio::task::spawn_blocking(move || again.oom_now()).await.unwrap_or(seen.oom);
@@ -60,6 +64,7 @@ impl Measured {
         let end = classify(&Evidence {
             counters,
             exit_code: told.exit_code,
+            pod: told.pod,
             memory_bytes_peak: peak,
             memory_bytes_limit: seen.memory_bytes_limit,
             node_was_short,
@@ -79,12 +84,12 @@ fn in_use(seen: &LeaseUse, on_disk: Option<&(Amounts, Amounts)>) -> InUse {
     let (now, most) = on_disk.copied().unwrap_or_default();
     let LeaseUse { peak, began, at, looks, .. } = *seen;
     let peak = Usage { disk_bytes: most.disk_bytes, disk_inodes: most.disk_inodes, ..peak };
-    InUse {
-        used: known.then_some(seen.now),
-        written: now,
-        requests: Amounts::default(),
-        seen: Seen { peak, began, at, looks },
-    }
+    let limits = (seen.source != UseSource::None && !seen.ended).then(|| Amounts {
+        cpu_millis: seen.limits.cpu_millis.unwrap_or(u64::MAX),
+        memory_bytes: seen.limits.memory_bytes.unwrap_or(u64::MAX),
+        ..Amounts::default()
+    });
+    InUse { used: known.then_some(seen.now), written: now, limits, seen: Seen { peak, began, at, looks } }
 }
 
 /// What the caller says of a build's end.
@@ -93,4 +98,6 @@ pub(super) struct Told {
     pub(super) outcome: Outcome,
     pub(super) exit_code: Option<i32>,
     pub(super) usage: Option<Usage>,
+    /// What a pod's status says of it.
+    pub(super) pod: PodEnd,
 }

@@ -9,6 +9,7 @@ mod changes;
 mod history;
 mod journal;
 mod measured;
+mod pods;
 mod resize;
 mod sums;
 pub(crate) mod survey;
@@ -23,12 +24,12 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use stoker_core::admission::{
     Answer, Command, Event, Explanation, Facts, Holder, Lease, Ledger, ModeState, Refused, Reply, Request, Source,
-    Ticket, Totals, Usage, View, Wanted,
+    Terms, Ticket, Totals, Usage, View, Wanted,
 };
 use stoker_core::identity::{LeaseId, NameError, RequestId, TicketId};
 use stoker_core::quantity::{Amounts, Span};
 use stoker_core::reason::{Code, Reason};
-use stoker_core::sizing::{Outcome, Sample, Sizing};
+use stoker_core::sizing::{Outcome, PodEnd, Sample, Sizing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +41,7 @@ pub use survey::{Build, CacheKeys, Caches, Evaluated, SourceState, Survey};
 pub use waiters::Waiter;
 pub use writer::{FactsSource, WriterError};
 
+use crate::kubernetes::Kubernetes;
 pub(crate) use crate::node::now;
 use crate::pressure::Configured;
 use crate::repository::SnapshotPin;
@@ -86,6 +88,8 @@ pub struct Order {
     pub awaited: bool,
     /// How long a grant may stay unbound.
     pub bind_within: Span,
+    /// Whose pod may have the lease.
+    pub terms: Terms,
 }
 
 /// The room's face. Cheap to clone.
@@ -143,9 +147,18 @@ impl Admission {
     }
 
     /// Starts watching time and holders, until `cancel`.
-    pub async fn start_upkeep(&self, host_root: &Path, config: Configured, cancel: CancellationToken) {
-        let task = upkeep::run(self.clone(), host_root.to_owned(), config, cancel);
-        *self.upkeep.lock().await = Some(tokio::spawn(task));
+    pub async fn start_upkeep(
+        &self,
+        host_root: &Path,
+        config: Configured,
+        kubernetes: Kubernetes,
+        cancel: CancellationToken,
+    ) {
+        let of_pods = pods::run(self.clone(), host_root.to_owned(), config.clone(), kubernetes, cancel.clone());
+        let of_processes = upkeep::run(self.clone(), host_root.to_owned(), config, cancel);
+        *self.upkeep.lock().await = Some(tokio::spawn(async move {
+            tokio::join!(of_processes, of_pods);
+        }));
     }
 
     /// Ends the writer after what was asked before, and waits for it.
@@ -190,7 +203,7 @@ impl Admission {
 
     /// The request, resolved and sized; a retry as its first attempt was.
     async fn surveyed(&self, order: Order, patience: Duration) -> Result<(Request, SnapshotPin), SurveyError> {
-        let Order { request_id, digest, build, retry_of, priority, bind_within, .. } = order;
+        let Order { request_id, digest, build, retry_of, priority, bind_within, terms, .. } = order;
         if let Some(first) = retry_of {
             let lease = self.writer.read(|published| published.ledger.lease(&first).cloned());
             let lease = lease.ok_or_else(|| WriterError::Refused(Refused::NoLease(first.clone())))?;
@@ -201,7 +214,9 @@ impl Admission {
             let (source, pin) = self.survey.again(lease.source.clone(), patience).await?;
             let known = known_request(&lease);
             let retry_of = Some(first);
-            return Ok((Request { id: request_id, digest, source, priority, bind_within, retry_of, ..known }, pin));
+            let terms = if terms.names_a_pod() { terms } else { known.terms.clone() };
+            let retry = Request { id: request_id, digest, source, priority, bind_within, retry_of, terms, ..known };
+            return Ok((retry, pin));
         }
         let missing = || Reason::new(Code::SpecInvalid, "build", "a request that is no retry names its build");
         let build = build.ok_or_else(missing)?;
@@ -221,6 +236,7 @@ impl Admission {
             expected: found.expected,
             retry_of: None,
             no_retry: found.no_retry,
+            terms,
             asked: Some(Box::new(found.asked)),
         };
         Ok((request, found.pin))
@@ -326,7 +342,7 @@ impl Admission {
         exit_code: Option<i32>,
         usage: Option<Usage>,
     ) -> Result<Lease, WriterError> {
-        let outcome = self.outcome(&id, &Told { outcome, exit_code, usage }).await;
+        let outcome = self.outcome(&id, &Told { outcome, exit_code, usage, pod: PodEnd::Other }).await;
         self.lease_reply(Command::Release { lease: id, outcome, exit_code, usage }).await
     }
 
@@ -337,7 +353,7 @@ impl Admission {
 
     /// Ends the leases whose holders went without a word: those of which it was seen that memory ended them as that.
     async fn gone(&self, gone: Vec<LeaseId>) {
-        let told = Told { outcome: Outcome::Lost, exit_code: None, usage: None };
+        let told = Told { outcome: Outcome::Lost, exit_code: None, usage: None, pod: PodEnd::Other };
         let mut outcomes = Vec::with_capacity(gone.len());
         for id in gone {
             outcomes.push((self.outcome(&id, &told).await, id));
@@ -506,6 +522,7 @@ fn known_request(lease: &Lease) -> Request {
         expected: lease.expected,
         retry_of: lease.retry_of.clone(),
         no_retry: lease.no_retry,
+        terms: lease.terms.clone(),
         asked: None,
     }
 }

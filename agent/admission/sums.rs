@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use stoker_core::admission::{Facts, InUse, Totals};
+use stoker_core::admission::{Facts, InUse, Scheduler, Totals};
+use stoker_core::cluster::Pods;
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Amounts;
 
@@ -16,13 +17,26 @@ struct MadeOf {
     revision: u64,
     /// Compared by its place: it is kept here, so that no other comes to lie there.
     in_use: Arc<BTreeMap<LeaseId, InUse>>,
-    /// Capacity, reserve, others, free disk.
-    amounts: [Amounts; 4],
+    /// Capacity, reserve, others, other pods, free disk.
+    amounts: [Amounts; 5],
+    /// Compared by its place too.
+    pods: Option<Arc<Pods>>,
+    scheduler: Option<Scheduler>,
+    unlimited_is_node: bool,
 }
 
 impl PartialEq for MadeOf {
     fn eq(&self, other: &Self) -> bool {
-        self.revision == other.revision && Arc::ptr_eq(&self.in_use, &other.in_use) && self.amounts == other.amounts
+        let same_pods = match (&self.pods, &other.pods) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        self.revision == other.revision
+            && Arc::ptr_eq(&self.in_use, &other.in_use)
+            && self.amounts == other.amounts
+            && same_pods
+            && self.scheduler == other.scheduler
+            && self.unlimited_is_node == other.unlimited_is_node
     }
 }
 
@@ -33,8 +47,15 @@ pub(super) struct LastTotals(Arc<Mutex<Option<(MadeOf, Totals)>>>);
 impl LastTotals {
     /// Those of what is published, by these facts.
     pub(super) fn of(&self, published: &Published, facts: &Facts) -> Totals {
-        let amounts = [facts.capacity, facts.reserve, facts.others, facts.disk_free];
-        let made_of = MadeOf { revision: published.revision, in_use: Arc::clone(&facts.in_use), amounts };
+        let amounts = [facts.capacity, facts.reserve, facts.others, facts.other_pods, facts.disk_free];
+        let made_of = MadeOf {
+            revision: published.revision,
+            in_use: Arc::clone(&facts.in_use),
+            amounts,
+            pods: facts.pods.clone(),
+            scheduler: facts.scheduler,
+            unlimited_is_node: facts.unlimited_is_node,
+        };
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, totals)) = &*last
             && *of == made_of

@@ -16,6 +16,10 @@ fn facts() -> Facts {
     Facts {
         capacity: gib(64),
         reserve: Amounts::default(),
+        other_pods: Amounts::default(),
+        scheduler: None,
+        pods: None,
+        unlimited_is_node: true,
         others: gib(64),
         in_use: Arc::default(),
         disk_free: Amounts::default(),

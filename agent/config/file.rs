@@ -15,6 +15,7 @@ pub use admission::{AdmissionSection, ShareSection, TenantSection, TimeBudgetWor
 pub use git::{BasicSection, CredentialSection, ForgeSection, ForgeWord, GitSection, SshSection, TokenSection};
 
 use super::keeping::{CachesSection, OrphansSection, OutputsSection};
+use super::kubernetes::KubernetesSection;
 use super::sensing::{ControlPlaneSection, FilesystemSection};
 use super::serve::ServeSection;
 use super::sizing::SizingSection;
@@ -62,6 +63,9 @@ pub struct File {
     /// How big builds are.
     #[serde(default)]
     pub sizing: SizingSection,
+    /// The cluster that the node belongs to.
+    #[serde(default)]
+    pub kubernetes: KubernetesSection,
     /// Where the agent answers.
     #[serde(default)]
     pub listen: ListenSection,

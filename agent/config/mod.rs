@@ -13,6 +13,7 @@ mod document;
 pub mod file;
 pub mod git;
 pub mod keeping;
+pub mod kubernetes;
 mod problem;
 pub mod reload;
 pub mod run;
@@ -42,6 +43,7 @@ use stoker_core::source::{RepositoryUrl, SourceRef};
 pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use keeping::Keeping;
+pub use kubernetes::Kubernetes;
 pub use problem::{ConfigErrors, PROBLEMS_MAX, Problem};
 use problem::{Fault, Place, Problems};
 pub use sensing::{ControlPlane, WatchedFilesystem};
@@ -49,6 +51,9 @@ pub use serve::Serve;
 pub use sizing::{NICKEL_PROGRAM, NickelLimits, Sizing};
 pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
 pub use workspaces::{Workspaces, WorkspacesSection};
+
+/// The configuration that holds now.
+pub type Configured = tokio::sync::watch::Receiver<Arc<Config>>;
 
 /// The trust class of what names none.
 pub const TRUST_DEFAULT: &str = "default";
@@ -157,6 +162,8 @@ pub struct Config {
     pub admission: Admission,
     /// How big builds are.
     pub sizing: Sizing,
+    /// The cluster that the node belongs to.
+    pub kubernetes: Kubernetes,
     /// Where the agent answers.
     pub listen: Listen,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use stoker_core::sizing::{Defaults, Policy};
 
-use super::{Admission, Config, Keeping, Listen, Mirror, Node, Pool, Pressure, Sizing, Workspaces};
+use super::{Admission, Config, Keeping, Kubernetes, Listen, Mirror, Node, Pool, Pressure, Sizing, Workspaces};
 
 /// The fields that differ, as they are written in the file; pools and mirrors by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -49,7 +49,19 @@ pub fn take_over(old: &Config, new: &Config) -> (Config, Changes) {
 /// What differs between the configuration that runs and a new one.
 fn diff(old: &Config, new: &Config) -> Changes {
     // Named in full, so that a new field cannot be forgotten here.
-    let Config { state, node, pools, repositories, workspaces, keeping, pressure, admission, sizing, listen } = old;
+    let Config {
+        state,
+        node,
+        pools,
+        repositories,
+        workspaces,
+        keeping,
+        pressure,
+        admission,
+        sizing,
+        kubernetes,
+        listen,
+    } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
     let Workspaces { pool: of_workspaces, method, checkouts_limit, ahead } = workspaces;
     let Keeping { outputs, caches_limit, tenant_limit, orphan_grace } = keeping;
@@ -99,11 +111,23 @@ fn diff(old: &Config, new: &Config) -> Changes {
     changes.live(*cap != sizes.cap, "sizing.cap");
     changes.live(*over_declared != sizes.over_declared, "sizing.overDeclared");
     changes.live(*nickel != new.sizing.nickel, "sizing.nickel");
+    diff_kubernetes(kubernetes, &new.kubernetes, &mut changes);
     changes.restart(*socket != new.listen.socket, "listen.socket");
     changes.restart(*grpc != new.listen.grpc, "listen.grpc");
     changes.restart(*private_git != new.listen.private_git, "listen.privateGit");
     changes.restart(*http != new.listen.http, "listen.http");
     changes
+}
+
+fn diff_kubernetes(old: &Kubernetes, new: &Kubernetes, changes: &mut Changes) {
+    let Kubernetes { watch, away_after, heartbeat, namespace, tolerates, unlimited, rebind_within } = old;
+    changes.restart(*watch != new.watch, "kubernetes.watch");
+    changes.live(*away_after != new.away_after, "kubernetes.awayAfter");
+    changes.live(*heartbeat != new.heartbeat, "kubernetes.heartbeat");
+    changes.restart(*namespace != new.namespace, "kubernetes.namespace");
+    changes.live(*tolerates != new.tolerates, "kubernetes.tolerates");
+    changes.live(*unlimited != new.unlimited, "kubernetes.unlimited");
+    changes.live(*rebind_within != new.rebind_within, "kubernetes.rebindWithin");
 }
 
 /// The new configuration as far as a running agent can take it over: what needs a restart stays as it was.
@@ -115,6 +139,8 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.state.clone_from(&old.state);
     merged.node.name.clone_from(&old.node.name);
     merged.node.host_root.clone_from(&old.node.host_root);
+    merged.kubernetes.watch = old.kubernetes.watch;
+    merged.kubernetes.namespace.clone_from(&old.kubernetes.namespace);
     merged.repositories.pool.clone_from(&old.repositories.pool);
     merged.repositories.git.clone_from(&old.repositories.git);
     merged.workspaces.pool.clone_from(&old.workspaces.pool);

@@ -124,6 +124,7 @@ impl Config {
                 tenants: std::sync::Arc::default(),
             },
             sizing: super::Sizing::default(),
+            kubernetes: super::Kubernetes::none(),
             listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None, private_git: true },
         }
     }

@@ -17,6 +17,7 @@
 extern crate alloc;
 
 pub mod admission;
+pub mod cluster;
 pub mod identity;
 pub mod invariants;
 pub mod pressure;

@@ -77,6 +77,18 @@ codes! {
     ControlPlaneSlow = "CONTROL_PLANE_SLOW",
     /// The control plane on this node does not answer, or stands still.
     ControlPlaneStalled = "CONTROL_PLANE_STALLED",
+    /// The API server does not answer, or has not answered yet.
+    ApiServerAway = "API_SERVER_AWAY",
+    /// The cluster has no node of this name.
+    NodeGone = "NODE_GONE",
+    /// The node is cordoned.
+    NodeCordoned = "NODE_CORDONED",
+    /// The cluster takes the node for not ready.
+    NodeNotReady = "NODE_NOT_READY",
+    /// The node has a taint that keeps builds away.
+    NodeTainted = "NODE_TAINTED",
+    /// The scheduler of the cluster would not place it: too much is requested by pods, or there are too many.
+    NodeRequests = "NODE_REQUESTS",
     /// The pool is not there, or not as declared.
     PoolNotReady = "POOL_NOT_READY",
     /// The operator holds new builds back.
@@ -175,6 +187,8 @@ codes! {
     TimeBudgetExceeded = "TIME_BUDGET_EXCEEDED",
     /// Nine tenths of the build's time budget are used up.
     TimeBudgetNear = "TIME_BUDGET_NEAR",
+    /// A pod says that it has a lease that it does not get.
+    LeaseNotTheirs = "LEASE_NOT_THEIRS",
     /// The process or pod that held the lease is gone.
     HolderGone = "HOLDER_GONE",
     /// The node booted since.

@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode};
 use prost_types::Timestamp as ProtoTimestamp;
-use stoker_core::admission::{Lease, LeaseState, Place, Request as BuildRequest, Source, Ticket};
+use stoker_core::admission::{Lease, LeaseState, Place, Request as BuildRequest, Source, Terms, Ticket};
 use stoker_core::identity::{CommitId, LeaseId, RequestId, Scope, TicketId};
 use stoker_core::quantity::{Amounts, Size, Span, Timestamp};
 use stoker_core::reason::{Code, Reason};
@@ -201,6 +201,7 @@ fn request(name: &str) -> BuildRequest {
         expected: None,
         retry_of: None,
         no_retry: false,
+        terms: Terms::default(),
         asked: None,
     }
 }
@@ -234,6 +235,9 @@ fn lease(name: &str) -> Lease {
         expected: None,
         retry_of: None,
         no_retry: false,
+        terms: request.terms,
+        controller: String::new(),
+        unheld_since: None,
         retry: None,
     }
 }

@@ -1,14 +1,38 @@
-//! What only the cluster can tell: the labels of this node, by which the configuration may say where a pool is.
+//! What only the cluster can tell: this node, its labels, and its pods.
 //!
-//! The API server is asked only where the configuration needs it, and where there is one to ask: in a pod, or where
-//! `KUBECONFIG` names one. Without an answer the pools that need it are not on this node yet; it is asked again.
+//! Out goes a published [`Cluster`]: the node object and the pods of this node, as far as the core looks at them, and
+//! whether the API server answers. `watch` follows both; `heartbeat` writes the agent's `Lease` object, and notices
+//! sooner than a watch that nobody answers; `convert` takes objects of the API to the core's.
+//!
+//! The API server is asked only where there is one to ask: in a pod, or where `KUBECONFIG` names one and the
+//! configuration says so. [`labels`] are asked for once, where a pool depends on them.
+
+mod convert;
+mod heartbeat;
+mod quantity;
+mod watch;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, EvictParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config};
+use stoker_core::cluster::Cluster;
+use tokio::sync::watch::{Receiver, Sender};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Configured;
+use crate::config::kubernetes::Watch;
+
+/// Where a pod finds the name of its namespace.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+/// Where neither the configuration nor a pod says one.
+const NAMESPACE: &str = "stoker";
+/// An API server that cannot be asked because the configuration of the way to it is not right is tried again so soon.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// An API server that does not answer must not hold the agent back for long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -41,6 +65,95 @@ pub async fn labels(node: &str) -> Result<BTreeMap<String, String>, LabelsError>
         Ok(node.metadata.labels.unwrap_or_default())
     };
     tokio::time::timeout(ANSWER_WITHIN, ask).await.unwrap_or(Err(LabelsError::Late))
+}
+
+/// The room's face. Cheap to clone.
+#[derive(Clone)]
+pub struct Kubernetes {
+    view: Receiver<Arc<Cluster>>,
+    client: Receiver<Option<Client>>,
+}
+
+impl Kubernetes {
+    /// What is known now.
+    #[must_use]
+    pub fn view(&self) -> Arc<Cluster> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Wakes with each change.
+    #[must_use]
+    pub fn subscribe(&self) -> Receiver<Arc<Cluster>> {
+        self.view.clone()
+    }
+
+    /// Asks for the eviction of a pod, and of no other of its name. One that is gone is no error.
+    ///
+    /// # Errors
+    /// In words, when the API server does not answer, or says no: it may be asked again.
+    pub async fn evict(&self, namespace: &str, name: &str, uid: &str) -> Result<(), String> {
+        let Some(client) = self.client.borrow().clone() else { return Err("there is no cluster to ask".to_owned()) };
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() };
+        let delete_options = Some(DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() });
+        let params = EvictParams { delete_options, ..EvictParams::default() };
+        let pods = Api::<Pod>::namespaced(client, namespace);
+        match tokio::time::timeout(ANSWER_WITHIN, pods.evict(name, &params)).await {
+            Ok(Ok(_)) => Ok(()),
+            // Gone, or another of its name.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+            Ok(Err(error)) => Err(watch::words(&error)),
+            Err(_) => Err(LabelsError::Late.to_string()),
+        }
+    }
+}
+
+/// Follows the cluster until `cancel`, where there is one to ask.
+#[must_use]
+pub fn start(config: &Configured, incarnation: String, cancel: CancellationToken) -> Kubernetes {
+    let asks = match config.borrow().kubernetes.watch {
+        Watch::Auto => std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        Watch::On => true,
+        Watch::Off => false,
+    };
+    let (clients, client) = tokio::sync::watch::channel(None);
+    let (told, view) = tokio::sync::watch::channel(Arc::new(Cluster { asked: asks, ..Cluster::default() }));
+    if asks {
+        let config = config.clone();
+        tokio::spawn(async move { cancel.run_until_cancelled(follow(config, incarnation, told, clients)).await });
+    }
+    Kubernetes { view, client }
+}
+
+async fn follow(
+    configured: Configured,
+    incarnation: String,
+    view: Sender<Arc<Cluster>>,
+    clients: Sender<Option<Client>>,
+) {
+    let client = loop {
+        let client = match config().await {
+            Ok(config) => Client::try_from(config).map_err(|error| LabelsError::Api(Box::new(error))),
+            Err(error) => Err(error),
+        };
+        match client {
+            Ok(client) => break client,
+            Err(error) => {
+                let trouble = error.to_string();
+                tracing::warn!(error = trouble, "the API server cannot be asked; tried again");
+                view.send_replace(Arc::new(Cluster { asked: true, trouble, ..Cluster::default() }));
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    clients.send_replace(Some(client.clone()));
+    let node = configured.borrow().node.name.clone();
+    let namespace = configured.borrow().kubernetes.namespace.clone();
+    let of_the_pod = || std::fs::read_to_string(NAMESPACE_FILE).ok().map(|name| name.trim().to_owned());
+    let namespace = namespace.or_else(of_the_pod).unwrap_or_else(|| NAMESPACE.to_owned());
+    let (told, reached) = tokio::sync::watch::channel(Ok(()));
+    let config = configured.clone();
+    let heart = heartbeat::Heart { client: client.clone(), node: node.clone(), incarnation, namespace, config };
+    tokio::join!(heartbeat::beat(heart, told), watch::follow(client, node, configured, reached, view));
 }
 
 async fn config() -> Result<Config, LabelsError> {

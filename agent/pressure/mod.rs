@@ -24,6 +24,7 @@ mod tests;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use stoker_core::cluster::Cluster;
 use stoker_core::pressure::{
     ControlPlane, Cpu, Gate, GateMemory, GateState, GroupReading, Limits, Load, Memory, Probe, Readings, StallMeter,
     StallReading, decide, interval,
@@ -37,7 +38,7 @@ use self::disks::{DiskProbe, DiskWatch, Disks, Fillings};
 pub use self::psi::StallSource;
 use self::psi::{Stalled, Triggers};
 use self::sample::Sampler;
-use crate::config::Config;
+pub use crate::config::Configured;
 use crate::node::{Filesystem, Pools, now};
 
 /// How often disks, CPU and stalls are looked at, and how often figures are published at most.
@@ -45,9 +46,6 @@ const SLOW_EVERY: Duration = Duration::from_secs(1);
 /// The share of time in which all work waits for memory, from which on nothing new starts: 20%, in hundredths of a
 /// percent. A node that swaps or reclaims that much makes every build slower than waiting would.
 const MEMORY_STALL_FULL: u32 = 2000;
-
-/// The configuration that holds now.
-pub type Configured = watch::Receiver<Arc<Config>>;
 
 /// What everyone sees.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -82,12 +80,13 @@ impl Pressure {
         config: &Configured,
         pools: Pools,
         reserved: watch::Receiver<Amounts>,
+        cluster: watch::Receiver<Arc<Cluster>>,
         cancel: &CancellationToken,
     ) -> Self {
         let probe = DiskProbe::new(config.clone());
         let disks = probe.measure(&pools);
         let probes = watch::Sender::new(Probe::default());
-        let mut looker = Looker::new(config.clone(), reserved, probes.subscribe());
+        let mut looker = Looker::new(config.clone(), reserved, cluster, probes.subscribe());
         let triggers = match Triggers::arm(&config.borrow().node.host_root.join("proc")) {
             Ok(triggers) => {
                 looker.stall_source = StallSource::Triggers;
@@ -144,6 +143,7 @@ struct Looker {
     workspaces: String,
     needed: [String; 2],
     reserved: watch::Receiver<Amounts>,
+    cluster: watch::Receiver<Arc<Cluster>>,
     gate: GateMemory,
     slow: Slow,
     fillings: Fillings,
@@ -162,7 +162,12 @@ struct Slow {
 }
 
 impl Looker {
-    fn new(config: Configured, reserved: watch::Receiver<Amounts>, probe: watch::Receiver<Probe>) -> Self {
+    fn new(
+        config: Configured,
+        reserved: watch::Receiver<Amounts>,
+        cluster: watch::Receiver<Arc<Cluster>>,
+        probe: watch::Receiver<Probe>,
+    ) -> Self {
         let now = Arc::clone(&config.borrow());
         Self {
             sampler: Sampler::new(&now.node.host_root),
@@ -170,6 +175,7 @@ impl Looker {
             needed: [now.workspaces.pool.clone(), now.repositories.pool.clone()],
             config,
             reserved,
+            cluster,
             gate: GateMemory::default(),
             slow: Slow::default(),
             fillings: Fillings::default(),
@@ -204,6 +210,7 @@ impl Looker {
             pools: disks_now.pools,
             filesystems: disks_now.watched,
             control_plane: ControlPlane { probe: self.probe.borrow().clone(), groups: self.slow.groups.clone() },
+            cluster: self.cluster.borrow().held_back(&self.config.borrow().kubernetes.tolerates),
         };
         self.gate = decide(&self.gate, &readings, &self.limits(memory), now);
         PressureView {

@@ -10,7 +10,7 @@ use stoker_core::reason::Code;
 
 use super::sample::{CpuMeter, Ticks};
 use super::*;
-use crate::config::{self, Add, Floor, Listen, Node, Pool, Repositories, Share, TimeBudget, Workspaces};
+use crate::config::{self, Add, Config, Floor, Listen, Node, Pool, Repositories, Share, TimeBudget, Workspaces};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
@@ -93,6 +93,7 @@ fn config(host_root: &Path) -> Config {
             tenants: Arc::default(),
         },
         sizing: config::Sizing::default(),
+        kubernetes: config::Kubernetes::none(),
         listen: Listen { socket: None, grpc: None, http: None, private_git: false },
     }
 }
@@ -104,8 +105,13 @@ fn look_once(tree: &str, pools: &Pools, reserved: Amounts) -> PressureView {
     looker(config, reserved).look(&disks, Timestamp(1), true, None)
 }
 
+fn no_cluster() -> watch::Receiver<Arc<Cluster>> {
+    watch::Sender::new(Arc::new(Cluster::default())).subscribe()
+}
+
 fn looker(config: Configured, reserved: Amounts) -> Looker {
-    Looker::new(config, watch::Sender::new(reserved).subscribe(), watch::Sender::new(Probe::default()).subscribe())
+    let probe = watch::Sender::new(Probe::default()).subscribe();
+    Looker::new(config, watch::Sender::new(reserved).subscribe(), no_cluster(), probe)
 }
 
 fn codes(view: &PressureView) -> Vec<Code> {
@@ -259,8 +265,13 @@ async fn memory_that_falls_shuts_the_gate_and_memory_that_rises_opens_it() {
     let host = Host::new();
     host.available_percent(8);
     let (_reserved, receiver) = watch::channel(Amounts::default());
-    let pressure =
-        Pressure::start(&configured(config(host.0.path())), Pools::open(&[]), receiver, &CancellationToken::new());
+    let pressure = Pressure::start(
+        &configured(config(host.0.path())),
+        Pools::open(&[]),
+        receiver,
+        no_cluster(),
+        &CancellationToken::new(),
+    );
     assert_eq!(pressure.view().gate.state, GateState::Narrow, "there is a gate from the beginning");
     let mut views = pressure.subscribe();
     let began = Instant::now();
@@ -279,8 +290,13 @@ async fn a_pool_that_goes_and_comes_moves_the_gate() {
     let (host, home) = (Host::new(), tempfile::tempdir().unwrap());
     let pools = Pools::open(&[pool(home.path(), false)]);
     let (_reserved, receiver) = watch::channel(Amounts::default());
-    let pressure =
-        Pressure::start(&configured(config(host.0.path())), pools.clone(), receiver, &CancellationToken::new());
+    let pressure = Pressure::start(
+        &configured(config(host.0.path())),
+        pools.clone(),
+        receiver,
+        no_cluster(),
+        &CancellationToken::new(),
+    );
     let mut views = pressure.subscribe();
     assert_eq!(pressure.view().gate.state, GateState::Open);
     pools.detach("data").await;
@@ -294,8 +310,13 @@ async fn a_pool_that_goes_and_comes_moves_the_gate() {
 async fn the_task_ends_with_its_token() {
     let (_reserved, receiver) = watch::channel(Amounts::default());
     let cancel = CancellationToken::new();
-    let pressure =
-        Pressure::start(&configured(config(&recorded("node-32cpu-62g"))), Pools::open(&[]), receiver, &cancel);
+    let pressure = Pressure::start(
+        &configured(config(&recorded("node-32cpu-62g"))),
+        Pools::open(&[]),
+        receiver,
+        no_cluster(),
+        &cancel,
+    );
     cancel.cancel();
     let task = pressure.task.lock().unwrap().take().unwrap();
     tokio::time::timeout(LIMIT, task).await.unwrap().unwrap();

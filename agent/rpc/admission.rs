@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{decision, lease, reasons, ticket};
 use super::error::bad;
 use super::explain::evaluation;
-use super::request::{Field, build, id, outcome, page, span, usage};
+use super::request::{Field, build, id, outcome, page, span, terms, usage};
 use super::waiting::{wait_for, watch};
 use super::{Rooms, explain, patience};
 use crate::admission::{self, BIND_WITHIN, Order};
@@ -201,6 +201,7 @@ fn order(field: &'static str, request: v1::AdmitRequest) -> Result<Order, Status
         let what = format!("is {}; give -{PRIORITY_MAX} to {PRIORITY_MAX}", request.priority);
         return Err(bad(at("priority"), what));
     }
+    let terms = terms(at("owner"), at("rebind"), request.owner.unwrap_or_default(), request.rebind)?;
     Ok(Order {
         request_id: id(at("request_id"), request.request_id)?,
         digest: admission::digest(&prost::Message::encode_to_vec(&content)),
@@ -210,5 +211,6 @@ fn order(field: &'static str, request: v1::AdmitRequest) -> Result<Order, Status
         take_ticket: request.take_ticket,
         awaited: false,
         bind_within: span(at("bind_within"), request.bind_within, BIND_WITHIN, BIND_WITHIN_MAX)?,
+        terms,
     })
 }

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::RoutesBuilder;
 
 use crate::admission::Admission;
+use crate::kubernetes::Kubernetes;
 use crate::node::Pools;
 use crate::node::process::{self, ProcessId};
 use crate::pressure::Pressure;
@@ -60,6 +61,8 @@ pub struct Rooms {
     pub pools: Pools,
     /// Memory, disk, stalls, the gate.
     pub pressure: Arc<Pressure>,
+    /// What the cluster says.
+    pub kubernetes: Kubernetes,
     /// What each lease uses.
     pub lease_meter: Arc<LeaseMeter>,
     /// Why the configuration file as it is now was not taken over, where it was not.

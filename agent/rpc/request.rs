@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use prost_types::Duration as ProtoDuration;
-use stoker_core::admission::Usage;
+use stoker_core::admission::{Rebind, Terms, Usage};
 use stoker_core::identity::{NAME_BYTES_MAX, NameError, Scope, check_name};
 use stoker_core::quantity::Span;
 use stoker_core::sizing::{Declared, Measured, Outcome};
@@ -256,4 +256,24 @@ pub(super) fn page<T>(
     page.truncate(size);
     let next = page.last().filter(|_| more).map(&key).unwrap_or_default();
     Ok((page, next))
+}
+
+/// Whose pod may have the lease.
+pub(super) fn terms(field: Field<'_>, again: Field<'_>, owner: v1::Owner, rebind: i32) -> Result<Terms, Status> {
+    let v1::Owner { namespace, service_account } = owner;
+    if namespace.is_empty() != service_account.is_empty() {
+        return Err(bad(field, "is half said; give both namespace and service_account, or neither"));
+    }
+    for (name, max) in [(&namespace, 63), (&service_account, 253)] {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+        if name.len() > max || !name.bytes().all(plain) {
+            return Err(bad(field, format!("{name:?} is no name that Kubernetes gives; give that of the pod's")));
+        }
+    }
+    let rebind = match v1::Rebind::try_from(rebind) {
+        Ok(v1::Rebind::Unspecified | v1::Rebind::Never) => Rebind::Never,
+        Ok(v1::Rebind::SameOwner) => Rebind::SameOwner,
+        Err(_) => return Err(bad(again, format!("{rebind} is none that is known; give never or same-owner"))),
+    };
+    Ok(Terms { namespace, service_account, rebind })
 }

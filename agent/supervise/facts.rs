@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use stoker_core::admission::Facts as LedgerFacts;
+use stoker_core::admission::{Facts as LedgerFacts, Scheduler};
+use stoker_core::cluster::{Cluster, NodeState, Pods};
 use stoker_core::quantity::{Amounts, Span};
+use tokio::sync::watch;
 
 use crate::admission::{FactsSource, Measured};
 use crate::config::TimeBudget;
+use crate::config::kubernetes::Unlimited;
 use crate::node::Pools;
 use crate::node::facts::Facts;
 use crate::pressure::{Configured, Pressure};
@@ -27,6 +30,7 @@ pub(super) fn facts_source(
     pools: &Pools,
     pressure: &Pressure,
     measured: Measured,
+    cluster: watch::Receiver<Arc<Cluster>>,
 ) -> FactsSource {
     let (views, pressure) = (pools.subscribe(), pressure.subscribe());
     let turn = AtomicU32::new(0);
@@ -56,8 +60,12 @@ pub(super) fn facts_source(
             memory_bytes: memory.map_or(0, |m| m.total_bytes.saturating_sub(m.available_bytes)),
             ..Amounts::default()
         };
+        let cluster = Arc::clone(&cluster.borrow());
+        let machine =
+            Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..Amounts::default() };
+        let (machine, scheduler) = within_cluster(machine, config.node.reserve, &cluster);
         LedgerFacts {
-            capacity: Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..total },
+            capacity: Amounts { cpu_millis: machine.cpu_millis, memory_bytes: machine.memory_bytes, ..total },
             reserve: config.node.reserve,
             others: Amounts {
                 cpu_millis: match config.node.others_cpu_counts {
@@ -67,8 +75,12 @@ pub(super) fn facts_source(
                 memory_bytes: others.map_or(used.memory_bytes, |others| others.memory_bytes),
                 ..Amounts::default()
             },
+            other_pods: others.map(|others| others.pods).unwrap_or_default(),
             in_use,
             disk_free: free,
+            scheduler,
+            pods: cluster.pods.clone(),
+            unlimited_is_node: config.kubernetes.unlimited == Unlimited::Node,
             gate: now.gate.clone(),
             leases_max: config.admission.leases_max,
             tickets_max: config.admission.tickets_max,
@@ -81,4 +93,22 @@ pub(super) fn facts_source(
             sizing: Arc::clone(&config.sizing.policy),
         }
     })
+}
+
+/// CPU and memory that there are for pods with what the operator keeps, and what the scheduler of the cluster has left.
+fn within_cluster(machine: Amounts, reserve: Amounts, cluster: &Cluster) -> (Amounts, Option<Scheduler>) {
+    let NodeState::Here(node) = &cluster.node else { return (machine, None) };
+    // A node object that says nothing of it yet bounds nothing.
+    let known = |part: u64| if part == 0 { u64::MAX } else { part };
+    let allocatable = Amounts {
+        cpu_millis: known(node.allocatable.cpu_millis),
+        memory_bytes: known(node.allocatable.memory_bytes),
+        ..Amounts::default()
+    };
+    let most = if node.pods_max == 0 { u64::MAX } else { node.pods_max };
+    let room = |pods: &Arc<Pods>| Scheduler {
+        free: allocatable.less(pods.requested()),
+        pods: most.saturating_sub(pods.live()),
+    };
+    (machine.min(allocatable.plus(reserve)), cluster.pods.as_ref().map(room))
 }

@@ -124,6 +124,10 @@ impl Stoker {
                 memory_bytes: machine.reserve_bytes,
                 ..Amounts::default()
             },
+            other_pods: Amounts::default(),
+            scheduler: None,
+            pods: None,
+            unlimited_is_node: true,
             others: Amounts {
                 cpu_millis: machine.system_cpu_millis(),
                 memory_bytes: machine.system_bytes(now.second),
@@ -199,6 +203,7 @@ impl Stoker {
             expected: median(&samples),
             retry_of,
             no_retry: false,
+            terms: stoker_core::admission::Terms::default(),
             asked: None,
         }
     }

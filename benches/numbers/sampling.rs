@@ -46,7 +46,9 @@ fn watched(floor: u64, window: Duration, rounds: usize) -> Samples {
     let (_reserved, reserved) = watch::channel(Amounts::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cancel = CancellationToken::new();
-    let pressure = runtime.block_on(async { Pressure::start(&configured.subscribe(), pools, reserved, &cancel) });
+    let cluster = watch::Sender::default().subscribe();
+    let pressure =
+        runtime.block_on(async { Pressure::start(&configured.subscribe(), pools, reserved, cluster, &cancel) });
     let mut samples = Samples::default();
     for _ in 0..rounds {
         let before = cpu_nanos();

@@ -14,6 +14,7 @@ mod lost;
 mod measured;
 mod memory;
 mod nickel;
+mod pods;
 mod pools;
 mod power;
 mod pressure;

@@ -61,6 +61,62 @@ impl Drop for MemoryGroup {
     }
 }
 
+/// A pod's group, where a kubelet would make it, with a process in it. Dropped, all in it are killed and it is removed.
+pub(crate) struct PodGroup {
+    path: PathBuf,
+    process: std::process::Child,
+}
+
+impl PodGroup {
+    /// Runs a shell's script in the group of a pod of this uid; nothing where this machine lets us make none.
+    pub(crate) fn run(uid: &str, memory_limit: Option<u64>, script: &str) -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let v1 = root.join("memory/memory.limit_in_bytes").exists();
+        let (home, file) =
+            if v1 { (root.join("memory"), "memory.limit_in_bytes") } else { (root.to_owned(), "memory.max") };
+        let mut class = home.clone();
+        for part in ["kubepods", "burstable"] {
+            if !v1 {
+                let _ = std::fs::write(class.join("cgroup.subtree_control"), "+memory");
+            }
+            class = class.join(part);
+            let _ = std::fs::create_dir(&class);
+        }
+        if !v1 {
+            let _ = std::fs::write(class.join("cgroup.subtree_control"), "+memory");
+        }
+        let path = class.join(format!("pod{uid}"));
+        std::fs::create_dir(&path).ok()?;
+        let enter = format!("echo $$ > {}/cgroup.procs && {script}", path.display());
+        if let Some(limit) = memory_limit {
+            std::fs::write(path.join(file), limit.to_string()).ok()?;
+        }
+        let process = std::process::Command::new("sh").args(["-c", &enter]).spawn().unwrap();
+        let group = Self { path, process };
+        wait::until(Duration::from_secs(10), "the process is in the group of its pod", || group.runs());
+        Some(group)
+    }
+
+    fn runs(&self) -> bool {
+        std::fs::read_to_string(self.path.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty())
+    }
+
+    /// Ends what runs in it, as the kubelet does with a pod, and takes the group away.
+    pub(crate) fn end(self) {}
+}
+
+impl Drop for PodGroup {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        remove(&self.path);
+        // Those of other pods may be in them.
+        for parent in self.path.ancestors().skip(1).take(2) {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+}
+
 /// Shares of one that comes before and after what has the usual 1024.
 const FIRST: u64 = 262_144;
 const LAST: u64 = 2;

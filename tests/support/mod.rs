@@ -17,6 +17,7 @@
 
 #![allow(dead_code, reason = "a test takes what it needs, and not every helper is needed in every state of the tests")]
 
+pub(crate) mod api_server;
 pub(crate) mod cgi;
 pub(crate) mod cgroup;
 pub(crate) mod chance;

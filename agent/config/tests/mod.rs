@@ -298,6 +298,13 @@ fn the_defaults_are_these() {
       nickel:
         memory: 512MiB
         cpuTime: 5s
+    kubernetes:
+      watch: auto
+      awayAfter: 60s
+      heartbeat: 20s
+      tolerates: []
+      unlimited: node
+      rebindWithin: 60s
     listen:
       socket: /run/stoker/stoker.sock
     "#);

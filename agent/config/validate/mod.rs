@@ -7,6 +7,7 @@ mod admission;
 mod forges;
 mod git;
 mod keeping;
+mod kubernetes;
 mod listen;
 mod lists;
 mod pools;
@@ -53,6 +54,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         pressure: pressure(&file.pressure, &root.field("pressure"), problems),
         admission: admission::validate(&file.admission, &root.field("admission"), problems),
         sizing: sizing::validate(&file.sizing, &root.field("sizing"), problems),
+        kubernetes: kubernetes::validate(&file.kubernetes, &root.field("kubernetes"), problems),
         listen: listen::validate(&file.listen, &root.field("listen"), problems),
     }
 }

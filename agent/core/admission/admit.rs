@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -207,6 +208,9 @@ fn grant(request: &Request, id: &LeaseId, place: Place, confirm_by: Option<Times
         expected: request.expected,
         retry_of: request.retry_of.clone(),
         no_retry: request.no_retry,
+        terms: request.terms.clone(),
+        controller: String::new(),
+        unheld_since: None,
         retry: None,
     }
 }

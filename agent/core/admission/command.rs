@@ -11,7 +11,7 @@ use crate::quantity::Span;
 use crate::reason::{Code, Reason};
 use crate::sizing::{Asked, Outcome, Sizing};
 
-use super::{Holder, Lease, LeaseState, ModeState, Source, Ticket, Usage};
+use super::{Holder, Lease, LeaseState, ModeState, Source, Terms, Ticket, Usage};
 
 /// The highest priority that a request may have; the lowest is as far below 0.
 pub const PRIORITY_MAX: i32 = 100;
@@ -49,6 +49,9 @@ pub struct Request {
     /// Its build spec wants no retry.
     #[serde(default)]
     pub no_retry: bool,
+    /// Whose pod may have the lease.
+    #[serde(default)]
+    pub terms: Terms,
     /// What its size was made of; unset for a retry, which has the size that its first attempt led to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<Box<Asked>>,
@@ -72,6 +75,17 @@ pub enum Command {
     Await(RequestId),
     /// The build begins.
     Bind(LeaseId, Holder),
+    /// The build begins in a pod, or goes on in the next one of the same controller.
+    BindPod {
+        /// Which.
+        lease: LeaseId,
+        /// The pod.
+        holder: Holder,
+        /// What controls it.
+        controller: String,
+    },
+    /// The pod of this lease ended, and another may follow.
+    Unheld(LeaseId),
     /// The reservation is still wanted.
     Renew(LeaseId, Span),
     /// The build ended.

@@ -14,7 +14,9 @@ use crate::sizing::{Outcome, Sizing};
 use super::admit::Ids;
 use super::fit::HINT_MAX;
 use super::time::{ASK_WITHIN, BIND_WITHIN_MAX, ended, past_budget, time_is_over};
-use super::{Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply, Request, Ticket, Usage, retry};
+use super::{
+    Command, Event, Facts, Holder, Lease, LeaseState, Ledger, Rebind, Refused, Reply, Request, Ticket, Usage, retry,
+};
 
 impl Ledger {
     /// What to reply, and what makes it so.
@@ -27,6 +29,11 @@ impl Ledger {
             }
             Command::Await(request) => self.touch(request, facts, now),
             Command::Bind(id, holder) => self.with(id, |lease| bind(lease, holder, now)),
+            Command::BindPod { lease, holder, controller } => self.bind_pod(lease, holder, controller, now),
+            Command::Unheld(id) => self.with(id, |lease| {
+                let since = lease.unheld_since.or(Some(now));
+                changed(lease, Lease { unheld_since: since, ..lease.clone() })
+            }),
             Command::Renew(id, span) => self.with(id, |lease| renew(lease, *span, now)),
             Command::Release { lease, outcome, exit_code, usage } => match self.lease(lease) {
                 None => refuse(Refused::NoLease(lease.clone())),
@@ -59,6 +66,26 @@ impl Ledger {
                 }
                 (now, events) => (Reply::Lease(Box::new(now)), events),
             },
+        }
+    }
+
+    /// One that is bound goes from pod to pod only where it was asked for so, and from one that ended.
+    fn bind_pod(&self, id: &LeaseId, holder: &Holder, controller: &str, now: Timestamp) -> (Reply, Vec<Event>) {
+        let follows = |lease: &Lease| {
+            lease.terms.rebind == Rebind::SameOwner && !controller.is_empty() && lease.controller == controller
+        };
+        match self.lease(id) {
+            None => refuse(Refused::NoLease(id.clone())),
+            Some(lease) if !lease.live() => refuse(Refused::Ended(id.clone(), lease.state)),
+            Some(lease) if lease.holder.as_ref().is_some_and(|held| held != holder) && !follows(lease) => {
+                refuse(Refused::BoundToAnother(id.clone()))
+            }
+            Some(lease) => {
+                let (bound, _) = bind(lease, holder, now);
+                let bound = Lease { controller: controller.into(), unheld_since: None, ..bound };
+                let (now, events) = changed(lease, bound);
+                (Reply::Lease(Box::new(now)), events)
+            }
         }
     }
 

@@ -3,13 +3,14 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 
+use crate::cluster::Pods;
 use crate::identity::LeaseId;
 use crate::pressure::Gate;
 use crate::quantity::{Amounts, Span};
 use crate::sizing::Policy;
 
 use super::tenant::Tenants;
-use super::{Lease, Ledger, Seen};
+use super::{Holder, Lease, LeaseState, Ledger, Seen};
 
 /// What is so at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +20,20 @@ pub struct Facts {
     pub capacity: Amounts,
     /// Kept for the control plane and the system (CPU and memory).
     pub reserve: Amounts,
-    /// CPU and memory that are used now by all of which no lease was seen to use it.
+    /// CPU and memory that are used now by all of which neither a lease nor another pod was seen to use it.
     pub others: Amounts,
+    /// CPU and memory that pods without a lease hold: what they ask of the cluster, or use where that is more.
+    pub other_pods: Amounts,
     /// What single leases were seen to use at that same look, for those that were looked at.
     pub in_use: Arc<BTreeMap<LeaseId, InUse>>,
     /// Bytes and inodes of the pool that are free above its floor now.
     pub disk_free: Amounts,
+    /// What the scheduler of the cluster would still give; unset: there is none.
+    pub scheduler: Option<Scheduler>,
+    /// The pods of the node; unset: there are none, or nobody has told.
+    pub pods: Option<Arc<Pods>>,
+    /// A pod without limits within its lease's size counts as the whole node.
+    pub unlimited_is_node: bool,
     /// The gate.
     pub gate: Gate,
     /// The most live leases.
@@ -45,6 +54,15 @@ pub struct Facts {
     pub jitter: u16,
 }
 
+/// What the scheduler of the cluster would still give to pods of this node, without those that are coming.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduler {
+    /// CPU and memory: what it may give less what pods asked for.
+    pub free: Amounts,
+    /// So many pods more.
+    pub pods: u64,
+}
+
 /// What a lease is seen to use, and what its pod asks of the cluster.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct InUse {
@@ -53,8 +71,8 @@ pub struct InUse {
     pub used: Option<Amounts>,
     /// Bytes and inodes that its build has written to the pool: seen there, whoever wrote them.
     pub written: Amounts,
-    /// The pod's effective requests; nothing for a process.
-    pub requests: Amounts,
+    /// CPU and memory that its group is kept to, the largest number where nothing keeps it; unset: that was not seen.
+    pub limits: Option<Amounts>,
     /// What was seen of it until now.
     pub seen: Seen,
 }
@@ -76,6 +94,8 @@ pub struct Totals {
     pub unwritten: Amounts,
     /// The budget less others less leases: what must wait is judged against it.
     pub free: Amounts,
+    /// What the scheduler of the cluster would give, less what it will give to the pods of leases that wait for theirs.
+    pub scheduler: Option<Scheduler>,
 }
 
 impl Facts {
@@ -85,15 +105,32 @@ impl Facts {
     }
 
     /// What a live lease holds: its size, for its whole life, or what its pod asks for or what it uses, where that is
-    /// more.
+    /// more. A pod that nothing keeps to its size holds all there is.
     #[must_use]
     pub fn held(&self, lease: &Lease) -> Amounts {
-        held(lease.sizing.size.amounts, self.in_use.get(&lease.id))
+        self.held_as(lease, self.in_use.get(&lease.id))
+    }
+
+    fn held_as(&self, lease: &Lease, seen: Option<&InUse>) -> Amounts {
+        let size = lease.sizing.size.amounts;
+        let Some(Holder::Pod { uid, .. }) = &lease.holder else { return held(size, seen) };
+        let pod = self.pods.as_ref().and_then(|pods| pods.get(uid));
+        let held = held(size, seen).max(pod.map(|pod| pod.requests).unwrap_or_default());
+        let limits = seen.and_then(|seen| seen.limits).filter(|_| self.unlimited_is_node);
+        limits.map_or(held, |limits| {
+            let whole = self.capacity.less(self.reserve);
+            let of = |limit: u64, size: u64, whole: u64| if limit > size { whole } else { 0 };
+            held.max(Amounts {
+                cpu_millis: of(limits.cpu_millis, size.cpu_millis, whole.cpu_millis),
+                memory_bytes: of(limits.memory_bytes, size.memory_bytes, whole.memory_bytes),
+                ..Amounts::default()
+            })
+        })
     }
 }
 
 fn held(size: Amounts, seen: Option<&InUse>) -> Amounts {
-    seen.map_or(size, |seen| size.max(seen.requests).max(seen.used.unwrap_or_default()).max(seen.written))
+    seen.map_or(size, |seen| size.max(seen.used.unwrap_or_default()).max(seen.written))
 }
 
 /// Live leases, added up.
@@ -109,8 +146,8 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(mut self, size: Amounts, seen: Option<&InUse>) -> Self {
-        let held = held(size, seen);
+    fn add(mut self, facts: &Facts, lease: &Lease, seen: Option<&InUse>) -> Self {
+        let (size, held) = (lease.sizing.size.amounts, facts.held_as(lease, seen));
         let wrote = on_disk(seen.map(|seen| seen.written).unwrap_or_default());
         self.leased = self.leased.plus(held);
         self.unwritten = self.unwritten.plus(on_disk(held.less(wrote)));
@@ -124,8 +161,8 @@ impl Sums {
 
 impl Ledger {
     fn sums(&self, facts: &Facts) -> Sums {
-        // Where none was looked at, each holds its size.
-        if facts.in_use.is_empty() {
+        // Where none was looked at, and no pod asks for more, each holds its size.
+        if facts.in_use.is_empty() && facts.pods.is_none() {
             let leased = self.sizes().amounts();
             return Sums { leased, unwritten: on_disk(leased), ..Sums::default() };
         }
@@ -138,7 +175,16 @@ impl Ledger {
         self.live().fold(Sums::default(), |sums, lease| {
             while looked_at.next_if(|(id, _)| **id < lease.id).is_some() {}
             let seen = looked_at.next_if(|(id, _)| **id == lease.id).map(|(_, seen)| seen);
-            sums.add(lease.sizing.size.amounts, seen)
+            sums.add(facts, lease, seen)
+        })
+    }
+
+    /// What the scheduler has left when the pods have come that are to bind what is reserved.
+    fn coming(&self, room: Scheduler) -> Scheduler {
+        let reserved = self.live().filter(|lease| lease.state == LeaseState::Reserved);
+        reserved.fold(room, |room, lease| Scheduler {
+            free: room.free.less(lease.sizing.size.amounts),
+            pods: room.pods.saturating_sub(1),
         })
     }
 
@@ -149,10 +195,13 @@ impl Ledger {
         let budget = facts.capacity.less(facts.reserve);
         // On the pool all that lies there and that no lease is known to have written is others'.
         let lies = on_disk(budget.less(facts.disk_free).less(sums.written));
-        let others = with_disk(facts.others.less(sums.unmeasured).less(facts.reserve), lies);
+        let system = facts.others.less(sums.unmeasured).less(facts.reserve);
+        let others = with_disk(system.plus(facts.other_pods), lies);
         let Sums { leased, unwritten, .. } = sums;
         let free = with_disk(budget.less(others).less(leased), facts.disk_free.less(unwritten));
-        Totals { capacity: facts.capacity, reserve: facts.reserve, budget, others, leased, unwritten, free }
+        let scheduler = facts.scheduler.map(|room| self.coming(room));
+        let free = scheduler.map_or(free, |room| with_disk(free.min(room.free), free));
+        Totals { capacity: facts.capacity, reserve: facts.reserve, budget, others, leased, unwritten, free, scheduler }
     }
 }
 

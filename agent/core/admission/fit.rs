@@ -58,7 +58,10 @@ impl View<'_> {
 
     /// Whether [`Self::held_back`] is empty.
     pub(super) fn is_let_in(&self, wanted: Amounts) -> bool {
-        self.ledger.accepts(self.now) && self.ledger.live_count() < self.facts.leases_max && !self.gate_holds(wanted)
+        self.ledger.accepts(self.now)
+            && self.ledger.live_count() < self.facts.leases_max
+            && self.totals.scheduler.is_none_or(|room| room.pods > 0)
+            && !self.gate_holds(wanted)
     }
 
     fn gate_holds(&self, wanted: Amounts) -> bool {
@@ -88,6 +91,11 @@ impl View<'_> {
         if self.gate_holds(wanted) {
             reasons.extend(self.facts.gate.reasons.iter().cloned());
         }
+        if self.totals.scheduler.is_some_and(|room| room.pods == 0) {
+            let message =
+                "the node takes no more pods, those of leases that wait for theirs counted: wait until some end";
+            reasons.push(Reason::new(Code::NodeRequests, "node", message));
+        }
         let live = self.ledger.live_count();
         if live >= self.facts.leases_max {
             let message = format!("{live} leases are live, at most {} may be", self.facts.leases_max);
@@ -100,7 +108,9 @@ impl View<'_> {
     /// say: otherwise a node whose figures are a little off would wait for ever for a release that cannot come. A disk's
     /// free bytes are no soft figure.
     fn short_of(&self, wanted: Amounts, first_alone: bool) -> impl Iterator<Item = Resource> {
-        let soft = move |r: &Resource| first_alone && matches!(r, Resource::Cpu | Resource::Memory);
+        // What the scheduler would not place would wait there for ever.
+        let beyond = move |r: Resource| self.totals.scheduler.is_some_and(|room| wanted.get(r) > room.free.get(r));
+        let soft = move |r: &Resource| first_alone && matches!(r, Resource::Cpu | Resource::Memory) && !beyond(*r);
         exceeding(wanted, self.totals.free).filter(move |r| !soft(r))
     }
 
@@ -151,6 +161,16 @@ impl View<'_> {
     fn held(&self, resource: Resource, wanted: Amounts) -> Reason {
         let totals = &self.totals;
         let (wants, free) = (wanted.get(resource), totals.free.get(resource));
+        let scheduler = totals.scheduler.filter(|_| matches!(resource, Resource::Cpu | Resource::Memory));
+        if let Some(room) = scheduler.filter(|room| room.free.get(resource) == free) {
+            let message = format!(
+                "{} wanted, the scheduler of the cluster has {} left here: pods asked for the rest, or will for leases \
+                 that wait for theirs",
+                noun(resource, wants),
+                resource.show(room.free.get(resource)),
+            );
+            return Reason::new(Code::NodeRequests, "node", message).about(resource, wants, free);
+        }
         let (code, rest) = match resource {
             Resource::Memory => (Code::MemoryHeld, "of the budget"),
             Resource::Cpu | Resource::Time => (Code::CpuHeld, "of the budget"),

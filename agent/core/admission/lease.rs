@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Pod;
 use crate::identity::{CommitId, LeaseId, RequestId, Scope, TicketId};
 use crate::quantity::{Size, Span, Timestamp};
 use crate::reason::{Code, Reason};
@@ -49,6 +50,15 @@ pub struct Lease {
     pub ended_at: Option<Timestamp>,
     /// Who uses it.
     pub holder: Option<Holder>,
+    /// Whose pod may have it, and for how long.
+    #[serde(default, skip_serializing_if = "Terms::is_unset")]
+    pub terms: Terms,
+    /// What controls the pod that holds it (a Job, a workflow), by its uid; empty: nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub controller: String,
+    /// Its pod ended then, and may come again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unheld_since: Option<Timestamp>,
     /// What it used at most.
     pub peak: Option<Usage>,
     /// It was looked at for a part of its life only, so that its peak may be missed.
@@ -202,6 +212,46 @@ pub enum Holder {
         /// Field 22 of `/proc/PID/stat`.
         start_ticks: i64,
     },
+}
+
+/// Whose pod may have a lease.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The namespace of its pod; empty: no pod binds itself.
+    pub namespace: String,
+    /// The service account of its pod.
+    pub service_account: String,
+    /// Whether another pod may follow.
+    pub rebind: Rebind,
+}
+
+impl Terms {
+    fn is_unset(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it was said whose pod may have it.
+    #[must_use]
+    pub const fn names_a_pod(&self) -> bool {
+        !self.namespace.is_empty() && !self.service_account.is_empty()
+    }
+
+    /// Whether this pod may have it.
+    #[must_use]
+    pub fn admit(&self, pod: &Pod) -> bool {
+        self.names_a_pod() && self.namespace == pod.namespace && self.service_account == pod.service_account
+    }
+}
+
+/// Whether a lease lives on when its pod ends without success, for another pod of the same owner.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rebind {
+    /// It ends with its pod.
+    #[default]
+    Never,
+    /// The next pod of what controls it (a Job, a workflow) has it, where that comes soon.
+    SameOwner,
 }
 
 /// One build's place in the queue.

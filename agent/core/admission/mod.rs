@@ -33,8 +33,8 @@ pub mod view;
 pub use command::{Answer, Command, PRIORITY_MAX, Refused, Reply, Request, Waiting};
 pub use explain::Explanation;
 pub(crate) use facts::Sizes;
-pub use facts::{Facts, InUse, Totals};
-pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Place, Retry, Source, Ticket};
+pub use facts::{Facts, InUse, Scheduler, Totals};
+pub use lease::{Holder, Lease, LeaseState, Mode, ModeState, Place, Rebind, Retry, Source, Terms, Ticket};
 pub use ledger::{Event, Ledger};
 pub use tenant::{Holds, Tenant, Tenants};
 pub use time::BIND_WITHIN_MAX;
@@ -42,4 +42,4 @@ pub use usage::{Seen, Usage};
 pub use view::{Fit, Queued, View, Wanted};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -69,7 +69,19 @@ fn request(id: &str, cpu: u64, gib: u64) -> Request {
         expected: None,
         retry_of: None,
         no_retry: false,
+        terms: Terms::default(),
         asked: None,
+    }
+}
+
+/// A lease of that request, just granted by an empty node.
+pub(crate) fn lease_of(id: &str) -> Lease {
+    let lease = LeaseId::try_from(format!("lease-{id}")).unwrap();
+    let request = Box::new(request(id, 1, 1));
+    let command = Command::Admit { request, lease, ticket: None, awaited: false };
+    match Ledger::default().decide(&command, &facts(), Timestamp(0)).0 {
+        Reply::Answer(Answer::Granted(lease)) => *lease,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -106,6 +118,10 @@ fn facts() -> Facts {
         others: Amounts::default(),
         in_use: Arc::default(),
         disk_free: disk,
+        other_pods: Amounts::default(),
+        scheduler: None,
+        pods: None,
+        unlimited_is_node: true,
         gate: Gate::default(),
         leases_max: 200,
         sizing: Arc::default(),

@@ -212,6 +212,8 @@ fn signals(previous: &GateMemory, readings: &Readings, limits: &Limits) -> Vec<S
     for reading in &readings.pools {
         disk::pool(previous, reading, limits, &mut all);
     }
+    let cluster = readings.cluster.iter().cloned();
+    all.extend(cluster.map(|reason| Signal { level: Level::Bad, reason, held: false }));
     all
 }
 

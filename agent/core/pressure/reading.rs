@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlPlane, Slope};
+use crate::reason::Reason;
 
 /// One look at the machine. A part that could not be read says so; nothing is guessed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub struct Readings {
     pub filesystems: Vec<WatchedReading>,
     /// The control plane that shares the node.
     pub control_plane: ControlPlane,
+    /// Why, by the cluster's word, no pod may come.
+    pub cluster: Vec<Reason>,
 }
 
 /// Memory of the machine.

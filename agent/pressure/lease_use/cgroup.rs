@@ -200,8 +200,7 @@ impl Group {
     /// # Errors
     /// Its memory cannot be read: it is gone. Other figures that are not there are 0.
     pub(super) fn read(&self) -> io::Result<Figures> {
-        let place = self.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let memory = if place.unified { memory_v2(&place.path)? } else { memory_v1(&place.path)? };
+        let memory = self.memory()?;
         let (io_read_bytes, io_written_bytes) = self.io.as_ref().map(io_bytes).unwrap_or_default();
         let processes = self.pids.as_ref().and_then(|place| number(&place.path.join("pids.current")).ok());
         Ok(Figures {
@@ -213,6 +212,20 @@ impl Group {
             processes: u32::try_from(processes.unwrap_or(0)).unwrap_or(u32::MAX),
             oom: self.oom(),
         })
+    }
+
+    /// Memory, what of it is not available, and CPU time in microseconds: two files, for what there may be a thousand of.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn read_briefly(&self) -> io::Result<(u64, u64, u64)> {
+        let memory = self.memory()?;
+        Ok((memory.used_bytes, memory.unavailable_bytes, self.cpu.as_ref().and_then(cpu_micros).unwrap_or(0)))
+    }
+
+    fn memory(&self) -> io::Result<Memory> {
+        let place = self.memory.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        if place.unified { memory_v2(&place.path) } else { memory_v1(&place.path) }
     }
 
     /// Its kills, and those below it; none where it is gone.
@@ -237,6 +250,16 @@ impl Group {
         let place = self.memory.as_ref()?;
         let file = if place.unified { "memory.max" } else { "memory.limit_in_bytes" };
         number(&place.path.join(file)).ok().filter(|limit| *limit < NONE_FROM)
+    }
+
+    /// Whether anything runs in it or below it; nothing where it is gone.
+    pub(super) fn populated(&self) -> Option<bool> {
+        let place = self.memory.as_ref()?;
+        if place.unified {
+            let events = fs::read_to_string(place.path.join("cgroup.events")).ok()?;
+            return field(&events, "populated").map(|populated| populated > 0);
+        }
+        place.path.is_dir().then(|| has_processes(&place.path, DEPTH_MAX, &mut GROUPS_MAX.clone()))
     }
 
     /// The processes in it, not those of groups below.
@@ -305,6 +328,20 @@ fn events_v1(path: &Path, depth: usize, left: &mut usize) -> OomCounters {
         sum = sum.plus(events_v1(&group.path(), depth - 1, left));
     }
     sum
+}
+
+/// More groups than are looked at may have some.
+fn has_processes(path: &Path, depth: usize, left: &mut usize) -> bool {
+    if fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty()) {
+        return true;
+    }
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut groups = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    groups.any(|group| {
+        let Some(rest) = left.checked_sub(1) else { return true };
+        *left = rest;
+        depth == 0 || has_processes(&group.path(), depth - 1, left)
+    })
 }
 
 fn cpu_micros(place: &Place) -> Option<u64> {

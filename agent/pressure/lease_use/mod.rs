@@ -13,6 +13,7 @@
 mod cgroup;
 mod limit;
 mod others;
+mod pods;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -23,6 +24,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stoker_core::admission::{Holder, Usage};
+use stoker_core::cluster::Cluster;
+use stoker_core::cluster::bind::Group as PodGroup;
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use stoker_core::reason::Reason;
@@ -35,6 +38,7 @@ use self::cgroup::{Figures, Group, Layout};
 pub use self::limit::Limits;
 pub use self::others::Others;
 use self::others::{Leases, OthersMeter};
+use self::pods::OtherPods;
 use self::tree::{Scan, Scanner, Tree};
 use crate::node::now;
 use crate::node::process::ProcessId;
@@ -123,6 +127,40 @@ impl LeaseUse {
     }
 }
 
+/// Looks whether anything of a pod still runs.
+#[derive(Debug)]
+pub struct PodGroups {
+    layout: Layout,
+    /// Of these a group was seen.
+    seen: BTreeSet<String>,
+}
+
+impl PodGroups {
+    /// For the machine whose root is here.
+    #[must_use]
+    pub fn new(host_root: &Path) -> Self {
+        Self { layout: Layout::of(host_root), seen: BTreeSet::new() }
+    }
+
+    /// What there is of each of these pods; others are forgotten. Blocks for a few files a pod.
+    pub fn look(&mut self, pods: impl IntoIterator<Item = String>) -> BTreeMap<String, PodGroup> {
+        let looked: BTreeMap<String, PodGroup> =
+            pods.into_iter().map(|uid| (uid.clone(), self.look_at(&uid))).collect();
+        self.seen.retain(|uid| looked.contains_key(uid));
+        self.seen.extend(looked.iter().filter(|(_, group)| **group != PodGroup::Unseen).map(|(uid, _)| uid.clone()));
+        looked
+    }
+
+    fn look_at(&self, uid: &str) -> PodGroup {
+        match self.layout.of_pod(uid).and_then(|group| group.populated()) {
+            Some(true) => PodGroup::Runs,
+            Some(false) => PodGroup::Empty,
+            None if self.seen.contains(uid) => PodGroup::Empty,
+            None => PodGroup::Unseen,
+        }
+    }
+}
+
 /// By lease.
 pub type LeaseUses = BTreeMap<LeaseId, LeaseUse>;
 
@@ -146,10 +184,15 @@ pub struct LeaseMeter {
 impl LeaseMeter {
     /// Looks until `cancel` or [`Self::shutdown`]. To be called inside a runtime.
     #[must_use]
-    pub fn start(host_root: &Path, held: watch::Receiver<HeldLeases>, cancel: &CancellationToken) -> Self {
+    pub fn start(
+        host_root: &Path,
+        held: watch::Receiver<HeldLeases>,
+        cluster: watch::Receiver<Arc<Cluster>>,
+        cancel: &CancellationToken,
+    ) -> Self {
         let views = watch::Sender::default();
         let stop = cancel.child_token();
-        let task = tokio::spawn(look_on(host_root.to_owned(), held, views.clone(), stop.clone()));
+        let task = tokio::spawn(look_on(host_root.to_owned(), held, cluster, views.clone(), stop.clone()));
         Self { views, stop, task: Mutex::new(Some(task)) }
     }
 
@@ -179,6 +222,7 @@ impl LeaseMeter {
 async fn look_on(
     host_root: PathBuf,
     mut held: watch::Receiver<HeldLeases>,
+    cluster: watch::Receiver<Arc<Cluster>>,
     views: watch::Sender<Arc<Look>>,
     stop: CancellationToken,
 ) {
@@ -189,9 +233,10 @@ async fn look_on(
             () = turn.comes(&mut held) => {}
         }
         let leases = Arc::clone(&held.borrow_and_update());
+        let around = Arc::clone(&cluster.borrow());
         let began = Instant::now();
         let looked = tokio::task::spawn_blocking(move || {
-            let look = meter.look(&leases, Instant::now(), now());
+            let look = meter.look(&leases, &around, Instant::now(), now());
             (meter, look)
         });
         let look = match looked.await {
@@ -249,6 +294,7 @@ struct Meter {
     layout: Layout,
     scanner: Scanner,
     others: OthersMeter,
+    pods: OtherPods,
     known: BTreeMap<LeaseId, Known>,
 }
 
@@ -279,11 +325,12 @@ impl Meter {
             layout: Layout::of(host_root),
             scanner: Scanner::new(host_root),
             others: OthersMeter::new(host_root),
+            pods: OtherPods::default(),
             known: BTreeMap::new(),
         }
     }
 
-    fn look(&mut self, held: &[(LeaseId, Holder)], at: Instant, now: Timestamp) -> Look {
+    fn look(&mut self, held: &[(LeaseId, Holder)], cluster: &Cluster, at: Instant, now: Timestamp) -> Look {
         for (lease, holder) in held.iter().take(LEASES_MAX) {
             let known = self.known.entry(lease.clone()).or_insert_with(|| Known::new(holder, at));
             known.unbound = None;
@@ -309,7 +356,14 @@ impl Meter {
                 };
             }
         }
-        let others = self.others.look(sum);
+        let of_pod = |(_, holder): &'_ (LeaseId, Holder)| match holder {
+            Holder::Pod { uid, .. } => Some(uid.clone()),
+            Holder::Process { .. } => None,
+        };
+        let leased: Vec<String> = held.iter().filter_map(of_pod).collect();
+        let leased = leased.iter().map(String::as_str).collect();
+        let pods = self.pods.look(&self.layout, cluster, &leased, at);
+        let others = self.others.look(sum, &pods);
         let leases = self.known.iter().map(|(lease, known)| (lease.clone(), known.seen.clone())).collect();
         Look { leases, others }
     }
@@ -402,14 +456,14 @@ impl Known {
         let by_cgroup = matches!(self.seen.source, UseSource::Cgroup(_));
         let before = self.cpu.replace((at, figures.cpu_micros));
         let micros = before.map_or(0, |(_, before)| figures.cpu_micros.saturating_sub(before));
-        let rate = before.and_then(|(then, _)| {
+        if let Some((then, _)) = before {
             let seconds = at.duration_since(then).as_secs_f64();
-            (seconds > 0.0).then_some((micros as f64 / seconds / 1000.0, seconds))
-        });
-        if let Some((millis, seconds)) = rate {
-            let weight = 1.0 - (-seconds / CPU_SMOOTHED_SECONDS).exp();
-            self.cpu_millis = Some(self.cpu_millis.map_or(millis, |average| average + weight * (millis - average)));
-            self.seen.peak.cpu_millis_peak = self.seen.peak.cpu_millis_peak.max(millis.round() as u64);
+            let millis = micros as f64 / 1000.0;
+            self.cpu_millis = others::smoothed(self.cpu_millis, millis, seconds);
+            if seconds > 0.0 {
+                let peak = (millis / seconds).round() as u64;
+                self.seen.peak.cpu_millis_peak = self.seen.peak.cpu_millis_peak.max(peak);
+            }
         }
         let seen = &mut self.seen;
         seen.now = Amounts {

@@ -108,15 +108,15 @@ fn peaks_and_kills_outlive_the_group() {
     let held = [(lease("one"), pod(WRITTEN)), (lease("two"), pod("not-there-yet"))];
     let begin = Instant::now();
     let second = Duration::from_secs(1);
-    meter.look(&held, begin, Timestamp(1));
+    meter.look(&held, &Cluster::default(), begin, Timestamp(1));
     std::fs::write(group.join("memory.current"), "7516192768\n").unwrap();
     std::fs::write(group.join("cpu.stat"), "usage_usec 187400250\n").unwrap();
-    meter.look(&held, begin + second, Timestamp(2));
+    meter.look(&held, &Cluster::default(), begin + second, Timestamp(2));
     std::fs::write(group.join("memory.current"), "1073741824\n").unwrap();
-    meter.look(&held, begin + second * 2, Timestamp(3));
+    meter.look(&held, &Cluster::default(), begin + second * 2, Timestamp(3));
     std::fs::rename(&group, place.path().join("gone")).unwrap();
-    meter.look(&held, begin + second * 3, Timestamp(4));
-    meter.look(&[], begin + second * 4, Timestamp(5));
+    meter.look(&held, &Cluster::default(), begin + second * 3, Timestamp(4));
+    meter.look(&[], &Cluster::default(), begin + second * 4, Timestamp(5));
     let seen = &meter.known[&lease("one")].seen;
     assert!(seen.ended && seen.at == Timestamp(3), "{seen:?}");
     assert_eq!(seen.now, Amounts::default());
@@ -124,7 +124,7 @@ fn peaks_and_kills_outlive_the_group() {
     assert_eq!((seen.peak.cpu_millis_peak, seen.peak.processes_peak), (4000, 37));
     assert_eq!(seen.oom, Some(OomCounters { kills: 1, at_limit: 0 }));
     assert_eq!(meter.known[&lease("two")].seen, LeaseUse::default(), "a pod without a group says nothing");
-    meter.look(&[], begin + second * 4 + KEPT, Timestamp(6));
+    meter.look(&[], &Cluster::default(), begin + second * 4 + KEPT, Timestamp(6));
     assert!(meter.known.is_empty(), "it is forgotten in the end");
 }
 
@@ -151,15 +151,15 @@ fn others_use_what_the_machine_uses_less_the_leases_at_that_very_look() {
     machine(40 * GIB, 1000, 100_000);
     // Without its active file pages, which the machine counts as available; both sides with what was swapped out.
     let own = 5 * GIB + 64 * MIB - 1536 * MIB + 128 * MIB - 256 * MIB;
-    let others = meter.look(&held, begin, Timestamp(1)).others.unwrap();
-    assert_eq!(others, Others { cpu_millis: None, memory_bytes: 26 * GIB - own });
+    let others = meter.look(&held, &Cluster::default(), begin, Timestamp(1)).others.unwrap();
+    assert_eq!(others, Others { cpu_millis: None, memory_bytes: 26 * GIB - own, pods: Amounts::default() });
     // A second of two CPUs: 150 ticks of 200 are busy, 100 of them the lease's.
     machine(39 * GIB, 1150, 100_050);
     std::fs::write(group.join("cpu.stat"), "usage_usec 184400250\n").unwrap();
-    let others = meter.look(&held, begin + Duration::from_secs(1), Timestamp(2)).others.unwrap();
-    assert_eq!(others, Others { cpu_millis: Some(500), memory_bytes: 27 * GIB - own });
+    let others = meter.look(&held, &Cluster::default(), begin + Duration::from_secs(1), Timestamp(2)).others.unwrap();
+    assert_eq!(others, Others { cpu_millis: Some(500), memory_bytes: 27 * GIB - own, pods: Amounts::default() });
     // Released, what still runs of it is others'.
-    let others = meter.look(&[], begin + Duration::from_secs(2), Timestamp(3)).others.unwrap();
+    let others = meter.look(&[], &Cluster::default(), begin + Duration::from_secs(2), Timestamp(3)).others.unwrap();
     assert_eq!(others.memory_bytes, 27 * GIB);
 }
 
@@ -215,14 +215,14 @@ fn processes_are_followed_from_the_holder_and_by_their_environment() {
     let mut holding = Holding::start("one");
     let mut meter = Meter::new(Path::new("/"));
     let held = [(lease("one"), holding.holder())];
-    meter.look(&held, Instant::now(), Timestamp(1));
+    meter.look(&held, &Cluster::default(), Instant::now(), Timestamp(1));
     let seen = meter.known[&lease("one")].seen.clone();
     assert_eq!((seen.source, seen.peak.processes_peak, seen.oom), (UseSource::Processes, 2, None));
     assert!((48 * MIB..128 * MIB).contains(&seen.now.memory_bytes), "{}", seen.now.memory_bytes);
     // The holder ends; what it left behind still counts.
     holding.0.kill().unwrap();
     holding.0.wait().unwrap();
-    meter.look(&held, Instant::now(), Timestamp(2));
+    meter.look(&held, &Cluster::default(), Instant::now(), Timestamp(2));
     let seen = meter.known[&lease("one")].seen.clone();
     assert!(!seen.ended && (16 * MIB..48 * MIB).contains(&seen.now.memory_bytes), "{seen:?}");
     assert!(seen.peak.memory_bytes_peak >= 48 * MIB);
@@ -230,7 +230,7 @@ fn processes_are_followed_from_the_holder_and_by_their_environment() {
     let end = Instant::now() + Duration::from_secs(10);
     while !meter.known[&lease("one")].seen.ended {
         assert!(Instant::now() < end, "it never ends");
-        meter.look(&held, Instant::now(), Timestamp(3));
+        meter.look(&held, &Cluster::default(), Instant::now(), Timestamp(3));
     }
     assert_eq!(meter.known[&lease("one")].seen.now, Amounts::default());
 }
@@ -238,7 +238,12 @@ fn processes_are_followed_from_the_holder_and_by_their_environment() {
 #[tokio::test]
 async fn what_is_seen_is_published() {
     let (_held, held) = watch::channel(Arc::new(vec![(lease("one"), pod(WRITTEN))]));
-    let meter = LeaseMeter::start(&tree("v2-cgroupfs-crio"), held, &CancellationToken::new());
+    let meter = LeaseMeter::start(
+        &tree("v2-cgroupfs-crio"),
+        held,
+        watch::Sender::default().subscribe(),
+        &CancellationToken::new(),
+    );
     let mut views = meter.subscribe();
     let seen = views.wait_for(|look| look.leases.contains_key(&lease("one")));
     let seen = tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap().unwrap().clone();

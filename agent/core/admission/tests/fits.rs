@@ -1,5 +1,7 @@
 //! Does it fit: now, later, never; and what everyone is told.
 
+use crate::cluster::{Pod, Pods};
+
 use super::*;
 
 fn reason_of(waiting: &Waiting, code: Code) -> Reason {
@@ -153,14 +155,60 @@ fn a_lease_that_uses_more_than_its_size_counts_by_its_use() {
     assert_eq!(codes(&node.waiting(request("second", 2, 25)).reasons), [Code::MemoryHeld]);
 }
 
+/// Pods by uid, with what they ask for.
+fn pods(all: &[(&str, Amounts)]) -> Option<Arc<Pods>> {
+    let pods = all.iter().map(|(uid, requests)| {
+        let pod = Pod { uid: String::from(*uid), requests: *requests, ..Pod::default() };
+        (pod.uid.clone(), Arc::new(pod))
+    });
+    Some(Arc::new(Pods::new(pods.collect())))
+}
+
 #[test]
 fn what_a_pod_asks_of_the_cluster_counts_where_it_is_more_than_the_lease() {
     let mut node = Node::new();
-    let id = node.running(request("first", 4, 10), "a");
-    let seen = InUse { requests: amounts(6, 20), used: Some(amounts(1, 1)), ..InUse::default() };
-    Arc::make_mut(&mut node.facts.in_use).insert(id, seen);
+    node.running(request("first", 4, 10), "a");
+    node.facts.pods = pods(&[("a", amounts(6, 20)), ("b", amounts(1, 1))]);
     let leased = node.ledger.totals(&node.facts).leased;
     assert_eq!((leased.cpu_millis, leased.memory_bytes), (6_000, 20 * GIB));
+}
+
+#[test]
+fn a_pod_that_nothing_keeps_to_its_size_counts_as_the_whole_node() {
+    let mut node = Node::new();
+    let id = node.running(request("first", 4, 10), "a");
+    let limits = |cpu_millis, memory_bytes| Some(Amounts { cpu_millis, memory_bytes, ..Amounts::default() });
+    let mut held = |limits: Option<Amounts>| {
+        let seen = InUse { used: Some(amounts(1, 1)), limits, ..InUse::default() };
+        Arc::make_mut(&mut node.facts.in_use).insert(id.clone(), seen);
+        let leased = node.ledger.totals(&node.facts).leased;
+        (leased.cpu_millis, leased.memory_bytes / GIB)
+    };
+    assert_eq!(held(None), (4000, 10), "nothing was seen yet");
+    assert_eq!(held(limits(4000, 10 * GIB)), (4000, 10));
+    assert_eq!(held(limits(u64::MAX, 10 * GIB)), (28_000, 10), "of CPU all, of memory its size");
+    assert_eq!(held(limits(4001, u64::MAX)), (28_000, 54));
+    assert_eq!(codes(&node.waiting(request("second", 1, 1)).reasons), [Code::MemoryHeld, Code::CpuHeld]);
+    node.facts.unlimited_is_node = false;
+    assert_eq!(node.ledger.totals(&node.facts).leased.cpu_millis, 4000);
+}
+
+#[test]
+fn what_the_scheduler_would_not_place_waits_even_where_nothing_runs() {
+    let mut node = Node::new();
+    let room = |cpu, gib, pods| Some(Scheduler { free: amounts(cpu, gib), pods });
+    node.facts.scheduler = room(3, 60, 100);
+    assert_eq!(codes(&node.waiting(request("first", 4, 10)).reasons), [Code::NodeRequests]);
+    node.facts.scheduler = room(10, 60, 100);
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["first"]);
+    // Its pod is to come: what it will ask for is not free any more.
+    assert_eq!(codes(&node.waiting(request("second", 7, 10)).reasons), [Code::NodeRequests]);
+    // A node has so many pods, and no more.
+    let mut node = Node::new();
+    node.facts.scheduler = room(28, 54, 1);
+    node.granted(request("first", 4, 10));
+    assert_eq!(codes(&node.waiting(request("second", 4, 10)).reasons), [Code::NodeRequests]);
 }
 
 #[test]

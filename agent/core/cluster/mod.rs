@@ -1,0 +1,156 @@
+//! What the cluster says of this node and of its pods, and what follows from it for builds.
+//!
+//! - [`requests`]: what a pod asks of the scheduler. [`node`]: whether a build's pod may come to this node at all.
+//! - [`bind`]: which pod holds which lease, and what ends with it.
+
+pub mod bind;
+pub mod node;
+pub mod requests;
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::quantity::{Amounts, Timestamp};
+use crate::reason::Reason;
+use crate::sizing::PodEnd;
+
+pub use node::{Node, NodeState, Taint};
+pub use requests::{Container, Resources};
+
+/// The annotation by which a pod names its lease. It is a claim: who proves it is said in [`bind`].
+pub const LEASE: &str = "stoker.build/lease";
+
+/// A pod of this node, as far as it matters here.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid: another pod of that name has another.
+    pub uid: String,
+    /// The service account that it runs as.
+    pub service_account: String,
+    /// The uid of what controls it (a Job, a workflow); empty: nothing does.
+    pub controller: String,
+    /// The lease that it says it has; empty: none.
+    pub lease: String,
+    /// Where in its life it is.
+    pub life: PodLife,
+    /// It is asked to end, or is removed.
+    pub ending: bool,
+    /// The node's own: no API server can remove it.
+    pub is_static: bool,
+    /// What it asks of the scheduler.
+    pub requests: Amounts,
+}
+
+impl Pod {
+    /// Whether it holds or will hold anything of the node.
+    #[must_use]
+    pub const fn live(&self) -> bool {
+        !matches!(self.life, PodLife::Ended(_))
+    }
+}
+
+/// The life of a pod.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum PodLife {
+    /// It has not begun.
+    #[default]
+    Waiting,
+    /// Something of it runs.
+    Running,
+    /// All of it has ended, for good.
+    Ended(Ended),
+}
+
+/// How a pod ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Every container with 0.
+    pub succeeded: bool,
+    /// The first code that is not 0, of the containers in their order.
+    pub exit_code: Option<i32>,
+    /// What its status says beside that.
+    pub end: PodEnd,
+}
+
+/// The pods of the node, and what they add up to.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Pods {
+    by_uid: BTreeMap<String, Arc<Pod>>,
+    requested: Amounts,
+    live: u64,
+}
+
+impl Pods {
+    /// By their uid.
+    #[must_use]
+    pub fn new(by_uid: BTreeMap<String, Arc<Pod>>) -> Self {
+        let live = by_uid.values().filter(|pod| pod.live());
+        let (requested, live) = live
+            .fold((Amounts::default(), 0_u64), |(sum, count), pod| (sum.plus(pod.requests), count.saturating_add(1)));
+        Self { by_uid, requested, live }
+    }
+
+    /// The one with this uid.
+    #[must_use]
+    pub fn get(&self, uid: &str) -> Option<&Pod> {
+        self.by_uid.get(uid).map(Arc::as_ref)
+    }
+
+    /// All, in the order of their uids.
+    pub fn iter(&self) -> impl Iterator<Item = &Pod> {
+        self.by_uid.values().map(Arc::as_ref)
+    }
+
+    /// What those that run, or will, ask of the scheduler.
+    #[must_use]
+    pub const fn requested(&self) -> Amounts {
+        self.requested
+    }
+
+    /// How many run, or will.
+    #[must_use]
+    pub const fn live(&self) -> u64 {
+        self.live
+    }
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Stoker runs in one, and asks it.
+    pub asked: bool,
+    /// This node.
+    pub node: NodeState,
+    /// The pods of this node; unset until all were told for the first time.
+    pub pods: Option<Arc<Pods>>,
+    /// The API server does not answer since then.
+    pub away_since: Option<Timestamp>,
+    /// It has been away for longer than that is borne: what is known is too old to go by.
+    pub stale: bool,
+    /// In words, why it does not answer.
+    pub trouble: String,
+}
+
+impl Cluster {
+    /// Whether the pods that are known are those that there are.
+    #[must_use]
+    pub const fn is_current(&self) -> bool {
+        self.asked && self.pods.is_some() && self.away_since.is_none()
+    }
+
+    /// Why nothing new may start here.
+    #[must_use]
+    pub fn held_back(&self, tolerated: &[String]) -> alloc::vec::Vec<Reason> {
+        if self.asked { node::held_back(self, tolerated) } else { alloc::vec::Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! What follows from pods, one test a promise.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing
+)]
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::slice::from_ref;
+
+use super::bind::{Act, Group, decide};
+use super::*;
+use crate::admission::tests::lease_of;
+use crate::admission::{Holder, Lease, LeaseState, Rebind, Terms};
+use crate::quantity::Span;
+use crate::reason::Code;
+
+const NOW: Timestamp = Timestamp(1_000_000);
+const GRACE: Span = Span::seconds(60);
+
+fn cpu(millis: u64, gib: u64) -> Amounts {
+    Amounts { cpu_millis: millis, memory_bytes: gib << 30, ..Amounts::default() }
+}
+
+fn asks(millis: u64, gib: u64) -> Container {
+    Container { requests: cpu(millis, gib), ..Container::default() }
+}
+
+#[test]
+fn what_a_pod_asks_for_is_what_the_scheduler_counts() {
+    let sidecar = |millis, gib| Container { sidecar: true, ..asks(millis, gib) };
+    let resized = Container { allocated: cpu(500, 4), ..asks(1000, 2) };
+    let rows = [
+        ("the sum", Resources { containers: &[asks(100, 1), asks(200, 2)], ..Resources::default() }, cpu(300, 3)),
+        (
+            "the largest init container where that is more, part by part",
+            Resources { init: &[asks(50, 8), asks(900, 1)], containers: &[asks(100, 1)], ..Resources::default() },
+            cpu(900, 8),
+        ),
+        (
+            "a sidecar runs beside those that start after it, and beside the rest",
+            Resources {
+                init: &[asks(100, 6), sidecar(10, 1), asks(100, 6)],
+                containers: &[asks(20, 2)],
+                ..Resources::default()
+            },
+            cpu(110, 7),
+        ),
+        (
+            "what is set for the pod stands, for what it is set",
+            Resources {
+                containers: &[asks(100, 1)],
+                pod: Amounts { cpu_millis: 700, ..Amounts::default() },
+                ..Resources::default()
+            },
+            cpu(700, 1),
+        ),
+        (
+            "the overhead of its runtime comes on top",
+            Resources { containers: &[asks(100, 1)], overhead: cpu(250, 1), ..Resources::default() },
+            cpu(350, 2),
+        ),
+        (
+            "what it has and what it is to have",
+            Resources { containers: &[resized], ..Resources::default() },
+            cpu(1000, 4),
+        ),
+        ("nothing", Resources::default(), cpu(0, 0)),
+    ];
+    for (what, resources, expected) in rows {
+        assert_eq!(resources.effective(), expected, "{what}");
+    }
+}
+
+fn pod(name: &str, lease: &Lease) -> Pod {
+    Pod {
+        namespace: "builds".into(),
+        name: name.into(),
+        uid: name.to_string(),
+        service_account: "builder".into(),
+        controller: "job".into(),
+        lease: lease.id.to_string(),
+        life: PodLife::Running,
+        ..Pod::default()
+    }
+}
+
+fn cluster(pods: &[Pod]) -> Cluster {
+    let pods: BTreeMap<String, Arc<Pod>> = pods.iter().map(|pod| (pod.uid.clone(), Arc::new(pod.clone()))).collect();
+    Cluster { asked: true, pods: Some(Arc::new(Pods::new(pods))), ..Cluster::default() }
+}
+
+fn terms(rebind: Rebind) -> Terms {
+    Terms { namespace: "builds".into(), service_account: "builder".into(), rebind }
+}
+
+fn reserved(rebind: Rebind) -> Lease {
+    Lease { terms: terms(rebind), ..lease_of("one") }
+}
+
+fn held_by(pod: &Pod, rebind: Rebind) -> Lease {
+    let holder = Holder::Pod { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+    Lease { state: LeaseState::Bound, holder: Some(holder), controller: pod.controller.clone(), ..reserved(rebind) }
+}
+
+fn acts(lease: &Lease, cluster: &Cluster, group: Group) -> Vec<Act> {
+    decide(&[Arc::new(lease.clone())], cluster, |_| group, GRACE, NOW)
+}
+
+fn codes(acts: &[Act]) -> Vec<(&str, Code)> {
+    let refused = acts.iter().filter_map(|act| match act {
+        Act::Refuse { pod, reason } => Some((pod.as_str(), reason.code)),
+        _ => None,
+    });
+    refused.collect()
+}
+
+const OUT_OF_MEMORY: Ended = Ended { succeeded: false, exit_code: Some(137), end: PodEnd::OomKilled };
+
+#[test]
+fn a_pod_binds_where_it_was_named_and_one_alone() {
+    let lease = reserved(Rebind::Never);
+    let (first, second) = (pod("a", &lease), pod("b", &lease));
+    let found = acts(&lease, &cluster(&[first.clone(), second.clone()]), Group::Unseen);
+    assert!(matches!(&found[0], Act::Bind { holder: Holder::Pod { uid, .. }, .. } if uid == "a"), "{found:?}");
+    assert_eq!(codes(&found), [("b", Code::LeaseNotTheirs)]);
+
+    // Of another namespace, another account, one that ends, one of a lease that is none.
+    let elsewhere = Pod { namespace: "other".into(), ..pod("c", &lease) };
+    let other = Pod { service_account: "default".into(), ..pod("d", &lease) };
+    let ending = Pod { ending: true, ..pod("e", &lease) };
+    let unknown = Pod { lease: "gone".into(), ..pod("f", &lease) };
+    let found = acts(&lease, &cluster(&[elsewhere, other, ending, unknown]), Group::Unseen);
+    let refused = [("f", Code::LeaseNotTheirs), ("c", Code::LeaseNotTheirs), ("d", Code::LeaseNotTheirs)];
+    let mut found_codes = codes(&found);
+    found_codes.sort_unstable();
+    let mut refused = refused.to_vec();
+    refused.sort_unstable();
+    assert_eq!((found_codes, found.len()), (refused, 3), "{found:?}");
+
+    // Where nobody was named, no annotation is proof.
+    let open = Lease { terms: Terms::default(), ..lease };
+    let found = acts(&open, &cluster(&[first]), Group::Unseen);
+    assert_eq!(codes(&found), [("a", Code::LeaseNotTheirs)]);
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
+fn a_lease_ends_when_its_pod_has_ended_and_nothing_of_it_runs() {
+    let held = pod("a", &lease_of("one"));
+    let lease = held_by(&held, Rebind::Never);
+    let ended = Pod { life: PodLife::Ended(OUT_OF_MEMORY), ..held.clone() };
+    let none: Vec<Act> = Vec::new();
+    assert_eq!(
+        acts(&lease, &cluster(from_ref(&held)), Group::Empty),
+        none,
+        "between two containers its group is empty"
+    );
+    assert_eq!(acts(&lease, &cluster(from_ref(&ended)), Group::Runs), none, "something of it still runs");
+    let end = vec![Act::End(lease.id.clone(), Some(OUT_OF_MEMORY))];
+    assert_eq!(acts(&lease, &cluster(from_ref(&ended)), Group::Empty), end);
+    assert_eq!(acts(&lease, &cluster(&[ended]), Group::Unseen), end, "it was never seen to run");
+    assert_eq!(acts(&lease, &cluster(&[]), Group::Runs), none, "deleted by force, it still runs");
+    assert_eq!(acts(&lease, &cluster(&[]), Group::Empty), [Act::End(lease.id.clone(), None)]);
+
+    // While the API server is away its group tells.
+    let away = |pods: &[Pod]| Cluster { away_since: Some(NOW), ..cluster(pods) };
+    assert_eq!(acts(&lease, &away(from_ref(&held)), Group::Runs), none);
+    assert_eq!(acts(&lease, &away(&[]), Group::Unseen), none, "nobody knows");
+    assert_eq!(acts(&lease, &away(&[held]), Group::Empty), [Act::End(lease.id.clone(), None)]);
+    let untold = Cluster { pods: None, ..cluster(&[]) };
+    assert_eq!(acts(&lease, &untold, Group::Unseen), none, "after a start, before the first answer");
+}
+
+#[test]
+fn the_next_pod_of_the_same_job_has_it_where_that_was_asked_for() {
+    let first = Pod { life: PodLife::Ended(OUT_OF_MEMORY), ..pod("a", &lease_of("one")) };
+    let next = pod("b", &lease_of("one"));
+    let lease = held_by(&first, Rebind::SameOwner);
+    let found = acts(&lease, &cluster(&[first.clone(), next.clone()]), Group::Empty);
+    assert!(matches!(&found[..], [Act::Bind { holder: Holder::Pod { uid, .. }, .. }] if uid == "b"), "{found:?}");
+
+    // It is waited for, and not for ever.
+    assert_eq!(acts(&lease, &cluster(from_ref(&first)), Group::Empty), [Act::Wait(lease.id.clone())]);
+    let waiting = |millis: i64| Lease { unheld_since: Some(Timestamp(NOW.0 - millis)), ..lease.clone() };
+    assert_eq!(acts(&waiting(59_999), &cluster(from_ref(&first)), Group::Empty), Vec::new());
+    let end = [Act::End(lease.id.clone(), Some(OUT_OF_MEMORY))];
+    assert_eq!(acts(&waiting(60_000), &cluster(from_ref(&first)), Group::Empty), end);
+
+    // Another Job's, or not asked for, or a build that succeeded: no.
+    let other = Pod { controller: "another".into(), ..next.clone() };
+    let found = acts(&waiting(60_000), &cluster(&[first.clone(), other]), Group::Empty);
+    assert_eq!((found[0].clone(), codes(&found)), (end[0].clone(), vec![("b", Code::LeaseNotTheirs)]));
+    let never = held_by(&first, Rebind::Never);
+    assert_eq!(acts(&never, &cluster(&[first.clone(), next.clone()]), Group::Empty)[0], end[0]);
+    let done = Ended { succeeded: true, ..Ended::default() };
+    let succeeded = Pod { life: PodLife::Ended(done), ..first };
+    let found = acts(&lease, &cluster(&[succeeded, next]), Group::Empty);
+    assert_eq!(found[0], Act::End(lease.id, Some(done)));
+}
+
+#[test]
+fn what_keeps_pods_away_holds_builds_back() {
+    let node = Node { ready: true, ..Node::default() };
+    let at = |node: NodeState| Cluster { node, ..cluster(&[]) };
+    let held = |cluster: Cluster| {
+        let reasons = cluster.held_back(&["dedicated".to_string()]);
+        reasons.iter().map(|reason| reason.code).collect::<Vec<_>>()
+    };
+    let taint = |key: &str, effect: &str| Taint { key: key.into(), effect: effect.into() };
+    assert_eq!(held(at(NodeState::Here(node.clone()))), []);
+    assert_eq!(held(at(NodeState::Unknown)), [Code::ApiServerAway]);
+    assert_eq!(held(at(NodeState::Gone)), [Code::NodeGone]);
+    let bad = Node {
+        cordoned: true,
+        ready: false,
+        taints: vec![
+            taint("node.kubernetes.io/unschedulable", "NoSchedule"),
+            taint("stoker.build/pressure", "NoSchedule"),
+            taint("dedicated", "NoSchedule"),
+            taint("soft", "PreferNoSchedule"),
+            taint("node.kubernetes.io/disk-pressure", "NoSchedule"),
+        ],
+        ..node.clone()
+    };
+    assert_eq!(held(at(NodeState::Here(bad))), [Code::NodeCordoned, Code::NodeNotReady, Code::NodeTainted]);
+    let stale = Cluster { stale: true, away_since: Some(NOW), ..at(NodeState::Here(node)) };
+    assert_eq!(held(stale.clone()), [Code::ApiServerAway]);
+    assert_eq!(held(Cluster { asked: false, ..stale }), [], "outside a cluster nobody is asked");
+}

@@ -1,0 +1,210 @@
+//! The watch of this node and of its pods, as one published view.
+//!
+//! The client library lists, watches, resumes after a lost connection and lists again after a `410 Gone`. What is kept
+//! of each object is what the core looks at. Changes that come together are published together.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{Config, Error, Event, watcher};
+use kube::{Api, Client};
+use stoker_core::cluster::{self, Cluster, NodeState, Pods};
+use stoker_core::quantity::Timestamp;
+use tokio::sync::watch;
+
+use super::convert;
+use crate::config::Configured;
+use crate::node::now;
+
+/// More pods than these are not looked at: a kubelet takes 110 by default.
+const PODS_MAX: usize = 8192;
+/// A watch is asked for so long, and begun anew: what died without a word is noticed then at the latest.
+const WATCH_SECONDS: u32 = 60;
+/// Between two attempts, from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(8));
+/// Nothing wrong for so long after an error: the watch is well again, though nothing may have changed since.
+const WELL_AFTER: Duration = Duration::from_secs(12);
+/// Changes that come within it are told together.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// So many at most before they are told.
+const BATCH: usize = 512;
+/// What the heartbeat says of the API server.
+pub(super) type Reached = watch::Receiver<Result<(), String>>;
+
+/// Doubles from [`BACKOFF`]'s first to its last, a fifth of it random.
+struct Growing(Duration);
+
+impl Growing {
+    const fn new() -> Self {
+        Self(BACKOFF.0)
+    }
+}
+
+impl Iterator for Growing {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let delay = self.0;
+        self.0 = (delay * 2).min(BACKOFF.1);
+        let random = u32::try_from(uuid::Uuid::now_v7().as_u128() & 0xff).unwrap_or(0);
+        Some(delay + delay * random / (5 * 256))
+    }
+}
+
+impl Backoff for Growing {
+    fn reset(&mut self) {
+        self.0 = BACKOFF.0;
+    }
+}
+
+/// Objects by uid, and those of a list that has not come to its end.
+struct Seen<T> {
+    all: Option<BTreeMap<String, Arc<T>>>,
+    listed: BTreeMap<String, Arc<T>>,
+    /// The last error, and when.
+    failed: Option<(Instant, String)>,
+}
+
+impl<T> Seen<T> {
+    const fn new() -> Self {
+        Self { all: None, listed: BTreeMap::new(), failed: None }
+    }
+
+    /// True where something may have changed.
+    fn take<K>(&mut self, event: Result<Event<K>, Error>, of: impl Fn(&K) -> Option<(String, T)>) -> bool {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let words = words(&error);
+                tracing::debug!(error = %words, "a watch of the API server");
+                self.failed = Some((Instant::now(), words));
+                return true;
+            }
+        };
+        self.failed = None;
+        let add = |all: &mut BTreeMap<String, Arc<T>>, object: &K| {
+            if let Some((uid, one)) = of(object)
+                && (all.len() < PODS_MAX || all.contains_key(&uid))
+            {
+                all.insert(uid, Arc::new(one));
+            }
+        };
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => {
+                add(&mut self.listed, &object);
+                return false;
+            }
+            Event::InitDone => self.all = Some(std::mem::take(&mut self.listed)),
+            Event::Apply(object) => add(self.all.get_or_insert_default(), &object),
+            Event::Delete(object) => {
+                if let (Some((uid, _)), Some(all)) = (of(&object), &mut self.all) {
+                    all.remove(&uid);
+                }
+            }
+        }
+        true
+    }
+
+    fn trouble(&self) -> Option<&str> {
+        self.failed.as_ref().filter(|(at, _)| at.elapsed() < WELL_AFTER).map(|(_, words)| words.as_str())
+    }
+}
+
+/// The innermost sentence says what is wrong.
+pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    let mut words = deepest.to_string();
+    if words.len() > 300 {
+        words.truncate(words.floor_char_boundary(300));
+    }
+    words
+}
+
+fn stream<K>(api: Api<K>, field: &str) -> impl Stream<Item = Result<Event<K>, Error>> + use<K>
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let config = Config::default().fields(field).timeout(WATCH_SECONDS);
+    watcher(api, config).backoff(Growing::new())
+}
+
+/// Publishes until the sender's receivers are gone, or the task is dropped.
+pub(super) async fn follow(
+    client: Client,
+    node: String,
+    config: Configured,
+    mut reached: Reached,
+    view: watch::Sender<Arc<Cluster>>,
+) {
+    let mut pods_stream = pin!(stream(Api::<Pod>::all(client.clone()), &format!("spec.nodeName={node}")));
+    let mut node_stream = pin!(stream(Api::<Node>::all(client), &format!("metadata.name={node}")));
+    let (mut pods, mut nodes) = (Seen::<cluster::Pod>::new(), Seen::<cluster::Node>::new());
+    let mut away_since: Option<(Timestamp, Instant)> = None;
+    let mut published: Option<Arc<Pods>> = None;
+    let of_pod = |pod: &Pod| convert::pod(pod).map(|pod| (pod.uid.clone(), pod));
+    let of_node = |node: &Node| Some((String::new(), convert::node(node)));
+    loop {
+        let mut changed = false;
+        tokio::select! {
+            Some(event) = pods_stream.next() => changed |= pods.take(event, of_pod),
+            Some(event) = node_stream.next() => { nodes.take(event, of_node); }
+            answer = reached.changed() => if answer.is_err() { return },
+            // Time alone makes what is known too old.
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        tokio::time::sleep(TOGETHER).await;
+        for _ in 0..BATCH {
+            let Some(Some(event)) = pods_stream.next().now_or_never() else { break };
+            changed |= pods.take(event, of_pod);
+        }
+        while let Some(Some(event)) = node_stream.next().now_or_never() {
+            nodes.take(event, of_node);
+        }
+        let unreached = reached.borrow_and_update().as_ref().err().cloned();
+        let trouble = unreached.or_else(|| pods.trouble().or_else(|| nodes.trouble()).map(str::to_owned));
+        match (&trouble, away_since) {
+            (None, _) => away_since = None,
+            (Some(words), None) => {
+                tracing::warn!(error = words, "the API server does not answer");
+                away_since = Some((now(), Instant::now()));
+            }
+            (Some(_), Some(_)) => {}
+        }
+        if changed && let Some(all) = &pods.all {
+            published = Some(Arc::new(Pods::new(all.clone())));
+        }
+        let away_after = config.borrow().kubernetes.away_after;
+        let cluster = Cluster {
+            asked: true,
+            node: match nodes.all.as_ref().map(|all| all.values().next()) {
+                None => NodeState::Unknown,
+                Some(None) => NodeState::Gone,
+                Some(Some(node)) => NodeState::Here(cluster::Node::clone(node)),
+            },
+            pods: published.clone(),
+            away_since: away_since.map(|(at, _)| at),
+            stale: away_since.is_some_and(|(_, since)| since.elapsed() >= away_after),
+            trouble: trouble.unwrap_or_default(),
+        };
+        view.send_if_modified(|before| {
+            let differs = **before != cluster;
+            if differs {
+                *before = Arc::new(cluster);
+            }
+            differs
+        });
+        if view.is_closed() {
+            return;
+        }
+    }
+}
