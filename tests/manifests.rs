@@ -1,16 +1,27 @@
-//! What `kubectl apply -k daemonset/base` would send: rendered by kubectl itself, read as a cluster reads it.
+//! What `kubectl apply -k daemonset/...` would send: rendered by kubectl itself, read as a cluster reads it. Whether a
+//! cluster takes it, and whether the chart gives the same, is for `tests/manifests/check.py`.
 
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-/// The rendered objects.
-fn rendered() -> Vec<Value> {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset/base");
-    let output = Command::new("kubectl").arg("kustomize").arg(base).output().expect("kubectl is needed: see .ci/run");
+use crate::support::stoker::Stoker;
+
+/// The overlays, each of them in both profiles.
+const ENVIRONMENTS: [&str; 4] = ["minikube", "single-node", "farm", "openshift"];
+
+/// The rendered objects of `daemonset/PATH`.
+fn rendered_at(path: &str) -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset").join(path);
+    let output = Command::new("kubectl").arg("kustomize").arg(folder).output().expect("kubectl is needed: see .ci/run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap()
+}
+
+/// The rendered objects of the base, which is the profile `restricted`.
+fn rendered() -> Vec<Value> {
+    rendered_at("base")
 }
 
 /// The object of this kind and name; names of generated objects begin with it.
@@ -42,19 +53,29 @@ fn everything_that_an_installation_needs_is_rendered() {
         kinds,
         [
             "ClusterRole",
+            "ClusterRole",
+            "ClusterRoleBinding",
             "ClusterRoleBinding",
             "ConfigMap",
             "DaemonSet",
             "Namespace",
+            "NetworkPolicy",
             "PriorityClass",
+            "Role",
+            "RoleBinding",
             "Service",
             "Service",
             "ServiceAccount",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+            "ValidatingAdmissionPolicyBinding",
         ]
     );
     for object in &objects {
         let kind = object["kind"].as_str().unwrap();
-        let namespaced = !matches!(kind, "ClusterRole" | "ClusterRoleBinding" | "Namespace" | "PriorityClass");
+        let of_the_cluster = ["Cluster", "Namespace", "PriorityClass", "ValidatingAdmissionPolicy"];
+        let namespaced = !of_the_cluster.iter().any(|prefix| kind.starts_with(prefix));
         assert_eq!(object["metadata"]["namespace"] == "stoker", namespaced, "{kind}");
     }
 }
@@ -95,23 +116,196 @@ fn the_agent_has_the_fewest_rights_and_outlives_the_pressure() {
     assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"], 0);
     let pod = pod(&objects);
     assert_eq!(pod["priorityClassName"], "system-node-critical");
-    assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]));
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
     assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&false.into(), &false.into()));
     let container = named(&pod["containers"], "agent");
     let security = &container["securityContext"];
     assert_eq!(security["readOnlyRootFilesystem"], true);
     assert_eq!(security["privileged"], false);
     assert_eq!(security["allowPrivilegeEscalation"], false);
-    assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]));
+    assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/readyz");
     assert!(container["resources"]["requests"]["memory"].is_string());
     assert!(container["resources"]["limits"]["memory"].is_string());
-    let rules = object(&objects, "ClusterRole", "stoker")["rules"].as_array().unwrap();
-    assert_eq!(rules, &[serde_json::json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]})]);
-    let binding = object(&objects, "ClusterRoleBinding", "stoker");
-    assert_eq!(binding["roleRef"]["name"], "stoker");
-    assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
+}
+
+/// What a role allows, one line a right: `verb resource.group`.
+fn rights(role: &Value) -> Vec<String> {
+    let texts = |rule: &Value, field: &str| -> Vec<String> {
+        rule[field].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let mut rights = Vec::new();
+    for rule in role["rules"].as_array().unwrap() {
+        for group in texts(rule, "apiGroups") {
+            for resource in texts(rule, "resources") {
+                let verbs = texts(rule, "verbs");
+                rights.extend(verbs.iter().map(|verb| format!("{verb} {resource}.{group}")));
+            }
+        }
+    }
+    rights.sort_unstable();
+    rights
+}
+
+#[test]
+fn every_right_of_the_agent_is_explained() {
+    let objects = rendered();
+    let all: Vec<_> = [("ClusterRole", "stoker"), ("ClusterRole", "stoker-evict"), ("Role", "stoker")]
+        .into_iter()
+        .flat_map(|(kind, name)| rights(object(&objects, kind, name)))
+        .collect();
+    assert_eq!(
+        all,
+        [
+            "create events.",
+            "create events.events.k8s.io",
+            "create tokenreviews.authentication.k8s.io",
+            "get nodes.",
+            "list nodes.",
+            "list pods.",
+            "patch events.",
+            "patch events.events.k8s.io",
+            "patch nodes.",
+            "patch nodes/status.",
+            "watch nodes.",
+            "watch pods.",
+            "create pods/eviction.",
+            "create leases.coordination.k8s.io",
+            "get leases.coordination.k8s.io",
+            "patch leases.coordination.k8s.io",
+            "update leases.coordination.k8s.io",
+        ]
+    );
+    let table = include_str!("../docs/kubernetes.md");
+    for right in &all {
+        let (verb, rest) = right.split_once(' ').unwrap();
+        let resource = rest.split_once('.').unwrap().0;
+        let row = table.lines().find(|line| line.contains(&format!("`{resource}`")) && line.contains(verb));
+        assert!(row.is_some_and(|row| row.starts_with("| ")), "docs/kubernetes.md does not say what `{right}` is for");
+    }
+    for (kind, name) in
+        [("ClusterRoleBinding", "stoker"), ("ClusterRoleBinding", "stoker-evict"), ("RoleBinding", "stoker")]
+    {
+        let binding = object(&objects, kind, name);
+        assert_eq!(binding["roleRef"]["name"], name);
+        assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "stoker", "namespace": "stoker"}]));
+    }
+    assert_eq!(pod(&objects)["serviceAccountName"], "stoker");
+}
+
+#[test]
+fn what_an_agent_may_write_is_narrowed_to_its_own_node() {
+    // What the expressions say of one change or another: tests/manifests/policy.py.
+    let objects = rendered();
+    for name in ["stoker-node", "stoker-heartbeat"] {
+        let policy = &object(&objects, "ValidatingAdmissionPolicy", name)["spec"];
+        assert_eq!(policy["failurePolicy"], "Fail");
+        let who = policy["matchConditions"][0]["expression"].as_str().unwrap();
+        assert_eq!(who, "request.userInfo.username == 'system:serviceaccount:stoker:stoker'");
+        let binding = &object(&objects, "ValidatingAdmissionPolicyBinding", name)["spec"];
+        assert_eq!((&binding["policyName"], &binding["validationActions"]), (&name.into(), &json!(["Deny"])));
+        assert!(binding["matchResources"].is_null(), "the binding leaves nothing out");
+    }
+}
+
+#[test]
+fn agents_are_reached_from_the_cluster_at_one_port() {
+    let objects = rendered();
+    let policy = &object(&objects, "NetworkPolicy", "stoker")["spec"];
+    assert_eq!(
+        policy["podSelector"]["matchLabels"],
+        object(&objects, "DaemonSet", "stoker")["spec"]["selector"]["matchLabels"]
+    );
+    assert_eq!(policy["policyTypes"], json!(["Ingress"]));
+    assert_eq!(
+        policy["ingress"],
+        json!([{"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "http"}]}])
+    );
+}
+
+#[test]
+fn profiles_differ_in_rights_and_in_who_sees_what_is_mounted() {
+    for environment in ENVIRONMENTS {
+        let mut objects = rendered_at(&format!("overlays/{environment}/full"));
+        let restricted = rendered_at(&format!("overlays/{environment}/restricted"));
+        assert_eq!(
+            rendered_at(&format!("overlays/{environment}")),
+            objects,
+            "the overlay itself is the profile `full`"
+        );
+        let container = named(&pod(&objects)["containers"], "agent");
+        let security = &container["securityContext"];
+        assert_eq!((&security["privileged"], &security["readOnlyRootFilesystem"]), (&true.into(), &true.into()));
+        assert!(security["allowPrivilegeEscalation"].is_null() && security["capabilities"].is_null(), "{security}");
+        assert_eq!(named(&container["volumeMounts"], "disks")["mountPropagation"], "Bidirectional");
+        // Without that, and what OpenShift needs to admit it, nothing is left.
+        let same = named(&pod(&restricted)["containers"], "agent").clone();
+        for object in &mut objects {
+            match object["kind"].as_str().unwrap() {
+                "DaemonSet" => {
+                    let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+                    container["securityContext"] = same["securityContext"].clone();
+                    container["volumeMounts"][0]["mountPropagation"] = "HostToContainer".into();
+                }
+                "SecurityContextConstraints" => {
+                    assert_eq!(object["allowPrivilegedContainer"], true);
+                    let mine = self::object(&restricted, "SecurityContextConstraints", "stoker");
+                    let added = &same["securityContext"]["capabilities"]["add"];
+                    assert_eq!(
+                        (&mine["allowPrivilegedContainer"], &mine["allowedCapabilities"]),
+                        (&false.into(), added)
+                    );
+                    *object = mine.clone();
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(objects, restricted, "{environment}");
+    }
+}
+
+#[test]
+fn every_overlays_configuration_is_valid_and_within_the_containers_memory() {
+    for environment in ENVIRONMENTS {
+        let objects = rendered_at(&format!("overlays/{environment}"));
+        let stoker = Stoker::new();
+        let file = stoker.home().join("agent.yaml");
+        let text = object(&objects, "ConfigMap", "stoker")["data"]["agent.yaml"].as_str().unwrap();
+        std::fs::write(&file, text).unwrap();
+        stoker.run(["config", "check", file.to_str().unwrap()]).expect_code(0);
+        let printed = stoker.run(["config", "print", file.to_str().unwrap()]).expect_code(0).stdout;
+        let printed: Value = serde_saphyr::from_str(&printed).unwrap();
+        let pod = pod(&objects);
+        let container = named(&pod["containers"], "agent");
+        let children = printed["repositories"]["parallel"].as_u64().unwrap()
+            * mebibytes(printed["repositories"]["git"]["memory"].as_str().unwrap());
+        let limit = mebibytes(container["resources"]["limits"]["memory"].as_str().unwrap());
+        assert!(children + 256 <= limit, "{environment}: {children} MiB of git in a container of {limit} MiB");
+        assert_eq!(printed["node"]["hostRoot"], "/host");
+        let disks = named(&container["volumeMounts"], "disks");
+        assert_eq!(
+            disks["mountPath"],
+            named(&pod["volumes"], "disks")["hostPath"]["path"],
+            "one path inside and outside"
+        );
+        for pool in printed["pools"].as_array().unwrap() {
+            let parent = Path::new(pool["path"].as_str().unwrap()).parent().unwrap();
+            assert_eq!(parent, Path::new(disks["mountPath"].as_str().unwrap()));
+            assert_eq!(pool["mount"] == "required", disks["readOnly"] == true, "a guarded parent guards mounted disks");
+        }
+    }
+}
+
+/// `512MiB`, `4Gi` and their like.
+fn mebibytes(text: &str) -> u64 {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..digits.len() + 1] {
+        "M" => 1,
+        "G" => 1024,
+        other => panic!("{other} in {text}"),
+    };
+    digits.parse::<u64>().unwrap() * factor
 }
 
 #[test]
@@ -149,7 +343,7 @@ fn the_agents_configuration_agrees_with_its_mounts() {
     let pod = pod(&objects);
     assert_eq!(named(&pod["volumes"], "configuration")["configMap"]["name"], map["metadata"]["name"]);
     let container = named(&pod["containers"], "agent");
-    assert_eq!(container["args"], serde_json::json!(["agent", "--config", "/etc/stoker/agent.yaml"]));
+    assert_eq!(container["args"], json!(["agent", "--config", "/etc/stoker/agent.yaml"]));
     assert_eq!(named(&container["volumeMounts"], "configuration")["mountPath"], "/etc/stoker");
     assert_eq!(named(&container["volumeMounts"], "state")["mountPath"], configuration["state"]);
     assert_eq!(configuration["node"]["hostRoot"], "/host");
