@@ -250,7 +250,7 @@ fn profiles_differ_in_rights_and_in_who_sees_what_is_mounted() {
                 }
                 "SecurityContextConstraints" => {
                     assert_eq!(object["allowPrivilegedContainer"], true);
-                    let mine = self::object(&restricted, "SecurityContextConstraints", "stoker");
+                    let mine = self::object(&restricted, "SecurityContextConstraints", "stoker-agent");
                     let added = &same["securityContext"]["capabilities"]["add"];
                     assert_eq!(
                         (&mine["allowPrivilegedContainer"], &mine["allowedCapabilities"]),
@@ -262,6 +262,26 @@ fn profiles_differ_in_rights_and_in_who_sees_what_is_mounted() {
             }
         }
         assert_eq!(objects, restricted, "{environment}");
+    }
+}
+
+#[test]
+fn openshift_admits_what_the_pod_has() {
+    let objects = rendered_at("overlays/openshift/restricted");
+    let constraints = object(&objects, "SecurityContextConstraints", "stoker-agent");
+    let role = object(&objects, "ClusterRole", "stoker-constraints");
+    assert_eq!(rights(role), ["use securitycontextconstraints.security.openshift.io"]);
+    assert_eq!(role["rules"][0]["resourceNames"], json!([constraints["metadata"]["name"]]));
+    let pod = pod(&objects);
+    let allowed = constraints["volumes"].as_array().unwrap();
+    for volume in pod["volumes"].as_array().unwrap() {
+        let kind = volume.as_object().unwrap().keys().find(|key| *key != "name").unwrap();
+        assert!(allowed.iter().any(|name| name == kind), "{kind} is not allowed");
+    }
+    assert_eq!(constraints["readOnlyRootFilesystem"], true);
+    assert_eq!(constraints["requiredDropCapabilities"], json!(["ALL"]));
+    for right in ["HostNetwork", "HostPID", "HostIPC", "HostPorts"] {
+        assert_eq!(constraints[format!("allow{right}")], false);
     }
 }
 

@@ -1,0 +1,26 @@
+{{/* A file of the kustomizations, in the namespace of the release. */}}
+{{- define "stoker.file" -}}
+{{- $text := required (printf "the chart has no %s: are `base` and `overlays` links to the kustomizations?" .path) (.root.Files.Get .path) -}}
+{{- $text
+    | replace "namespace: stoker" (printf "namespace: %s" .root.Release.Namespace)
+    | replace "system:serviceaccount:stoker:stoker" (printf "system:serviceaccount:%s:stoker" .root.Release.Namespace)
+    | replace "stoker.stoker.svc" (printf "stoker.%s.svc" .root.Release.Namespace) -}}
+{{- end -}}
+
+{{/* The agent's configuration, as text: the environment's own where nothing is laid over it. */}}
+{{- define "stoker.configuration" -}}
+{{- $path := ternary (printf "overlays/%s/settings/agent.yaml" .Values.environment) "base/agent.yaml" (ne .Values.environment "") -}}
+{{- $text := include "stoker.file" (dict "root" . "path" $path) -}}
+{{- if .Values.config -}}
+{{- mergeOverwrite (fromYaml $text) (deepCopy .Values.config) | toYaml -}}
+{{- else -}}
+{{- $text -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Fails, rather than change something else, where the base was changed. */}}
+{{- define "stoker.must" -}}
+{{- if ne .thing.name .name -}}
+{{- fail (printf "base/daemonset.yaml: %s is no longer where the chart looks for it" .name) -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,147 @@
+"""The chart: linted, packed, and installed by Helm itself with each values file; held against the kustomizations."""
+
+import asyncio
+import copy
+import json
+import pathlib
+import tempfile
+import tomllib
+
+import helm_sdkpy
+import yaml
+
+from cluster import Cluster
+from objects import DAEMONSET, ENVIRONMENTS, PROFILES, ROOT, Wrong, documents, kustomize, name
+
+CHART = DAEMONSET / "chart"
+
+
+class Chart:
+    """The chart as `helm package` makes it."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        (self.folder / "kubeconfig").write_text("{apiVersion: v1, kind: Config}")
+        nowhere = self.configuration(self.folder / "kubeconfig", "stoker")
+        self.archive = asyncio.run(helm_sdkpy.Package(nowhere).run(str(CHART), folder))
+        found = asyncio.run(helm_sdkpy.Lint(nowhere).run(self.archive))
+        # Severities: 1 informs (there is no icon), 2 warns, 3 is an error.
+        if found["Errors"] or any(message["Severity"] > 1 for message in found["Messages"]):
+            raise Wrong(f"helm lint: {found}")
+
+    @staticmethod
+    def configuration(kubeconfig, namespace):
+        return helm_sdkpy.Configuration(namespace=namespace, kubeconfig=str(kubeconfig))
+
+    def install(self, values, namespace="stoker"):
+        """What a cluster has been given after `helm install --values ...`."""
+        with Cluster() as cluster:
+            kubeconfig = self.folder / "kubeconfig"
+            kubeconfig.write_text(json.dumps(cluster.kubeconfig()))
+            install = helm_sdkpy.Install(self.configuration(kubeconfig, namespace))
+            asyncio.run(install.run("stoker", self.archive, values=values, wait=False, timeout=60))
+            return cluster.objects()
+
+
+def values_of(environment):
+    """A values file."""
+    return yaml.safe_load((CHART / f"values-{environment}.yaml").read_text())
+
+
+def comparable(things, drop=()):
+    """Objects by their names, without what Helm or kustomize mark them with."""
+    found = {}
+    for thing in copy.deepcopy(things):
+        metadata = thing["metadata"]
+        for key in ("labels", "annotations"):
+            marks = metadata.get(key, {})
+            metadata[key] = {
+                mark: value
+                for mark, value in marks.items()
+                if not mark.startswith("meta.helm.sh/") and (mark, value) != ("app.kubernetes.io/managed-by", "Helm")
+            }
+        # Kustomize ends the configuration's name in a hash of it, the chart annotates the pod with one.
+        if thing["kind"] == "ConfigMap":
+            metadata["name"] = "stoker"
+        if thing["kind"] == "DaemonSet":
+            template = thing["spec"]["template"]
+            template["metadata"].pop("annotations", None)
+            for volume in template["spec"]["volumes"]:
+                if "configMap" in volume:
+                    volume["configMap"]["name"] = "stoker"
+        if thing["kind"] not in drop:
+            found[name(thing)] = thing
+    return found
+
+
+def differences(left, right, path=""):
+    """Where two things differ, each place once."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in sorted(set(left) | set(right)):
+            if left.get(key) != right.get(key):
+                yield from differences(left.get(key), right.get(key), f"{path}/{key}")
+    elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        for index, (one, other) in enumerate(zip(left, right)):
+            yield from differences(one, other, f"{path}/{index}")
+    elif left != right:
+        yield f"{path}: {left!r} in the chart, {right!r} in the kustomization"
+
+
+def hold_against(chart, values, folder):
+    """Raises `Wrong` where the chart gives other objects than a kustomization; gives those of the chart."""
+    things = chart.install(values)
+    # The namespace of a release is there before the release.
+    found = list(differences(comparable(things), comparable(kustomize(folder), drop=("Namespace",))))
+    if found:
+        raise Wrong(f"the chart has drifted from {folder}:\n" + "\n".join(found[:20]))
+    return things
+
+
+def refuses(chart, values, part):
+    """Raises `Wrong` where Helm takes values that it should not, or does not say which."""
+    try:
+        chart.install(values)
+    except helm_sdkpy.InstallError as error:
+        if part in str(error):
+            return
+        raise Wrong(f"helm install with {values}: {error}, without {part!r}") from error
+    raise Wrong(f"helm install takes {values}")
+
+
+def elsewhere(chart):
+    """In another namespace nothing is left of the usual one."""
+    things = chart.install(values_of("farm") | {"config": {"repositories": {"refresh": "7m"}}}, namespace="builds")
+    for thing in things:
+        text = json.dumps(thing)
+        if '"namespace": "stoker"' in text or "serviceaccount:stoker:" in text or "stoker.stoker.svc" in text:
+            raise Wrong(f"{name(thing)} of a release in the namespace builds names the namespace stoker")
+    (text,) = (thing["data"]["agent.yaml"] for thing in things if thing["kind"] == "ConfigMap")
+    (configuration,) = documents(text)
+    (whole,) = documents((DAEMONSET / "overlays/farm/settings/agent.yaml").read_text())
+    whole["repositories"]["refresh"] = "7m"
+    whole["repositories"]["serve"]["url"] = "http://stoker.builds.svc:9418/git/"
+    if configuration != whole:
+        raise Wrong("`config` is not laid over the environment's configuration:\n" + text)
+
+
+def check(validator):
+    """Everything about the chart; raises `Wrong`."""
+    version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    if yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] != version:
+        raise Wrong(f"daemonset/chart/Chart.yaml: appVersion is not {version}, that of the agent")
+    with tempfile.TemporaryDirectory() as folder:
+        chart = Chart(folder)
+        cases = [({}, DAEMONSET / "base")]
+        for environment in ENVIRONMENTS:
+            for profile in PROFILES:
+                values = values_of(environment) | ({} if profile == "full" else {"profile": profile})
+                cases.append((values, DAEMONSET / "overlays" / environment / profile))
+        for values, folder_ in cases:
+            things = hold_against(chart, values, folder_)
+            for thing in things:
+                validator.validate(thing, f"the chart with {values}")
+            print(f"chart: {len(things)} objects as in {folder_.relative_to(ROOT)}")
+        elsewhere(chart)
+        refuses(chart, {"profile": "privileged"}, "profile")
+        refuses(chart, {"disks": {"path": "var/mnt"}}, "disks")
+        refuses(chart, {"mirrors": []}, "mirrors")
