@@ -14,6 +14,7 @@ mod admission;
 mod agent;
 mod campaign;
 mod commands;
+mod examples;
 mod faces;
 mod faults;
 mod forges;

@@ -2,6 +2,7 @@
 
 import sys
 
+import examples
 import helm
 import policy
 from objects import ROOT, Wrong, kustomizations, kustomize
@@ -17,6 +18,7 @@ def main():
             validator.validate(thing, folder.relative_to(ROOT))
         print(f"{folder.relative_to(ROOT)}: {len(things)} objects")
     helm.check(validator)
+    examples.check(validator)
     print(f"policies: {policy.check()} requests judged as they should be")
     print(f"{validator.validated} different objects are valid for Kubernetes {', '.join(VERSIONS)}")
     print(f"no schema for: {', '.join(sorted(validator.skipped))}")

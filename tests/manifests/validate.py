@@ -13,6 +13,7 @@ SKIPPED = {
     "security.openshift.io/v1 SecurityContextConstraints",
     "argoproj.io/v1alpha1 WorkflowTemplate",
     "tekton.dev/v1 Task",
+    "tekton.dev/v1 TaskRun",
 }
 
 

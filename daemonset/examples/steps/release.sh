@@ -1,0 +1,14 @@
+#!/bin/sh
+# Ends the lease and says how the build ended, so that the next one is sized by it. It never fails: a lease that is not
+# released ends with its pod, or by its time.
+#
+#   LEASE        empty: there is none, and nothing to do
+#   EXIT_CODE    the build's, where it is known
+#   OUTCOME      succeeded or failed, where it is not
+set -eu
+[ -n "${LEASE:-}" ] || exit 0
+case "${EXIT_CODE:-}" in
+    '' | *[!0-9]*) set -- --outcome "${OUTCOME:-failed}" ;;
+    *) set -- --exit-code "$EXIT_CODE" ;;
+esac
+stoker lease release "$LEASE" "$@" || echo "lease $LEASE was not released: it ends with its pod, or by its time" >&2

@@ -1,0 +1,143 @@
+"""The examples: what of Kubernetes is in them is validated as such, their shell by ShellCheck, and what README.md there
+says of all of them holds."""
+
+import copy
+import re
+import subprocess
+
+import yaml
+
+from objects import DAEMONSET, Wrong, documents, name
+
+EXAMPLES = DAEMONSET / "examples"
+CLASS = "stoker-build"
+# What a template of Argo Workflows has of a pod; the rest is Argo's own.
+ARGO_POD = ("nodeSelector", "priorityClassName", "initContainers", "volumes")
+ARGO_OWN = ("name", "inputs", "outputs", "container", "steps")
+# What a step of Tekton has beside a container's fields.
+TEKTON_STEP = ("onError",)
+
+
+def check(validator):
+    """Everything about the examples; raises `Wrong`."""
+    pods = scripts = 0
+    for source, thing in things():
+        validator.validate(thing, source)
+        for pod in pods_of(thing):
+            validator.validate(pod, source)
+            rules(pod, source)
+            pods += 1
+            for script in scripts_of(pod):
+                shellcheck(script, source)
+                scripts += 1
+    woodpecker = documents((EXAMPLES / "woodpecker.yaml").read_text())[0]
+    for step in [woodpecker["clone"]["sources"], *woodpecker["steps"]]:
+        limits_of(step["backend_options"]["kubernetes"]["resources"], "woodpecker.yaml")
+        shellcheck("\n".join(step["commands"]).replace("$$", "$"), "woodpecker.yaml")
+        scripts += 1
+    for line in re.findall(r"^ +sh '(.*)'$", (EXAMPLES / "Jenkinsfile").read_text(), re.MULTILINE):
+        shellcheck(line, "Jenkinsfile")
+        scripts += 1
+    steps = sorted((EXAMPLES / "steps").glob("*.sh"))
+    command = ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *steps]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise Wrong(done.stdout + done.stderr)
+    listed = documents((EXAMPLES / "steps/kustomization.yaml").read_text())[0]["configMapGenerator"][0]["files"]
+    if sorted(listed) != [step.name for step in steps]:
+        raise Wrong(f"daemonset/examples/steps/kustomization.yaml lists {listed}")
+    print(f"examples: {pods} pods, {len(steps)} steps, {scripts} scripts within manifests")
+
+
+def things():
+    """(file, object) of all the examples that are objects, and of the pod in the Jenkinsfile."""
+    for file in sorted(EXAMPLES.glob("*.yaml")):
+        if file.name != "woodpecker.yaml":
+            for thing in documents(file.read_text()):
+                yield file.name, thing
+    (text,) = re.findall("yaml '''\n(.*?)'''", (EXAMPLES / "Jenkinsfile").read_text(), re.DOTALL)
+    yield "Jenkinsfile", yaml.safe_load(text) | {"metadata": {"name": "jenkins", "namespace": "builds"}}
+
+
+def pods_of(thing):
+    """The pods that an object leads to."""
+    spec = copy.deepcopy(thing.get("spec"))
+    kind = thing["kind"]
+    if kind == "Pod":
+        yield thing
+    elif kind in ("Job", "StatefulSet"):
+        yield pod(thing, spec["template"]["spec"])
+    elif kind == "WorkflowTemplate":
+        for template in spec["templates"]:
+            unknown = set(template) - {*ARGO_POD, *ARGO_OWN, "securityContext"}
+            if unknown:
+                raise Wrong(f"{name(thing)}: template {template['name']}: unknown {unknown}")
+            if "container" in template:
+                its = {key: template[key] for key in ARGO_POD if key in template}
+                yield pod(thing, its | {"containers": [template["container"] | {"name": "main"}]})
+    elif kind == "Task":
+        containers = []
+        for step in spec["steps"]:
+            container = {key: value for key, value in step.items() if key not in TEKTON_STEP}
+            container["resources"] = container.pop("computeResources")
+            for key, own in spec["stepTemplate"].items():
+                container[key] = own + container.get(key, [])
+            containers.append(container)
+        # The class is in the TaskRun, see below.
+        yield pod(thing, {"containers": containers, "volumes": spec["volumes"], "priorityClassName": CLASS})
+    elif kind == "TaskRun":
+        if spec["podTemplate"] != {"priorityClassName": CLASS}:
+            raise Wrong(f"{name(thing)}: its pods are not of the class {CLASS}")
+    elif kind != "ConfigMap":
+        raise Wrong(f"{name(thing)}: nothing here knows its pods")
+
+
+def pod(thing, spec):
+    """A pod object of a spec."""
+    metadata = {"name": thing["metadata"]["name"], "namespace": thing["metadata"]["namespace"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def rules(pod_, source):
+    """What README.md says of all build pods."""
+    spec = pod_["spec"]
+    if spec.get("priorityClassName") != CLASS:
+        raise Wrong(f"{source}: {name(pod_)} is not of the class {CLASS}")
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+    for volume in volumes.values():
+        if volume.get("hostPath", {}).get("type", "Directory") != "Directory":
+            raise Wrong(f"{source}: the hostPath {volume['name']} is not `type: Directory`")
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        limits_of(container["resources"], f"{source}: {container.get('name')}")
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in volumes:
+                raise Wrong(f"{source}: {container.get('name')} mounts {mount['name']}, which is no volume")
+
+
+def limits_of(resources, where):
+    """Raises `Wrong` where ephemeral storage is not both requested and limited, or memory not limited."""
+    for kind in ("requests", "limits"):
+        for what in ("ephemeral-storage", "memory"):
+            if what not in resources.get(kind, {}):
+                raise Wrong(f"{where}: no {what} in its {kind}")
+
+
+def scripts_of(pod_):
+    """The scripts that its containers are given as text."""
+    for container in [*pod_["spec"].get("initContainers", []), *pod_["spec"]["containers"]]:
+        command = container.get("command", [])
+        if command[:2] == ["sh", "-euc"]:
+            yield command[2]
+
+
+def shellcheck(script, where):
+    """Raises `Wrong` for what ShellCheck finds, and where a parameter of the workflow would become text of the script."""
+    if re.search(r"\{\{|\$\(params|\$\(context|\$\(steps|\$\(tasks", script):
+        raise Wrong(f"{where}: a parameter is part of a script: {script}")
+    # 1090, 1091: files that are there only in the pod; 2016: what a second shell expands; 2154: it sets a variable.
+    # 2153: a variable of the environment is no misspelling of one in lower case.
+    command = ["shellcheck", "--shell=sh", "--exclude=1090,1091,2016,2153,2154", "-"]
+    script = f"set -eu\n{script}"
+    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise Wrong(f"{where}: {done.stdout}{done.stderr}")
