@@ -24,7 +24,7 @@ fn examples() -> PathBuf {
 fn node() -> Agent {
     Agent::start(
         "listen: {socket: $ROOT/run/stoker.sock, http: {address: \"127.0.0.1:$PORT\"}}\n\
-         node: {reserve: {cpu: 100m, memory: 64MiB}}\n\
+         node: {reserve: {cpu: 100m, memory: 64MiB}, rootFloor: {bytes: 1MiB, inodes: 1}}\n\
          pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 1}}]\n\
          repositories: {refresh: 1h, add: on-demand, allow: [127.0.0.1], protocols: [http]}\n",
     )

@@ -21,6 +21,7 @@ mod forges;
 mod git_http;
 mod harness;
 mod https;
+mod image;
 mod isolation;
 mod kubernetes;
 mod large_files;
