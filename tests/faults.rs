@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::support::disk::leftovers_of_repositories;
-use crate::support::loopdev::{Kind, LoopFs, needs_root};
+use crate::support::loopdev::{Ballast, Kind, LoopFs, needs_root};
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::stoker::{Agent, Output};
 use crate::support::upstream::{Fault, Upstream};
@@ -123,34 +123,6 @@ fn a_first_fill_from_a_faulty_upstream_leaves_nothing() {
         agent.stoker().command(["repo", "refresh", &url]).deadline(LIMIT).run().expect_code(0);
         git_out(&snapshot(&agent, &pool, &url), &["fsck", "--full", "--no-dangling"]);
         agent.stoker().run(["repo", "remove", &url]).expect_code(0);
-    }
-}
-
-/// Fills a filesystem so that `left` bytes stay free; empty again when it is dropped.
-struct Ballast(PathBuf);
-
-impl Ballast {
-    fn leave(disk: &Path, left: u64) -> Self {
-        let file = disk.join("ballast");
-        let open = std::fs::File::create(&file).unwrap();
-        // To the very end, then back: what a filesystem keeps for itself or for root is in none of its figures.
-        let (mut size, mut step) = (0_i64, 64 << 20);
-        while step >= 4 << 10 {
-            match nix::fcntl::posix_fallocate(&open, size, step) {
-                Ok(()) => size += step,
-                Err(nix::errno::Errno::ENOSPC) => step /= 2,
-                Err(error) => panic!("{error}"),
-            }
-        }
-        open.set_len(u64::try_from(size).unwrap().saturating_sub(left)).unwrap();
-        open.sync_all().unwrap();
-        Self(file)
-    }
-}
-
-impl Drop for Ballast {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -94,6 +94,7 @@ pub use commits::NeededCommits;
 pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
 pub use evict::{Evicted, Eviction};
+pub(crate) use floor::{FLOOR_LOOK_EVERY, FloorLooks};
 pub use lfs::{LfsCounts, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;

@@ -10,7 +10,7 @@ use stoker_core::source::Request;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::checkouts::Wanted;
+use super::checkouts::{Asker, Wanted};
 use super::{Method, Order, Progress, Workspaces, trees};
 use crate::admission::now;
 use crate::config::workspaces::Ahead;
@@ -104,6 +104,7 @@ impl Workspaces {
             nested: &nested,
             large: &large,
             owner: None,
+            asker: Asker::Nobody,
         };
         if inner.checkouts.named(&wanted.name()).is_none() {
             inner.checkouts.obtain(&root, &wanted, &steps, cancel).await?;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::caches::{self, Line, Times, Turn};
-use super::checkouts::{Kept, Wanted};
+use super::checkouts::{Asker, Kept, Wanted};
 use super::disk::{self, blocking, unwritable};
 use super::method::{self, Chosen, Method};
 use super::{CACHES, OVERLAYS, Order, Preparing, Progress, Workspace, Workspaces};
@@ -90,6 +90,7 @@ impl Workspaces {
             nested: &nested,
             large: &large,
             owner: workspace.owner,
+            asker: order.lease.as_ref().map_or(Asker::Caller, Asker::Lease),
         };
         let means = materialise::Means {
             git: &inner.git,

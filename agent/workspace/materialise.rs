@@ -78,8 +78,11 @@ pub(super) async fn materialise(
         }
         Method::Checkout => {
             let src = workspace.src.clone();
-            means.checkouts.has_room(&own(owner)).await?;
-            let filled = fill::full(means.git, &src, &own(owner), &steps, &cancel).await?;
+            let (git, checkouts, wanted) = (means.git, means.checkouts, own(owner));
+            checkouts.find_room(means.root, &wanted, None, &steps).await?;
+            let (to, told) = (&src, &steps);
+            let fill = |cancel| async move { fill::full(git, to, &wanted, told, &cancel).await };
+            let filled = checkouts.within_floor(means.root, &cancel, fill).await?;
             let objects = workspace.self_contained.then_some(Objects::Copy);
             let heads = Heads::new(&wanted);
             let written = blocking(move || {

@@ -310,15 +310,13 @@ impl Workspaces {
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
         let outputs = outputs::Outputs::new(&pool, pools.clone(), config.clone());
-        let checkouts = Checkouts::new(
-            &pool,
-            pools.clone(),
-            git.clone(),
-            repositories.reader(),
-            boot,
-            tasks.clone(),
-            cancel.clone(),
-        );
+        let rooms = checkouts::Rooms {
+            pools: pools.clone(),
+            git: git.clone(),
+            reader: repositories.reader(),
+            promised: checkouts::promised_by(admission.clone()),
+        };
+        let checkouts = Checkouts::new(&pool, rooms, boot, tasks.clone(), cancel.clone());
         let inner = Inner {
             pool,
             config,

@@ -184,6 +184,34 @@ impl Drop for LoopFs {
     }
 }
 
+/// Fills a filesystem so that `left` bytes stay free; empty again when it is dropped.
+pub(crate) struct Ballast(PathBuf);
+
+impl Ballast {
+    pub(crate) fn leave(disk: &Path, left: u64) -> Self {
+        let file = disk.join("ballast");
+        let open = File::create(&file).unwrap();
+        // To the very end, then back: what a filesystem keeps for itself or for root is in none of its figures.
+        let (mut size, mut step) = (0_i64, 64 << 20);
+        while step >= 4 << 10 {
+            match nix::fcntl::posix_fallocate(&open, size, step) {
+                Ok(()) => size += step,
+                Err(nix::errno::Errno::ENOSPC) => step /= 2,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        open.set_len(u64::try_from(size).unwrap().saturating_sub(left)).unwrap();
+        open.sync_all().unwrap();
+        Self(file)
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 #[track_caller]
 fn tool<'a>(name: &str, args: impl IntoIterator<Item = &'a OsStr>) {
     let output = Command::new(name).args(args).output().unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -7,6 +7,7 @@ mod kept;
 mod kill;
 mod lines;
 mod manifest;
+mod room;
 mod rootless;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ mod evict;
 pub(super) mod fill;
 mod promote;
 mod record;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stoker_core::identity::{CommitId, Component};
-use stoker_core::quantity::{Resource, Timestamp};
-use stoker_core::reason::{Code, Reason};
+use stoker_core::quantity::Timestamp;
+use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +33,8 @@ use crate::repository::git::Git;
 use crate::repository::{Changes, Nested, Progress, Reader, SnapshotPin};
 pub use evict::View;
 use record::Record;
+use room::Promised;
+pub(super) use room::{Asker, promised_by};
 
 /// Where they are, below the agent's directory of the pool.
 pub(super) const DIRECTORY: &str = "checkouts";
@@ -57,6 +60,8 @@ pub(super) struct Wanted<'a> {
     pub(super) large: &'a [Large],
     /// Who the files belong to, where no mount can show them so.
     pub(super) owner: Option<(u32, u32)>,
+    /// Who it is for.
+    pub(super) asker: Asker<'a>,
 }
 
 impl Wanted<'_> {
@@ -150,12 +155,21 @@ impl Kept {
     }
 }
 
+/// What checkouts are made with.
+pub(super) struct Rooms {
+    pub(super) pools: Pools,
+    pub(super) git: Git,
+    pub(super) reader: Reader,
+    pub(super) promised: Promised,
+}
+
 struct Inner {
     pool: String,
     pools: Pools,
     git: Git,
     reader: Reader,
     boot: String,
+    promised: Promised,
     kept: Mutex<BTreeMap<String, Arc<Kept>>>,
     /// One fill of a checkout at a time; who comes meanwhile waits for it.
     filling: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -174,21 +188,15 @@ pub(super) struct Checkouts {
 
 impl Checkouts {
     /// `boot` is the machine's: what was not on the disk when it went down is not trusted.
-    pub(super) fn new(
-        pool: &str,
-        pools: Pools,
-        git: Git,
-        reader: Reader,
-        boot: &str,
-        tasks: TaskTracker,
-        cancel: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(pool: &str, rooms: Rooms, boot: &str, tasks: TaskTracker, cancel: CancellationToken) -> Self {
+        let Rooms { pools, git, reader, promised } = rooms;
         let inner = Inner {
             pool: pool.to_owned(),
             pools,
             git,
             reader,
             boot: boot.to_owned(),
+            promised,
             kept: Mutex::default(),
             filling: Mutex::default(),
             evictions: Mutex::default(),
@@ -274,27 +282,6 @@ impl Checkouts {
         Arc::clone(lock(&self.inner.filling).entry(name.to_owned()).or_default())
     }
 
-    /// Whether the pool has room for copies of large files above its floor.
-    pub(super) async fn has_room(&self, wanted: &Wanted<'_>) -> Result<(), Reason> {
-        let wanted = wanted.large.iter().fold(0_u64, |sum, one| sum.saturating_add(one.files.bytes()));
-        let Some(free) = self.spare_bytes().await.filter(|free| wanted > *free) else { return Ok(()) };
-        let message = format!("large files of {wanted} bytes, the pool has {free} above its floor; free some");
-        let reason = Reason::new(Code::DiskFloor, self.inner.pool.clone(), message);
-        Err(reason.about(Resource::DiskBytes, wanted, free))
-    }
-
-    /// What the pool has above its floor; nothing where it does not tell.
-    pub(super) async fn spare_bytes(&self) -> Option<u64> {
-        let (pools, pool) = (self.inner.pools.clone(), self.inner.pool.clone());
-        let measured = blocking(move || Ok(pools.measure_one(&pool).and_then(Result::ok))).await;
-        measured.ok().flatten().map(|disk| disk.free_bytes.saturating_sub(disk.floor_bytes))
-    }
-
-    /// Whether the pool is above its floor: what nobody asked for yet must not bring it there.
-    pub(super) async fn has_spare_room(&self) -> bool {
-        self.spare_bytes().await.is_some_and(|spare| spare > 0)
-    }
-
     /// The one of this name, where it is there: for who had it before.
     pub(super) fn named(&self, name: &str) -> Option<Arc<Kept>> {
         self.kept().get(name).cloned()
@@ -330,7 +317,7 @@ impl Checkouts {
         steps: &watch::Sender<Progress>,
         cancel: &CancellationToken,
     ) -> Result<Arc<Kept>, Reason> {
-        self.has_room(wanted).await?;
+        self.find_room(root, wanted, base.as_ref(), steps).await?;
         let place = root.join(DIRECTORY);
         let home = place.join(name);
         let (room, folder, gone) = (self.clone(), place.clone(), name.to_owned());
@@ -344,10 +331,14 @@ impl Checkouts {
         });
         begun.await.map_err(|error| unwritable(&home, &error))?;
         let tree = home.join("tree");
-        let filled = match &base {
-            Some((base, changes)) => fill::layer(&self.inner.git, &tree, wanted, base, changes, steps, cancel).await,
-            None => fill::full(&self.inner.git, &tree, wanted, steps, cancel).await,
-        };
+        let (git, tree, over) = (&self.inner.git, &tree, base.as_ref());
+        let filled = self.within_floor(root, cancel, |cancel| async move {
+            match over {
+                Some((base, changes)) => fill::layer(git, tree, wanted, base, changes, steps, &cancel).await,
+                None => fill::full(git, tree, wanted, steps, &cancel).await,
+            }
+        });
+        let filled = filled.await;
         let base = base.map(|(base, _)| base);
         let kept = match filled {
             Ok(filled) => {

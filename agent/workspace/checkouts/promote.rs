@@ -7,7 +7,7 @@ use std::sync::Arc;
 use stoker_core::identity::{CommitId, Component};
 use tokio::sync::watch;
 
-use super::{Checkouts, Kept, Wanted, lock};
+use super::{Asker, Checkouts, Kept, Wanted, lock};
 use crate::repository::{Nested, Progress, SnapshotPin};
 use crate::workspace::large_files::Large;
 use crate::workspace::trees::Tree;
@@ -53,6 +53,7 @@ impl Owned {
             nested: &self.nested,
             large: &self.large,
             owner: self.owner,
+            asker: Asker::Nobody,
         }
     }
 }
