@@ -11,9 +11,12 @@
 //! - [`admission`]: the ledger's single writer, its journal, the queue.
 //! - [`workspace`]: what one build gets, and its removal.
 //!
+//! [`access`] knows who asks, and what that one may: [`rpc`] and [`http`] hold each call against it.
+//!
 //! Every room with effects has one shape: observe, decide (in `stoker_core`, which is pure), act, publish. [`config`]
 //! is read by all. `stoker run` speaks gRPC to an agent inside its own process: there is one path.
 
+pub mod access;
 pub mod admission;
 pub mod cli;
 pub mod config;

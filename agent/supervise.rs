@@ -4,26 +4,24 @@
 //! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
 
 mod facts;
+mod listen;
 mod views;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::serve::ListenerExt;
 use nix::fcntl::{Flock, FlockArg};
 use stoker_core::quantity::Amounts;
 use stoker_core::reason::{Code, Reason};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
 use crate::admission::{Admission, JournalError, Measured, Survey, new_id, now};
 use crate::config::reload::{self, Changes};
 use crate::config::{Config, ConfigErrors};
@@ -34,7 +32,7 @@ use crate::pressure::Pressure;
 use crate::pressure::lease_use::LeaseMeter;
 use crate::repository::git::{Git, GitError};
 use crate::repository::orphans::end_orphans;
-use crate::repository::serve::{Base, Serve};
+use crate::repository::serve::Serve;
 use crate::repository::{Containment, Pool, Repositories, Space};
 use crate::rpc::{Identity, Rooms};
 use crate::sizing::{FactsCache, Nickel};
@@ -79,6 +77,9 @@ pub enum StartError {
     /// A server.
     #[error("{0}")]
     Serve(String),
+    /// Files of a listener's TLS.
+    #[error("{0}")]
+    Tls(String),
 }
 
 impl StartError {
@@ -173,67 +174,6 @@ impl Agent {
         &self.rooms
     }
 
-    /// Binds every listener before any of them answers: who reaches one reaches all.
-    async fn serve(&self, config: &Config) -> Result<(), StartError> {
-        let socket = config.listen.socket.as_deref().map(bind_socket).transpose()?;
-        let grpc = bind_tcp("listen.grpc", config.listen.grpc).await?;
-        let http = bind_tcp("listen.http", config.listen.http).await?;
-        if let Some(listener) = socket {
-            let closing = self.closing.clone().cancelled_owned();
-            let incoming = UnixListenerStream::new(listener);
-            let serve = server().add_routes(self.routes()?).serve_with_incoming_shutdown(incoming, closing);
-            self.serving.spawn(log_end("socket", serve));
-        }
-        if let Some(listener) = grpc {
-            let closing = self.closing.clone().cancelled_owned();
-            let incoming = TcpListenerStream::new(listener);
-            let serve = server().add_routes(self.routes()?).serve_with_incoming_shutdown(incoming, closing);
-            self.serving.spawn(log_end("grpc", serve));
-        }
-        if let Some(listener) = http {
-            // In a pod this address is that of no build: there `repositories.serve.url` says where they reach it.
-            let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-            if let Ok(address) = listener.local_addr()
-                && !in_a_pod
-            {
-                self.rooms.serve.reached_at(base_of(address));
-            }
-            let routes = crate::http::routes(self.rooms.clone());
-            let closing = self.closing.clone().cancelled_owned();
-            let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
-            let listener = listener.tap_io(crate::http::git::cut_when_idle);
-            let serve = axum::serve(listener, routes).with_graceful_shutdown(closing);
-            self.serving.spawn(log_end("http", async move { serve.await }));
-        }
-        if config.listen.private_git {
-            self.serve_privately().await?;
-        }
-        self.rooms.repositories.start_prefill();
-        Ok(())
-    }
-
-    /// Git for the builds of this agent alone: other users of the machine can connect, and do not know the path.
-    async fn serve_privately(&self) -> Result<(), StartError> {
-        let what = || StartError::io("git for this agent's builds");
-        let secret = secret().map_err(what())?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(what())?;
-        let address = listener.local_addr().map_err(what())?;
-        let url = format!("http://{address}/{secret}/git/");
-        self.rooms.serve.reached_at(Base { url, loopback: true });
-        let routes =
-            axum::Router::new().nest(&format!("/{secret}"), crate::http::git::routes(self.rooms.serve.clone()));
-        let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
-        let closing = self.closing.clone().cancelled_owned();
-        let listener = listener.tap_io(crate::http::git::cut_when_idle);
-        let serve = axum::serve(listener, routes).with_graceful_shutdown(closing);
-        self.serving.spawn(log_end("git", async move { serve.await }));
-        Ok(())
-    }
-
-    fn routes(&self) -> Result<tonic::service::Routes, StartError> {
-        self.rooms.routes().map_err(|error| StartError::Serve(error.to_string()))
-    }
-
     /// Waits until leases without a holder have ended, and what they had is really gone; at most for `limit`.
     pub async fn drained(&self, limit: Duration) {
         let host_root = self.config.borrow().node.host_root.clone();
@@ -275,41 +215,6 @@ impl Agent {
     }
 }
 
-async fn bind_tcp(what: &str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
-    let Some(address) = address else { return Ok(None) };
-    TcpListener::bind(address).await.map(Some).map_err(StartError::io(format!("{what} {address}")))
-}
-
-/// Where builds of this machine reach a listener.
-fn base_of(address: SocketAddr) -> Base {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    Base { url: format!("http://{}/git/", SocketAddr::new(ip, address.port())), loopback: ip.is_loopback() }
-}
-
-/// 128 bits of the kernel's, in hexadecimal.
-fn secret() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-async fn log_end<E: std::fmt::Display>(what: &str, serve: impl Future<Output = Result<(), E>>) {
-    if let Err(error) = serve.await {
-        tracing::error!(%error, what, "a listener ended");
-    }
-}
-
-fn server() -> tonic::transport::Server {
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(1024)
-}
-
 /// One agent a state: the lock is the kernel's, so it goes with the process however that ends. A child that was not yet what
 /// it was to become when its agent was killed holds it for a moment longer: that is waited for.
 fn lock(state: &Path) -> Result<Flock<File>, StartError> {
@@ -327,27 +232,6 @@ fn lock(state: &Path) -> Result<Flock<File>, StartError> {
         };
         std::thread::sleep(LOCK_AGAIN);
     }
-}
-
-/// Binds a socket, over a dead one where its agent was killed.
-fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
-    let what = || format!("listen.socket {}", path.display());
-    if let Some(parent) = path.parent() {
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o755).create(parent).map_err(StartError::io(what()))?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let error = io::Error::new(io::ErrorKind::AddrInUse, "another agent answers there");
-        return Err(StartError::Io { what: what(), error });
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StartError::Io { what: what(), error }),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(StartError::io(what()))?;
-    // Whoever can open it can order builds: the agent's own user, and its group.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(StartError::io(what()))?;
-    Ok(listener)
 }
 
 async fn build(
@@ -405,6 +289,7 @@ async fn build(
         host_root: config.node.host_root.clone(),
     };
     Ok(Rooms {
+        access: Access::new(configured.subscribe()),
         admission,
         serve: Serve::new(repositories.clone()),
         repositories,

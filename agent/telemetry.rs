@@ -16,6 +16,10 @@ pub enum Format {
 /// Starts logging; `STOKER_LOG` filters as `info,stoker::repository=debug`. Once a process; later calls do nothing.
 pub fn start(format: Format, default: &str) {
     let filter = EnvFilter::try_from_env("STOKER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // Who changed what is told whatever else is: a filter that means it names `audit`.
+    let is_named = std::env::var("STOKER_LOG").is_ok_and(|text| text.contains("audit"));
+    let audit = if is_named { None } else { "audit=info".parse().ok() };
+    let filter = audit.into_iter().fold(filter, EnvFilter::add_directive);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let _ = match format {

@@ -241,9 +241,9 @@ repositories: {mirrors: [{url: https://example.org/a}, {url: https://example.org
           --> agent.yaml:6:20
           = write bytes with a unit, as `10GiB`, or a percentage below 100, as `10%`
 
-        error: listen.grpc.address: 0.0.0.0:9417 is not a loopback address, and there is no TLS yet
+        error: listen.grpc.address: 0.0.0.0:9417 is not a loopback address, and there is no `tls`
           --> agent.yaml:7:26
-          = listen on a loopback address, as `127.0.0.1:9417`, with `insecure: loopback`
+          = add `tls`, or listen on a loopback address, as `127.0.0.1:9417`, with `insecure: loopback`
 
         3 problems in agent.yaml
         "#);

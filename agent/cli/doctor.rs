@@ -205,6 +205,9 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
         Code::Orphan => {
             "look whether somebody needs it, and move it elsewhere; `stoker plan` shows what goes, and when"
         }
+        Code::CertificateInvalid => {
+            "put a certificate and its key there that go together; they are looked at every two seconds"
+        }
         Code::CacheLimit => {
             "raise `caches.limit` or `caches.tenantLimit`, or let fewer builds of that tenant run at once"
         }

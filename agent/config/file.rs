@@ -14,6 +14,7 @@ mod git;
 pub use admission::{AdmissionSection, ShareSection, TenantSection, TimeBudgetWord};
 pub use git::{BasicSection, CredentialSection, ForgeSection, ForgeWord, GitSection, SshSection, TokenSection};
 
+use super::access::AccessSection;
 use super::keeping::{CachesSection, OrphansSection, OutputsSection};
 use super::kubernetes::KubernetesSection;
 use super::sensing::{ControlPlaneSection, FilesystemSection};
@@ -69,6 +70,9 @@ pub struct File {
     /// Where the agent answers.
     #[serde(default)]
     pub listen: ListenSection,
+    /// Who may ask what.
+    #[serde(default)]
+    pub access: AccessSection,
 }
 
 fn default_state() -> String {
@@ -525,8 +529,11 @@ impl Default for ListenSection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcSection {
-    /// A loopback address and a port (127.0.0.1:9417); port 0 takes a free one.
+    /// An address and a port (0.0.0.0:9417), without `tls` a loopback one; port 0 takes a free one.
     pub address: String,
+    /// Serves TLS. Clients are known by their certificates or tokens; see `access`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSection>,
     /// Says that plain TCP on loopback is meant: whoever can connect can do everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insecure: Option<Insecure>,
@@ -546,6 +553,23 @@ pub enum Insecure {
 pub struct HttpSection {
     /// An address and a port (0.0.0.0:9418); port 0 takes a free one.
     pub address: String,
+    /// Serves HTTPS instead of HTTP. Builds then need `repositories.serve.url`, and the authority of the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSection>,
+}
+
+/// Files of TLS, in PEM. They are read again whenever they change, without a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsSection {
+    /// Absolute path of the certificate, followed by those between it and its authority.
+    pub certificate: String,
+    /// Absolute path of its private key.
+    pub key: String,
+    /// Absolute path of the authorities whose clients are known by their certificates, which stay optional. Unset:
+    /// clients are not asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<String>,
 }
 
 /// The JSON Schema of the file.

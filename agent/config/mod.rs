@@ -9,6 +9,7 @@
 //! The way of a text: `document` reads YAML into a tree that knows its lines, `shape` holds the tree against the
 //! schema, `file` takes what is left into structs with defaults, `validate` judges the values.
 
+pub mod access;
 mod document;
 pub mod file;
 pub mod git;
@@ -40,6 +41,7 @@ use stoker_core::admission::Tenants;
 use stoker_core::quantity::Amounts;
 use stoker_core::source::{RepositoryUrl, SourceRef};
 
+pub use access::Access;
 pub use document::FILE_BYTES_MAX;
 pub use file::File;
 pub use keeping::Keeping;
@@ -166,6 +168,8 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     /// Where the agent answers.
     pub listen: Listen,
+    /// Who may ask what.
+    pub access: Access,
 }
 
 /// The machine.
@@ -479,8 +483,23 @@ pub struct Listen {
     pub socket: Option<PathBuf>,
     /// gRPC over TCP. Without TLS only on loopback, and only where the configuration says so.
     pub grpc: Option<SocketAddr>,
+    /// Its TLS.
+    pub grpc_tls: Option<TlsFiles>,
     /// Metrics, health, page, git.
     pub http: Option<SocketAddr>,
+    /// Its TLS.
+    pub http_tls: Option<TlsFiles>,
     /// Git on a free port of the loopback address, below a path that only this agent's builds are told.
     pub private_git: bool,
+}
+
+/// What a listener proves itself with, and whom it asks for a proof. Read again whenever it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM: its certificate, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// PEM: the certificate's private key.
+    pub key: PathBuf,
+    /// PEM: the authorities whose clients are known by their certificates. Unset: clients are not asked for one.
+    pub client_ca: Option<PathBuf>,
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use stoker_core::sizing::{Defaults, Policy};
 
+use super::access::{Access, TokenRules};
 use super::{Admission, Config, Keeping, Kubernetes, Listen, Mirror, Node, Pool, Pressure, Sizing, Workspaces};
 
 /// The fields that differ, as they are written in the file; pools and mirrors by name.
@@ -61,13 +62,15 @@ fn diff(old: &Config, new: &Config) -> Changes {
         sizing,
         kubernetes,
         listen,
+        access,
     } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
     let Workspaces { pool: of_workspaces, method, checkouts_limit, ahead } = workspaces;
     let Keeping { outputs, caches_limit, tenant_limit, orphan_grace } = keeping;
     let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
     let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
-    let Listen { socket, grpc, http, private_git } = listen;
+    let Listen { socket, grpc, grpc_tls, http, http_tls, private_git } = listen;
+    let Access { rules, tokens: TokenRules { audience, issuer, cache }, rate } = access;
     let Sizing { policy, nickel } = sizing;
     let Policy { defaults, ladder, cap, over_declared } = policy.as_ref();
     let mut changes = Changes::default();
@@ -116,6 +119,14 @@ fn diff(old: &Config, new: &Config) -> Changes {
     changes.restart(*grpc != new.listen.grpc, "listen.grpc");
     changes.restart(*private_git != new.listen.private_git, "listen.privateGit");
     changes.restart(*http != new.listen.http, "listen.http");
+    // What is in the files is read again by itself; which files they are is not.
+    changes.restart(*grpc_tls != new.listen.grpc_tls, "listen.grpc.tls");
+    changes.restart(*http_tls != new.listen.http_tls, "listen.http.tls");
+    changes.live(*rules != new.access.rules, "access.rules");
+    changes.live(*audience != new.access.tokens.audience, "access.tokens.audience");
+    changes.live(*issuer != new.access.tokens.issuer, "access.tokens.issuer");
+    changes.live(*cache != new.access.tokens.cache, "access.tokens.cache");
+    changes.live(*rate != new.access.rate, "access.rate");
     changes
 }
 

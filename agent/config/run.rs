@@ -125,7 +125,15 @@ impl Config {
             },
             sizing: super::Sizing::default(),
             kubernetes: super::Kubernetes::none(),
-            listen: Listen { socket: Some(state.join("run/agent.sock")), grpc: None, http: None, private_git: true },
+            listen: Listen {
+                socket: Some(state.join("run/agent.sock")),
+                grpc: None,
+                grpc_tls: None,
+                http: None,
+                http_tls: None,
+                private_git: true,
+            },
+            access: super::Access::default(),
         }
     }
 }

@@ -12,10 +12,8 @@ use super::document::{Entry, Kind, Node};
 use super::problem::{Fault, Place, Problems, shown};
 
 /// Fields that other versions have, or that people may expect, and what to do without them.
-const KNOWN_ABSENT: &[(&str, &str)] = &[
-    ("listen.grpc.tls", "TLS is not served yet: listen on a loopback address with `insecure: loopback`"),
-    ("tenants", "tenants are not configured here yet: remove it"),
-];
+const KNOWN_ABSENT: &[(&str, &str)] =
+    &[("tenants", "tenants of callers are told by `access.rules`, their shares by `admission.tenants`: remove it")];
 
 /// Holds `node` against `schema`; gives what of it has the right shape.
 pub(super) fn check(node: &Node, schema: &Value, place: &Place<'_>, problems: &mut Problems) -> Value {

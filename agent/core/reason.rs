@@ -205,6 +205,16 @@ codes! {
     DirectoryLimit = "DIRECTORY_LIMIT",
     /// No lease, output or rule knows it.
     Orphan = "ORPHAN",
+    /// What proves who asks is missing or wrong.
+    CredentialInvalid = "CREDENTIAL_INVALID",
+    /// Who asks cannot be checked now.
+    CredentialUnchecked = "CREDENTIAL_UNCHECKED",
+    /// Whoever asks may not.
+    AccessDenied = "ACCESS_DENIED",
+    /// Whoever asks does so too often.
+    RateLimited = "RATE_LIMITED",
+    /// New files of a listener's TLS make no whole; the certificates before go on.
+    CertificateInvalid = "CERTIFICATE_INVALID",
 }
 
 /// One reason, with the figures on both sides.

@@ -1,4 +1,4 @@
-//! What only the cluster can tell: this node, its labels, and its pods.
+//! What only the cluster can tell: this node, its labels, its pods, and whose a token is ([`token_review`]).
 //!
 //! Out goes a published [`Cluster`]: the node object and the pods of this node, as far as the core looks at them, and
 //! whether the API server answers. `watch` follows both; `heartbeat` writes the agent's `Lease` object, and notices
@@ -11,6 +11,8 @@ mod convert;
 mod heartbeat;
 mod quantity;
 mod watch;
+
+pub mod token_review;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +62,7 @@ pub enum LabelsError {
 /// When nobody can be asked, or nobody answers in 5 s.
 pub async fn labels(node: &str) -> Result<BTreeMap<String, String>, LabelsError> {
     let ask = async {
-        let client = Client::try_from(config().await?).map_err(Box::new)?;
+        let client = client().await?;
         let node = Api::<Node>::all(client).get_metadata(node).await.map_err(Box::new)?;
         Ok(node.metadata.labels.unwrap_or_default())
     };
@@ -154,6 +156,14 @@ async fn follow(
     let config = configured.clone();
     let heart = heartbeat::Heart { client: client.clone(), node: node.clone(), incarnation, namespace, config };
     tokio::join!(heartbeat::beat(heart, told), watch::follow(client, node, configured, reached, view));
+}
+
+/// The way to the API server, where there is one.
+///
+/// # Errors
+/// When nobody can be asked.
+pub async fn client() -> Result<Client, LabelsError> {
+    Ok(Client::try_from(config().await?).map_err(Box::new)?)
 }
 
 async fn config() -> Result<Config, LabelsError> {

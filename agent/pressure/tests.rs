@@ -94,7 +94,8 @@ fn config(host_root: &Path) -> Config {
         },
         sizing: config::Sizing::default(),
         kubernetes: config::Kubernetes::none(),
-        listen: Listen { socket: None, grpc: None, http: None, private_git: false },
+        listen: Listen { socket: None, grpc: None, grpc_tls: None, http: None, http_tls: None, private_git: false },
+        access: config::Access::default(),
     }
 }
 

@@ -10,12 +10,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::asker::Asker;
 use super::convert::{decision, lease, reasons, ticket};
 use super::error::bad;
 use super::explain::evaluation;
 use super::request::{Field, build, id, outcome, page, span, terms, usage};
 use super::waiting::{wait_for, watch};
 use super::{Rooms, explain, patience};
+use crate::access::Role;
 use crate::admission::{self, BIND_WITHIN, Order};
 
 const BUILDS_MAX: usize = 64;
@@ -28,9 +30,13 @@ type Awaiting = Pin<Box<dyn Stream<Item = Result<v1::AwaitAdmissionResponse, Sta
 #[tonic::async_trait]
 impl AdmissionService for Admission {
     async fn evaluate(&self, request: Request<v1::EvaluateRequest>) -> Result<Response<v1::EvaluateResponse>, Status> {
-        let builds = request.into_inner().builds;
+        let asker = Asker::of(&request)?;
+        let mut builds = request.into_inner().builds;
         if builds.len() > BUILDS_MAX {
             return Err(bad("builds", format!("has {} entries, at most {BUILDS_MAX} are allowed", builds.len())));
+        }
+        for (i, given) in builds.iter_mut().enumerate() {
+            asker.build(&self.0, &format!("builds[{i}]"), given)?;
         }
         let named = |(i, given)| build(Field::At("builds", i), Some(given));
         let builds = builds.into_iter().enumerate().map(named).collect::<Result<Vec<_>, _>>()?;
@@ -40,7 +46,10 @@ impl AdmissionService for Admission {
 
     async fn admit(&self, request: Request<v1::AdmitRequest>) -> Result<Response<v1::AdmitResponse>, Status> {
         let patience = patience(&request);
-        let order = order("", request.into_inner())?;
+        let asker = Asker::of(&request)?;
+        let mut request = request.into_inner();
+        self.claim(&asker, "", &mut request)?;
+        let order = order("", request)?;
         let answer = self.0.admission.admit(order, patience).await?;
         self.0.metrics.answered(&answer);
         let decision = Some(decision(&answer, self.0.name()));
@@ -49,7 +58,9 @@ impl AdmissionService for Admission {
 
     async fn await_admission(&self, request: Request<v1::AwaitAdmissionRequest>) -> Result<Response<Awaiting>, Status> {
         let patience = patience(&request);
-        let admit = request.into_inner().admit.ok_or_else(|| bad("admit", "is missing"))?;
+        let asker = Asker::of(&request)?;
+        let mut admit = request.into_inner().admit.ok_or_else(|| bad("admit", "is missing"))?;
+        self.claim(&asker, "admit.", &mut admit)?;
         let order = Order { take_ticket: true, awaited: true, ..order("admit", admit)? };
         let (answers, stream) = mpsc::channel(4);
         let rooms = self.0.clone();
@@ -67,8 +78,10 @@ impl AdmissionService for Admission {
     }
 
     async fn bind(&self, request: Request<v1::BindRequest>) -> Result<Response<v1::BindResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let lease_id: LeaseId = id("lease_id", request.lease_id)?;
+        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let holder = match request.to {
             Some(v1::bind_request::To::Process(process)) => {
                 if process.pid < 1 || i32::try_from(process.pid).is_err() {
@@ -95,16 +108,20 @@ impl AdmissionService for Admission {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let lease_id = id("lease_id", request.lease_id)?;
+        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let span = span("reserve_for", request.reserve_for, BIND_WITHIN, BIND_WITHIN_MAX)?;
         let renewed = self.0.admission.renew(lease_id, span).await?;
         Ok(Response::new(v1::RenewResponse { lease: Some(lease(&renewed, self.0.name())) }))
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let lease_id: LeaseId = id("lease_id", request.lease_id)?;
+        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let outcome = outcome("outcome", request.outcome)?;
         let usage = request.measured.map(|measured| usage("measured", measured)).transpose()?;
         let ended = self.0.admission.release(lease_id, outcome, request.exit_code, usage).await?;
@@ -112,11 +129,9 @@ impl AdmissionService for Admission {
     }
 
     async fn get_lease(&self, request: Request<v1::GetLeaseRequest>) -> Result<Response<v1::GetLeaseResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let lease_id: LeaseId = id("lease_id", request.into_inner().lease_id)?;
-        let found = self.0.admission.read(|ledger| ledger.lease(&lease_id).cloned());
-        let found = found.ok_or_else(|| {
-            Status::from(admission::WriterError::Refused(stoker_core::admission::Refused::NoLease(lease_id)))
-        })?;
+        let found = asker.lease(&self.0, Role::Viewer, &lease_id)?;
         Ok(Response::new(v1::GetLeaseResponse { lease: Some(lease(&found, self.0.name())) }))
     }
 
@@ -124,6 +139,7 @@ impl AdmissionService for Admission {
         &self,
         request: Request<v1::ListLeasesRequest>,
     ) -> Result<Response<v1::ListLeasesResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let wanted = super::request::scope("scope", request.scope.clone())?;
         let part = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
@@ -134,6 +150,7 @@ impl AdmissionService for Admission {
             all.sort_by(|a, b| a.id.cmp(&b.id));
             let matching = all.into_iter().filter(|lease| {
                 (states.is_empty() || states.contains(&super::convert::state(lease.state)))
+                    && asker.sees(&lease.scope.tenant)
                     && part(&wanted.tenant, &lease.scope.tenant)
                     && part(&wanted.project, &lease.scope.project)
                     && part(&wanted.branch, &lease.scope.branch)
@@ -149,10 +166,12 @@ impl AdmissionService for Admission {
         &self,
         request: Request<v1::ListTicketsRequest>,
     ) -> Result<Response<v1::ListTicketsResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         super::request::scope("", Some(v1::Scope { tenant: request.tenant.clone(), ..v1::Scope::default() }))?;
         let (tickets, next_page_token) = self.0.admission.look(|view, _| {
-            let wanted = |tenant: &str| request.tenant.is_empty() || request.tenant == tenant;
+            let named = |tenant: &str| request.tenant.is_empty() || request.tenant == tenant;
+            let wanted = |tenant: &str| named(tenant) && asker.sees(tenant);
             let all = view.places().filter(|queued| wanted(&queued.ticket.request.scope.tenant));
             let key = |queued: &Queued<'_>| format!("{:08}", queued.ahead + 1);
             let (listed, next) = page(all, key, request.page_size, &request.page_token)?;
@@ -172,17 +191,37 @@ impl AdmissionService for Admission {
         &self,
         request: Request<v1::CancelTicketRequest>,
     ) -> Result<Response<v1::CancelTicketResponse>, Status> {
-        self.0.admission.cancel(id("ticket_id", request.into_inner().ticket_id)?).await?;
+        let asker = Asker::of(&request)?;
+        let ticket_id = id("ticket_id", request.into_inner().ticket_id)?;
+        asker.ticket(&self.0, Role::Scheduler, &ticket_id)?;
+        self.0.admission.cancel(ticket_id).await?;
         Ok(Response::new(v1::CancelTicketResponse {}))
     }
 
     async fn watch_leases(&self, request: Request<v1::WatchLeasesRequest>) -> Result<Response<Watching>, Status> {
-        Ok(Response::new(Box::pin(watch(&self.0, request.into_inner().watch_token)?)))
+        let asker = Asker::of(&request)?;
+        Ok(Response::new(Box::pin(watch(&self.0, asker, request.into_inner().watch_token)?)))
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
-        let explanation = explain::explain(&self.0, request.into_inner())?;
+        let asker = Asker::of(&request)?;
+        let explanation = asker.explanation(explain::explain(&self.0, &asker, request.into_inner())?);
         Ok(Response::new(v1::ExplainResponse { node: Some(self.0.node()), explanation: Some(explanation) }))
+    }
+}
+
+impl Admission {
+    /// Whose build it is: what its lease, its history and its caches belong to.
+    fn claim(&self, asker: &Asker, field: &str, request: &mut v1::AdmitRequest) -> Result<(), Status> {
+        if let Some(build) = &mut request.build {
+            asker.build(&self.0, &format!("{field}build"), build)?;
+        }
+        if !request.retry_of.is_empty() {
+            let first: LeaseId = id(format!("{field}retry_of").as_str(), request.retry_of.clone())?;
+            asker.lease(&self.0, Role::Scheduler, &first)?;
+        }
+        asker.about("request", &request.request_id);
+        Ok(())
     }
 }
 

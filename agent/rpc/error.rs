@@ -8,9 +8,12 @@ use stoker_core::reason::{Code, Reason};
 use tonic::{Code as Grpc, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::access::Denied;
 use crate::admission::{AdmissionError, WriterError};
 
 const DOMAIN: &str = "stoker.build";
+/// When the API server is asked again.
+const UNCHECKED_AGAIN: Duration = Duration::from_secs(5);
 
 /// A malformed field: which, and what is wrong with it, with the remedy.
 pub(super) fn bad(field: impl Into<String>, what: impl Into<String>) -> Status {
@@ -48,6 +51,23 @@ pub(super) fn refusal(reason: &Reason) -> Status {
         details.set_retry_info(Some(Duration::from_secs(seconds)));
     }
     Status::with_error_details(code, reason.message.clone(), details)
+}
+
+impl From<Denied> for Status {
+    fn from(denied: Denied) -> Self {
+        let (code, again) = match &denied {
+            Denied::Unknown(_) => (Grpc::Unauthenticated, None),
+            Denied::Forbidden(_) => (Grpc::PermissionDenied, None),
+            Denied::TooOften(_, after) => (Grpc::ResourceExhausted, Some(*after)),
+            Denied::Unchecked(_) => (Grpc::Unavailable, Some(UNCHECKED_AGAIN)),
+        };
+        let reason = denied.reason();
+        let mut details = ErrorDetails::with_error_info(reason.code.word(), DOMAIN, HashMap::new());
+        if again.is_some() {
+            details.set_retry_info(again);
+        }
+        Self::with_error_details(code, reason.message.clone(), details)
+    }
 }
 
 impl From<AdmissionError> for Status {

@@ -8,28 +8,33 @@ use stoker_proto::v1::explain_request::What;
 use tonic::{Code, Status};
 
 use super::Rooms;
+use super::asker::Asker;
 use super::convert::{amounts, lease, reasons, sizing, ticket, timestamp, totals, wire};
 use super::error::bad;
 use super::node::beyond_its_size;
 use super::request::{build, id};
+use crate::access::Role;
 use crate::admission::{Evaluated, SourceState, WriterError};
 
 /// What is known of the ticket, the lease, the request or the build that is named.
-pub(super) fn explain(rooms: &Rooms, request: v1::ExplainRequest) -> Result<v1::Explanation, Status> {
+pub(super) fn explain(rooms: &Rooms, asker: &Asker, request: v1::ExplainRequest) -> Result<v1::Explanation, Status> {
     match request.what {
         Some(What::TicketId(text)) => {
             let wanted: TicketId = id("ticket_id", text)?;
+            asker.ticket(rooms, Role::Viewer, &wanted)?;
             of_ticket(rooms, &wanted).ok_or_else(|| WriterError::Refused(Refused::NoTicket(wanted)).into())
         }
         Some(What::LeaseId(text)) => {
             let wanted: LeaseId = id("lease_id", text)?;
+            asker.lease(rooms, Role::Viewer, &wanted)?;
             of_lease(rooms, &wanted).ok_or_else(|| WriterError::Refused(Refused::NoLease(wanted)).into())
         }
         Some(What::RequestId(text)) => {
             let wanted: RequestId = id("request_id", text)?;
             let (ticket, lease) = rooms.admission.look(|_, ledger| {
-                let ticket = ledger.ticket_of(&wanted).map(|ticket| ticket.id.clone());
-                (ticket, ledger.lease_of(&wanted).map(|lease| lease.id.clone()))
+                let ticket = ledger.ticket_of(&wanted).filter(|ticket| asker.sees(&ticket.request.scope.tenant));
+                let lease = ledger.lease_of(&wanted).filter(|lease| asker.sees(&lease.scope.tenant));
+                (ticket.map(|ticket| ticket.id.clone()), lease.map(|lease| lease.id.clone()))
             });
             let found = ticket.and_then(|ticket| of_ticket(rooms, &ticket));
             let found = found.or_else(|| of_lease(rooms, &lease?));
@@ -37,7 +42,8 @@ pub(super) fn explain(rooms: &Rooms, request: v1::ExplainRequest) -> Result<v1::
                 Status::new(Code::NotFound, format!("request {wanted} has neither a lease nor a ticket"))
             })
         }
-        Some(What::Build(given)) => {
+        Some(What::Build(mut given)) => {
+            asker.build(rooms, "build", &mut given)?;
             let build = build("build", Some(given))?;
             let (told, seen) = rooms.admission.explain(&build);
             let evaluated = evaluation(seen);

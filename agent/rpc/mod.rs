@@ -1,12 +1,15 @@
 //! The gRPC face: messages in, the rooms' words, messages out. The only place where both are known.
 //!
-//! `request` checks each field once and refuses it by name; `convert` writes answers; `error` gives refusals their
+//! `guard` stands before all of them: who asks, and whether the method is for that one; `asker` says whose things a call
+//! may see and change. `request` checks each field once and refuses it by name; `convert` writes answers; `error` gives refusals their
 //! status and details. Methods that nothing fills yet answer `UNIMPLEMENTED`, which is what the generated traits do.
 
 mod admission;
+mod asker;
 mod convert;
 mod error;
 mod explain;
+mod guard;
 mod holders;
 mod node;
 mod output;
@@ -47,6 +50,8 @@ const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 /// What the services serve. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
+    /// Who asks, and what that one may.
+    pub access: crate::access::Access,
     /// The ledger.
     pub admission: Admission,
     /// The repositories.
@@ -157,7 +162,8 @@ impl Rooms {
                 WorkspaceServiceServer::new(workspace::Workspace(self.clone()))
                     .max_decoding_message_size(MESSAGE_BYTES_MAX),
             );
-        Ok(routes.routes())
+        let guarded = axum::middleware::from_fn_with_state(self.access.clone(), guard::guard);
+        Ok(routes.routes().into_axum_router().layer(guarded).into())
     }
 }
 

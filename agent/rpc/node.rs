@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Rooms;
+use super::asker::Asker;
 use super::convert::{duration, mode, reasons, timestamp, totals, usage, wire};
 use super::error::bad;
 use crate::config::Retention;
@@ -41,12 +42,14 @@ type Statuses = Pin<Box<dyn Stream<Item = Result<v1::WatchStatusResponse, Status
 impl NodeService for Node {
     async fn get_status(
         &self,
-        _request: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        Ok(Response::new(v1::GetStatusResponse { status: Some(self.0.status()) }))
+        let status = Asker::of(&request)?.status(&self.0, self.0.status());
+        Ok(Response::new(v1::GetStatusResponse { status: Some(status) }))
     }
 
-    async fn watch_status(&self, _request: Request<v1::WatchStatusRequest>) -> Result<Response<Statuses>, Status> {
+    async fn watch_status(&self, request: Request<v1::WatchStatusRequest>) -> Result<Response<Statuses>, Status> {
+        let asker = Asker::of(&request)?;
         let (statuses, stream) = mpsc::channel(2);
         let rooms = self.0.clone();
         self.0.tasks.spawn(async move {
@@ -56,7 +59,7 @@ impl NodeService for Node {
             let mut pools = rooms.pools.subscribe();
             let mut repositories = rooms.repositories.watch();
             loop {
-                let status = v1::WatchStatusResponse { status: Some(rooms.status()) };
+                let status = v1::WatchStatusResponse { status: Some(asker.status(&rooms, rooms.status())) };
                 if statuses.send(Ok(status)).await.is_err() {
                     return;
                 }
@@ -85,7 +88,9 @@ impl NodeService for Node {
     }
 
     async fn set_mode(&self, request: Request<v1::SetModeRequest>) -> Result<Response<v1::SetModeResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
+        asker.about("mode", request.mode().as_str_name());
         let wanted = match request.mode() {
             v1::Mode::Accepting => Mode::Accepting,
             v1::Mode::Maintenance => Mode::Maintenance,
@@ -112,7 +117,9 @@ impl NodeService for Node {
     }
 
     async fn set_pool(&self, request: Request<v1::SetPoolRequest>) -> Result<Response<v1::SetPoolResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
+        asker.about("pool", &request.name);
         let known = match request.detached {
             true => self.0.pools.detach(&request.name).await,
             false => self.0.pools.attach(&request.name).await,
@@ -307,6 +314,7 @@ impl Rooms {
             .chain(self.admission.sizing_fault())
             .chain(self.overdue())
             .chain(self.retention.view().alarms)
+            .chain(self.access.alarms())
             .collect()
     }
 }

@@ -7,9 +7,11 @@ use stoker_proto::v1;
 use tonic::Status;
 
 use super::Rooms;
+use super::asker::Asker;
 use super::convert::{outcome, scope, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::page;
+use crate::access::Role;
 use crate::workspace::outputs::{FOLDER, Output, Outputs, is_of};
 
 /// The most characters of an id.
@@ -49,16 +51,19 @@ pub(super) fn message(rooms: &Rooms, output: &Output) -> v1::Output {
     }
 }
 
-pub(super) async fn get(rooms: &Rooms, id: String) -> Result<v1::GetOutputResponse, Status> {
-    let wanted = checked(&id)?.to_owned();
-    let output = on_disk(rooms, move |outputs| Ok(outputs.get(&wanted))).await?.ok_or_else(|| unknown(&id))?;
+pub(super) async fn get(rooms: &Rooms, asker: &Asker, id: String) -> Result<v1::GetOutputResponse, Status> {
+    let output = its(rooms, asker, Role::Viewer, &id).await?;
     Ok(v1::GetOutputResponse { output: Some(message(rooms, &output)) })
 }
 
-pub(super) async fn list(rooms: &Rooms, request: v1::ListOutputsRequest) -> Result<v1::ListOutputsResponse, Status> {
+pub(super) async fn list(
+    rooms: &Rooms,
+    asker: &Asker,
+    request: v1::ListOutputsRequest,
+) -> Result<v1::ListOutputsResponse, Status> {
     let wanted = super::request::scope("scope", request.scope)?;
     let mut all = on_disk(rooms, |outputs| Ok(outputs.list())).await?.map_err(|reason| refusal(&reason))?;
-    all.retain(|output| is_of(output, &wanted));
+    all.retain(|output| is_of(output, &wanted) && asker.sees(&output.scope.tenant));
     // The order of time and of the tokens.
     let key = |output: &std::sync::Arc<Output>| format!("{:016x}-{}", output.created_at.0, output.id);
     all.sort_by_cached_key(key);
@@ -67,19 +72,29 @@ pub(super) async fn list(rooms: &Rooms, request: v1::ListOutputsRequest) -> Resu
     Ok(v1::ListOutputsResponse { outputs, next_page_token })
 }
 
-pub(super) async fn release(rooms: &Rooms, id: String) -> Result<v1::ReleaseOutputResponse, Status> {
+pub(super) async fn release(rooms: &Rooms, asker: &Asker, id: String) -> Result<v1::ReleaseOutputResponse, Status> {
+    its(rooms, asker, Role::Scheduler, &id).await?;
     let wanted = checked(&id)?.to_owned();
     let released = on_disk(rooms, move |outputs| outputs.release(&wanted, crate::admission::now())).await?;
     let output = released.ok_or_else(|| unknown(&id))?;
     Ok(v1::ReleaseOutputResponse { output: Some(message(rooms, &output)) })
 }
 
-pub(super) async fn delete(rooms: &Rooms, id: String) -> Result<v1::DeleteOutputResponse, Status> {
+pub(super) async fn delete(rooms: &Rooms, asker: &Asker, id: String) -> Result<v1::DeleteOutputResponse, Status> {
+    its(rooms, asker, Role::Scheduler, &id).await?;
     let wanted = checked(&id)?.to_owned();
     match on_disk(rooms, move |outputs| outputs.delete(&wanted)).await? {
         true => Ok(v1::DeleteOutputResponse {}),
         false => Err(unknown(&id)),
     }
+}
+
+/// One of a tenant for which the caller has the role.
+async fn its(rooms: &Rooms, asker: &Asker, role: Role, id: &str) -> Result<std::sync::Arc<Output>, Status> {
+    let wanted = checked(id)?.to_owned();
+    asker.about("output", id);
+    let found = on_disk(rooms, move |outputs| Ok(outputs.get(&wanted))).await?;
+    found.filter(|output| asker.caller.may(role, &output.scope.tenant)).ok_or_else(|| unknown(id))
 }
 
 /// On a thread that may wait: whether the pool is there is asked of its disk.

@@ -11,10 +11,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::asker::Asker;
 use super::convert::{duration, reason, reasons, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{page, source, url};
 use super::{Rooms, patience, transfer};
+use crate::access::Role;
 use crate::repository::{Progress, RepositoryState, View};
 
 /// A fill of a large repository takes longer than a call whose caller names no deadline.
@@ -40,7 +42,9 @@ impl RepositoryService for Repository {
         request: Request<v1::ResolveSourceRequest>,
     ) -> Result<Response<v1::ResolveSourceResponse>, Status> {
         let patience = patience(&request);
+        let asker = Asker::of(&request)?;
         let wanted = source("source", request.into_inner().source)?;
+        asker.repository(&self.0, Role::Scheduler, &wanted.url)?;
         let resolved = self.0.repositories.resolve_with_fork(&wanted, patience).await;
         let (resolved, fork) = resolved.map_err(|reason| refusal(&reason))?;
         let (fork_url, fork_ref) = fork.map(|fork| (fork.url, fork.reference)).unwrap_or_default();
@@ -69,8 +73,10 @@ impl RepositoryService for Repository {
         &self,
         request: Request<v1::ListRepositoriesRequest>,
     ) -> Result<Response<v1::ListRepositoriesResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let mut all = self.0.repositories.list();
+        all.retain(|view| asker.caller.may_read(&view.trust));
         all.sort_by(|a, b| a.url.cmp(&b.url));
         let (views, next_page_token) =
             page(all.into_iter(), |view| view.url.key().to_owned(), request.page_size, &request.page_token)?;
@@ -82,9 +88,12 @@ impl RepositoryService for Repository {
         &self,
         request: Request<v1::GetRepositoryRequest>,
     ) -> Result<Response<v1::GetRepositoryResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let wanted = url("url", &request.into_inner().url)?;
-        let view = self.0.repositories.get(&wanted).ok_or_else(|| unknown(wanted.key()))?;
-        let repository = v1::Repository { held_by: self.0.holders(&view), ..repository(&view) };
+        let view = self.0.repositories.get(&wanted).filter(|view| asker.caller.may_read(&view.trust));
+        let view = view.ok_or_else(|| unknown(wanted.key()))?;
+        let held_by = if asker.sees_all() { self.0.holders(&view) } else { Vec::new() };
+        let repository = v1::Repository { held_by, ..repository(&view) };
         Ok(Response::new(v1::GetRepositoryResponse { repository: Some(repository) }))
     }
 
@@ -92,9 +101,11 @@ impl RepositoryService for Repository {
         &self,
         request: Request<v1::AddRepositoryRequest>,
     ) -> Result<Response<v1::AddRepositoryResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let wanted = url("url", &request.url)?;
         trust("trust", &request.trust)?;
+        asker.add(&self.0, &wanted, &request)?;
         let view = match self.0.repositories.add(&wanted, request.pin, &request.trust).await {
             Ok(_) if request.submodules => self.0.repositories.follow_submodules(&wanted).await,
             added => added,
@@ -107,7 +118,9 @@ impl RepositoryService for Repository {
         &self,
         request: Request<v1::RemoveRepositoryRequest>,
     ) -> Result<Response<v1::RemoveRepositoryResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let wanted = url("url", &request.into_inner().url)?;
+        asker.repository(&self.0, Role::Operator, &wanted)?;
         self.0.repositories.remove(&wanted).await.map_err(|reason| refusal(&reason))?;
         Ok(Response::new(v1::RemoveRepositoryResponse {}))
     }
@@ -116,8 +129,10 @@ impl RepositoryService for Repository {
         &self,
         request: Request<v1::PinRepositoryRequest>,
     ) -> Result<Response<v1::PinRepositoryResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let wanted = url("url", &request.url)?;
+        asker.repository(&self.0, Role::Operator, &wanted)?;
         let view = self.0.repositories.set_pinned(&wanted, request.pinned).await;
         let view = view.map_err(|reason| refusal(&reason))?;
         Ok(Response::new(v1::PinRepositoryResponse { repository: Some(repository(&view)) }))
@@ -128,8 +143,10 @@ impl RepositoryService for Repository {
         request: Request<v1::RefreshRepositoryRequest>,
     ) -> Result<Response<Refreshing>, Status> {
         let patience = patience(&request).max(REFRESH_WITHIN);
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let wanted = url("url", &request.url)?;
+        asker.repository(&self.0, Role::Scheduler, &wanted)?;
         let handle = self.0.repositories.refresh(&wanted, request.only_if_empty);
         let handle = handle.map_err(|reason| refusal(&reason))?;
         let (events, stream) = mpsc::channel(8);
@@ -176,7 +193,8 @@ impl RepositoryService for Repository {
         &self,
         request: Request<Streaming<v1::ImportRepositoryRequest>>,
     ) -> Result<Response<v1::ImportRepositoryResponse>, Status> {
-        transfer::import(&self.0, request.into_inner()).await
+        let asker = Asker::of(&request)?;
+        transfer::import(&self.0, &asker, request.into_inner()).await
     }
 
     async fn export_repository(

@@ -11,10 +11,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Rooms;
+use super::asker::Asker;
 use super::convert::wire;
 use super::error::{bad, refusal};
 use super::repository::{progress, repository, trust};
 use super::request::url;
+use crate::access::Role;
 use crate::repository::{Finding, ImportTarget, VerifyHandle};
 
 /// How long an import waits for the next message: longer than a reader of a slow disk or link pauses.
@@ -30,8 +32,10 @@ pub(super) fn verify(
     rooms: &Rooms,
     request: Request<v1::VerifyRepositoryRequest>,
 ) -> Result<Response<Verifying>, Status> {
+    let asker = Asker::of(&request)?;
     let request = request.into_inner();
     let wanted = url("url", &request.url)?;
+    asker.repository(rooms, Role::Operator, &wanted)?;
     let handle = rooms.repositories.verify(&wanted, request.full).map_err(|reason| refusal(&reason))?;
     let (events, stream) = mpsc::channel(8);
     let cancel = rooms.cancel.clone();
@@ -71,6 +75,7 @@ fn finding(finding: Finding) -> v1::Finding {
 /// Takes the stream into the cache.
 pub(super) async fn import(
     rooms: &Rooms,
+    asker: &Asker,
     mut stream: Streaming<v1::ImportRepositoryRequest>,
 ) -> Result<Response<v1::ImportRepositoryResponse>, Status> {
     let first = stream.message().await?.and_then(|message| message.part);
@@ -85,6 +90,7 @@ pub(super) async fn import(
             return Err(bad("target", "is missing; the first message says where the import goes"));
         }
     };
+    asker.import(rooms, target.url.as_ref(), &target.trust)?;
     let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
     let cancel = rooms.cancel.clone();
     // Beside the import, which reads as fast as its disk takes: it ends with the stream, or with its reader.
@@ -138,7 +144,9 @@ pub(super) async fn export(
     rooms: &Rooms,
     request: Request<v1::ExportRepositoryRequest>,
 ) -> Result<Response<Exporting>, Status> {
+    let asker = Asker::of(&request)?;
     let wanted = url("url", &request.into_inner().url)?;
+    asker.repository(rooms, Role::Operator, &wanted)?;
     let mut export = rooms.repositories.export(&wanted).await.map_err(|reason| refusal(&reason))?;
     let (events, stream) = mpsc::channel(1);
     let cancel = rooms.cancel.clone();

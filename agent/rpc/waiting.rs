@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::Rooms;
+use super::asker::Asker;
 use super::convert::{awaited, lease};
 use super::error::bad;
 use crate::admission::{Order, TokenError};
@@ -67,6 +68,7 @@ fn cancelled(request: &RequestId) -> Reason {
 /// The live leases where there is no token, then changes, until the client goes or falls behind what is kept.
 pub(super) fn watch(
     rooms: &Rooms,
+    asker: Asker,
     token: String,
 ) -> Result<ReceiverStream<Result<v1::WatchLeasesResponse, Status>>, Status> {
     // Before anything is looked at, so that no change falls between.
@@ -89,7 +91,7 @@ pub(super) fn watch(
             watch_token: token.to_owned(),
         };
         if let Some(live) = state {
-            for held in &live {
+            for held in live.iter().filter(|held| asker.sees(&held.scope.tenant)) {
                 if messages.send(Ok(tell(Some(held), ""))).await.is_err() {
                     return;
                 }
@@ -104,7 +106,8 @@ pub(super) fn watch(
                 Err(error) => return drop(messages.send(Err(refused(error))).await),
             };
             for (held, at) in changes {
-                if messages.send(Ok(tell(Some(&held), &at))).await.is_err() {
+                let sees = asker.sees(&held.scope.tenant);
+                if sees && messages.send(Ok(tell(Some(&held), &at))).await.is_err() {
                     return;
                 }
                 token = at;

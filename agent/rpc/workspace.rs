@@ -12,10 +12,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::asker::Asker;
 use super::convert::{scope, timestamp, wire};
 use super::error::{bad, refusal};
 use super::request::{id, page, source, span};
 use super::{Rooms, output, patience};
+use crate::access::Role;
 use crate::admission::{WriterError, survey};
 use crate::config::MANIFEST_FILE;
 use crate::repository::SnapshotPin;
@@ -37,10 +39,16 @@ impl WorkspaceService for Workspace {
         request: Request<v1::PrepareWorkspaceRequest>,
     ) -> Result<Response<Stages>, Status> {
         let patience = patience(&request);
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let order = match request.r#for {
-            Some(v1::prepare_workspace_request::For::LeaseId(lease)) => self.leased(id("lease_id", lease)?)?,
-            Some(v1::prepare_workspace_request::For::Unleased(wanted)) => self.unleased(wanted, patience).await?,
+            Some(v1::prepare_workspace_request::For::LeaseId(lease)) => self.leased(&asker, id("lease_id", lease)?)?,
+            Some(v1::prepare_workspace_request::For::Unleased(mut wanted)) => {
+                asker.claim("unleased.scope.tenant", &mut wanted.scope)?;
+                let tenant = wanted.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
+                asker.source(&self.0, tenant, wanted.source.as_ref())?;
+                self.unleased(&asker, wanted, patience).await?
+            }
             None => return Err(bad("for", "is not set; give a lease_id, or unleased")),
         };
         let manifest = request.manifest.as_ref().map(|wanted| manifest(wanted, request.submodules)).transpose()?;
@@ -85,8 +93,10 @@ impl WorkspaceService for Workspace {
         &self,
         request: Request<v1::GetWorkspaceRequest>,
     ) -> Result<Response<v1::GetWorkspaceResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let wanted: LeaseId = id("id", request.into_inner().id)?;
-        let found = self.0.workspaces.get(wanted.as_str()).ok_or_else(|| unknown(wanted.as_str()))?;
+        let found = self.0.workspaces.get(wanted.as_str()).filter(|held| asker.sees(&held.scope.tenant));
+        let found = found.ok_or_else(|| unknown(wanted.as_str()))?;
         let workspace = Some(prepared(&found, &self.0.serve.build_environment().await));
         Ok(Response::new(v1::GetWorkspaceResponse { workspace }))
     }
@@ -95,8 +105,9 @@ impl WorkspaceService for Workspace {
         &self,
         request: Request<v1::ListWorkspacesRequest>,
     ) -> Result<Response<v1::ListWorkspacesResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
-        let all = self.0.workspaces.list().into_iter();
+        let all = self.0.workspaces.list().into_iter().filter(|held| asker.sees(&held.scope.tenant));
         let (found, next_page_token) = page(all, |held| held.id.clone(), request.page_size, &request.page_token)?;
         let git = self.0.serve.build_environment().await;
         // Thousands of projects in each would be more than one message takes.
@@ -109,7 +120,11 @@ impl WorkspaceService for Workspace {
         &self,
         request: Request<v1::DeleteWorkspaceRequest>,
     ) -> Result<Response<v1::DeleteWorkspaceResponse>, Status> {
+        let asker = Asker::of(&request)?;
         let wanted: LeaseId = id("id", request.into_inner().id)?;
+        if !asker.workspace(&self.0, Role::Scheduler, wanted.as_str()) {
+            return Err(unknown(wanted.as_str()));
+        }
         let made = self.0.workspaces.get(wanted.as_str()).map(|held| held.created_at);
         let found = self.0.workspaces.delete(wanted.as_str()).await.map_err(|reason| refusal(&reason))?;
         if !found {
@@ -124,28 +139,32 @@ impl WorkspaceService for Workspace {
         &self,
         request: Request<v1::GetOutputRequest>,
     ) -> Result<Response<v1::GetOutputResponse>, Status> {
-        output::get(&self.0, request.into_inner().id).await.map(Response::new)
+        let asker = Asker::of(&request)?;
+        output::get(&self.0, &asker, request.into_inner().id).await.map(Response::new)
     }
 
     async fn list_outputs(
         &self,
         request: Request<v1::ListOutputsRequest>,
     ) -> Result<Response<v1::ListOutputsResponse>, Status> {
-        output::list(&self.0, request.into_inner()).await.map(Response::new)
+        let asker = Asker::of(&request)?;
+        output::list(&self.0, &asker, request.into_inner()).await.map(Response::new)
     }
 
     async fn release_output(
         &self,
         request: Request<v1::ReleaseOutputRequest>,
     ) -> Result<Response<v1::ReleaseOutputResponse>, Status> {
-        output::release(&self.0, request.into_inner().id).await.map(Response::new)
+        let asker = Asker::of(&request)?;
+        output::release(&self.0, &asker, request.into_inner().id).await.map(Response::new)
     }
 
     async fn delete_output(
         &self,
         request: Request<v1::DeleteOutputRequest>,
     ) -> Result<Response<v1::DeleteOutputResponse>, Status> {
-        output::delete(&self.0, request.into_inner().id).await.map(Response::new)
+        let asker = Asker::of(&request)?;
+        output::delete(&self.0, &asker, request.into_inner().id).await.map(Response::new)
     }
 }
 
@@ -178,11 +197,8 @@ impl Workspace {
         Ok(Some(bytes))
     }
 
-    fn leased(&self, lease_id: LeaseId) -> Result<Order, Status> {
-        let lease = self.0.admission.read(|ledger| ledger.lease(&lease_id).cloned());
-        let Some(lease) = lease else {
-            return Err(WriterError::Refused(Refused::NoLease(lease_id)).into());
-        };
+    fn leased(&self, asker: &Asker, lease_id: LeaseId) -> Result<Order, Status> {
+        let lease = asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         if !lease.live() {
             return Err(WriterError::Refused(Refused::Ended(lease_id, lease.state)).into());
         }
@@ -208,14 +224,28 @@ impl Workspace {
         })
     }
 
-    async fn unleased(&self, wanted: v1::Unleased, patience: std::time::Duration) -> Result<Order, Status> {
+    async fn unleased(
+        &self,
+        asker: &Asker,
+        wanted: v1::Unleased,
+        patience: std::time::Duration,
+    ) -> Result<Order, Status> {
         let request_id: RequestId = id("unleased.request_id", wanted.request_id)?;
+        let id_of_workspace = crate::workspace::unleased_id(&request_id);
+        // The same id is the same workspace: it must not be another's.
+        if self.0.workspaces.get(&id_of_workspace).is_some()
+            && !asker.workspace(&self.0, Role::Scheduler, &id_of_workspace)
+        {
+            let what = "is in use; choose another, as a random one";
+            return Err(Status::already_exists(format!("unleased.request_id: {what}")));
+        }
+        asker.about("workspace", &id_of_workspace);
         let lifetime = span("unleased.lifetime", wanted.lifetime, LIFETIME, LIFETIME_MAX)?;
         let scope = super::request::scope("unleased.scope", wanted.scope)?;
         let from = source("unleased.source", wanted.source)?;
         let resolved = self.0.repositories.resolve(&from, patience).await.map_err(|reason| refusal(&reason))?;
         Ok(Order {
-            id: crate::workspace::unleased_id(&request_id),
+            id: id_of_workspace,
             lease: None,
             source: survey::source(&from, &resolved),
             scope,

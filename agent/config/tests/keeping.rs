@@ -26,4 +26,5 @@ fn times_and_rules_that_cannot_be() {
 #[test]
 fn a_file_that_says_nothing_of_it_gets_the_defaults() {
     assert_eq!(config(MINIMAL, &NodeIdentity::default()).keeping, Keeping::default());
+    assert_eq!(config(MINIMAL, &NodeIdentity::default()).access, Access::default());
 }

@@ -307,6 +307,13 @@ fn the_defaults_are_these() {
       rebindWithin: 60s
     listen:
       socket: /run/stoker/stoker.sock
+    access:
+      tokens:
+        audience: stoker.build
+        cache: 1m
+      rate:
+        perSecond: 100
+        burst: 500
     "#);
 }
 
@@ -434,7 +441,10 @@ fn run_has_one_pool_below_its_state() {
     assert!(!run.pools[0].mount_required);
     assert_eq!(run.pools[0].floor.bytes.of(0), 1 << 30);
     let socket = Some(run.state.join("run/agent.sock"));
-    assert_eq!(run.listen, Listen { socket, grpc: None, http: None, private_git: true });
+    assert_eq!(
+        run.listen,
+        Listen { socket, grpc: None, grpc_tls: None, http: None, http_tls: None, private_git: true }
+    );
     assert_eq!(run.repositories.pool, run.pools[0].name);
     assert_eq!(run.workspaces.pool, run.pools[0].name);
     for protocol in &run.repositories.protocols {

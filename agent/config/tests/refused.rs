@@ -94,7 +94,7 @@ fn wrong_shapes() {
     refused(
         &format!("{HEAD}{POOL}"),
         &[
-            Row("nodes: {}", "nodes", 4, "is not a known field", "known here: admission, apiVersion"),
+            Row("nodes: {}", "nodes", 4, "is not a known field", "known here: access, admission"),
             Row("node:\n  host_root: /", "node.host_root", 5, "is not a known field", "write `hostRoot`"),
             Row("node:\n  reserve: 4", "node.reserve", 5, "is a number, a map is wanted", "write a map"),
             Row("node: {name: 12}", "node.name", 4, "is a number, text is wanted", "put it in quotes"),
@@ -127,11 +127,11 @@ fn wrong_shapes() {
             ),
             Row("admission: {timeBudget: kill}", "admission.timeBudget", 4, "\"kill\"", "`end` or `report`"),
             Row(
-                "listen: {grpc: {address: '127.0.0.1:1', insecure: loopback, tls: {}}}",
-                "listen.grpc.tls",
+                "listen: {grpc: {address: '127.0.0.1:1', tls: {key: /k}}}",
+                "listen.grpc.tls.certificate",
                 4,
-                "is not a known field",
-                "TLS is not served yet",
+                "is missing",
+                "add `certificate`",
             ),
         ],
     );
@@ -612,7 +612,7 @@ fn repositories_and_addresses_that_cannot_be() {
                 "listen:\n  grpc:\n    address: 0.0.0.0:9417\n    insecure: loopback",
                 "listen.grpc.address",
                 6,
-                "0.0.0.0:9417 is not a loopback address, and there is no TLS yet",
+                "0.0.0.0:9417 is not a loopback address, and there is no `tls`",
                 "`127.0.0.1:9417`, with `insecure: loopback`",
             ),
             Row(
@@ -621,6 +621,20 @@ fn repositories_and_addresses_that_cannot_be() {
                 4,
                 "without TLS",
                 "add `insecure: loopback`",
+            ),
+            Row(
+                "listen: {grpc: {address: '127.0.0.1:1', insecure: loopback, tls: {certificate: /c, key: /k}}}",
+                "listen.grpc.insecure",
+                4,
+                "this one has `tls`",
+                "remove it",
+            ),
+            Row(
+                "listen: {http: {address: '127.0.0.1:1', tls: {certificate: /c, key: k}}}",
+                "listen.http.tls.key",
+                4,
+                "not an absolute path",
+                "begins with /",
             ),
             Row(
                 "listen: {grpc: {address: '127.0.0.1:1', insecure: loopback}, http: {address: '0.0.0.0:1'}}",
@@ -732,6 +746,42 @@ fn forges_that_cannot_be() {
                 "needs http",
                 "add http",
             ),
+        ],
+    );
+}
+
+#[test]
+fn access_that_cannot_be() {
+    let rule = |text: &str| -> &'static str { format!("access: {{rules: [{{{text}}}]}}").leak() };
+    let at = "access.rules[0]";
+    let row = |text, field, why, remedy| Row(rule(text), field, 4, why, remedy);
+    let rows = [
+        row("role: viewer", at, "names nobody", "`users`"),
+        row("role: root, users: [a]", "access.rules[0].role", "\"root\"", "`operator`"),
+        row(
+            "role: viewer, serviceAccounts: [a]",
+            "access.rules[0].serviceAccounts[0]",
+            "is not a service account",
+            "`namespace/name`",
+        ),
+        row("role: viewer, users: ['']", "access.rules[0].users[0]", "is empty", "a name"),
+        row("role: viewer, users: [a], tenants: ['']", "access.rules[0].tenants[0]", "is empty", "a name"),
+        row("role: viewer, users: [a], trust: [A]", "access.rules[0].trust[0]", "is not a name", "a-z"),
+        row(
+            "role: viewer, users: [a], tenant: b",
+            "access.rules[0].tenant",
+            "is not a known field",
+            "known here: groups",
+        ),
+    ];
+    refused(&format!("{HEAD}{POOL}"), &rows);
+    refused(
+        &format!("{HEAD}{POOL}"),
+        &[
+            Row("access: {tokens: {cache: 1h}}", "access.tokens.cache", 4, "is 1h", "1s to 10m"),
+            Row("access: {tokens: {audience: ''}}", "access.tokens.audience", 4, "is none", "visible"),
+            Row("access: {rate: {perSecond: 0}}", "access.rate.perSecond", 4, "is 0", "from 1"),
+            Row("access: {rate: {burst: 2000000}}", "access.rate.burst", 4, "is 2000000", "to 1000000"),
         ],
     );
 }

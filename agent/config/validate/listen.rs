@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::text;
-use crate::config::file::{GrpcSection, Insecure, ListenSection};
+use crate::config::file::{GrpcSection, Insecure, ListenSection, TlsSection};
 use crate::config::problem::{Fault, Place, Problems, shown};
-use crate::config::{Listen, SOCKET_BYTES_MAX};
+use crate::config::{Listen, SOCKET_BYTES_MAX, TlsFiles};
 
 /// The addresses.
 pub(super) fn validate(section: &ListenSection, place: &Place<'_>, problems: &mut Problems) -> Listen {
@@ -21,10 +21,17 @@ pub(super) fn validate(section: &ListenSection, place: &Place<'_>, problems: &mu
         let fault = Fault::new(format!("{http} takes the port of listen.grpc.address"), "write another port");
         problems.add(&at, fault);
     }
+    let mut files = |section: Option<&TlsSection>, listener: &str| {
+        Some(tls(section?, &place.field(listener).field("tls"), problems))
+    };
+    let grpc_tls = files(section.grpc.as_ref().and_then(|grpc| grpc.tls.as_ref()), "grpc");
+    let http_tls = files(section.http.as_ref().and_then(|http| http.tls.as_ref()), "http");
     Listen {
         socket: Some(problems.take(&place.field("socket"), socket(&section.socket))),
         grpc,
+        grpc_tls,
         http,
+        http_tls,
         private_git: false,
     }
 }
@@ -42,13 +49,28 @@ fn socket(written: &str) -> Result<PathBuf, Fault> {
     Ok(path)
 }
 
+/// Where the files are. What is in them is another machine's affair as long as nobody listens.
+fn tls(section: &TlsSection, place: &Place<'_>, problems: &mut Problems) -> TlsFiles {
+    let mut path = |name: &str, written: &str| problems.take(&place.field(name), text::absolute(written));
+    TlsFiles {
+        certificate: path("certificate", &section.certificate),
+        key: path("key", &section.key),
+        client_ca: section.client_ca.as_deref().map(|written| path("clientCa", written)),
+    }
+}
+
 /// Whoever reaches gRPC over plain TCP can do everything, so it stays on the machine, and the file has to say so.
 fn grpc(section: &GrpcSection, place: &Place<'_>, problems: &mut Problems) -> Option<SocketAddr> {
     let at = place.field("address");
     let address = address(&section.address, &at, "127.0.0.1:9417", problems)?;
-    if !address.ip().is_loopback() {
-        let message = format!("{address} is not a loopback address, and there is no TLS yet");
-        let remedy = "listen on a loopback address, as `127.0.0.1:9417`, with `insecure: loopback`";
+    if section.tls.is_some() {
+        if section.insecure.is_some() {
+            let fault = Fault::new("is for a listener without TLS, and this one has `tls`", "remove it, or `tls`");
+            problems.add(&place.field("insecure"), fault);
+        }
+    } else if !address.ip().is_loopback() {
+        let message = format!("{address} is not a loopback address, and there is no `tls`");
+        let remedy = "add `tls`, or listen on a loopback address, as `127.0.0.1:9417`, with `insecure: loopback`";
         problems.add(&at, Fault::new(message, remedy));
     } else if section.insecure != Some(Insecure::Loopback) {
         let message = format!("{address} would be served without TLS, to all who can connect");

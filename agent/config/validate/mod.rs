@@ -3,6 +3,7 @@
 //! What comes in has the shape of the file (`shape` saw to that). A value that is wrong is reported and stood in for,
 //! so that the rest is looked at too; a configuration goes out only where nothing was reported.
 
+mod access;
 mod admission;
 mod forges;
 mod git;
@@ -56,6 +57,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         sizing: sizing::validate(&file.sizing, &root.field("sizing"), problems),
         kubernetes: kubernetes::validate(&file.kubernetes, &root.field("kubernetes"), problems),
         listen: listen::validate(&file.listen, &root.field("listen"), problems),
+        access: access::validate(&file.access, &root.field("access"), problems),
     }
 }
 

@@ -1,0 +1,66 @@
+//! Processes on the unix socket.
+//!
+//! The kernel tells who connected (`SO_PEERCRED`, see unix(7)), in the agent's own terms: a process of another pod shows
+//! as pid 0 there, and, without a user namespace of its own, as uid 0. An agent that sees all processes of the machine
+//! sees those of pods too, with their pids. So a user id counts only where the process is in the agent's own pid namespace:
+//! on the host for an agent of the host, and in the agent's own container for one in a pod.
+
+use std::path::Path;
+
+use tokio::net::UnixStream;
+
+/// A process that is known to be no other pod's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// When it connected.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// Who connected. Asked at once: later its pid may be another's.
+pub(super) fn process(stream: &UnixStream) -> Option<Process> {
+    let credentials = stream.peer_cred().ok()?;
+    let pid = credentials.pid().filter(|pid| *pid > 0)?;
+    shares_pids(Path::new("/proc"), pid).then(|| Process { pid, uid: credentials.uid() })
+}
+
+/// Whether a process is in the same pid namespace as this one, as far as that can be told.
+fn shares_pids(proc: &Path, pid: i32) -> bool {
+    let namespace = |process: &str| std::fs::read_link(proc.join(process).join("ns/pid")).ok();
+    let own = namespace("self");
+    own.is_some() && namespace(&pid.to_string()) == own
+}
+
+/// Root, and the agent's own user: they could change the agent itself.
+pub(super) fn may_do_everything(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_process_of_the_same_pid_namespace_counts() {
+        let tree = tempfile::tempdir().unwrap();
+        for (process, namespace) in [("self", "pid:[1]"), ("7", "pid:[1]"), ("8", "pid:[2]")] {
+            let folder = tree.path().join(process).join("ns");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::os::unix::fs::symlink(namespace, folder.join("pid")).unwrap();
+        }
+        assert!(shares_pids(tree.path(), 7));
+        assert!(!shares_pids(tree.path(), 8) && !shares_pids(tree.path(), 9), "another's, and one that is gone");
+        std::fs::remove_file(tree.path().join("self/ns/pid")).unwrap();
+        assert!(!shares_pids(tree.path(), 9), "two that cannot be told are not the same");
+    }
+
+    #[tokio::test]
+    async fn this_process_is_one_of_this_machine() {
+        let (ours, _other) = UnixStream::pair().unwrap();
+        let process = process(&ours).unwrap();
+        assert_eq!(u32::try_from(process.pid).unwrap(), std::process::id());
+        assert!(may_do_everything(process.uid));
+    }
+}

@@ -1,0 +1,224 @@
+//! Who asks, and what that one may.
+//!
+//! In come connections ([`Peer`]: a process on the socket, a TCP peer, a client's certificate) and credentials (a bearer
+//! token); out go a [`Caller`] with its grants, or a [`Denied`]. What rules say is configuration, and holds from the next
+//! call on. [`methods`] is the table of what each gRPC method needs; [`crate::rpc`] holds each call against it, and
+//! [`Caller`] is the one place that says whose things somebody may see and change. Everything that is remembered has a
+//! bound, and what cannot be checked is refused.
+//!
+//! [`tls`] makes listeners of certificates that change under way, `token` and `keys` check service account tokens,
+//! [`limit`] counts calls.
+
+mod caller;
+mod certificate;
+mod connection;
+mod keys;
+pub mod limit;
+mod local;
+pub mod methods;
+pub mod tls;
+mod token;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::CertificateDer;
+use stoker_core::reason::{Code, Reason};
+use tokio::sync::watch;
+
+pub use caller::{Caller, Identity, ServiceAccount, Way};
+pub use certificate::who as certificate_names;
+pub use connection::Connection;
+use limit::Limits;
+pub use local::Process;
+use tls::Tls;
+use token::Tokens;
+
+use crate::config::Config;
+use crate::config::access::{RoleWord, TokenRules};
+
+/// What somebody may do; each may what those before it may.
+pub type Role = RoleWord;
+
+/// Who is at the other end of a connection, as far as the connection tells.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// A process on the unix socket; none where it may be one of a pod.
+    Local(Option<Process>),
+    /// Plain TCP. gRPC is served so on loopback only, where the configuration says so.
+    Plain(SocketAddr),
+    /// TLS, with the client's certificates where it showed any.
+    Tls(SocketAddr, Arc<Vec<CertificateDer<'static>>>),
+}
+
+impl Peer {
+    fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Local(_) => None,
+            Self::Plain(address) | Self::Tls(address, _) => Some(address.ip().to_canonical()),
+        }
+    }
+}
+
+/// Why a call is refused.
+#[derive(Debug, Clone)]
+pub enum Denied {
+    /// Nobody knows who asks.
+    Unknown(Reason),
+    /// It is known, and may not.
+    Forbidden(Reason),
+    /// It asks too often, or too much is asked; again after this time.
+    TooOften(Reason, Duration),
+    /// Who asks cannot be checked now.
+    Unchecked(Reason),
+}
+
+impl Denied {
+    /// The reason.
+    #[must_use]
+    pub const fn reason(&self) -> &Reason {
+        let (Self::Unknown(reason) | Self::Forbidden(reason) | Self::TooOften(reason, _) | Self::Unchecked(reason)) =
+            self;
+        reason
+    }
+
+    /// Of credentials that are no token.
+    pub(crate) fn no_bearer() -> Self {
+        Self::unknown("the authorization is no token: send `authorization: Bearer TOKEN`")
+    }
+
+    fn unknown(message: impl Into<String>) -> Self {
+        Self::Unknown(Reason::new(Code::CredentialInvalid, "", message))
+    }
+
+    fn forbidden(subject: &str, message: impl Into<String>) -> Self {
+        Self::Forbidden(Reason::new(Code::AccessDenied, subject, message))
+    }
+}
+
+/// Knows callers. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Access {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    configured: watch::Receiver<Arc<Config>>,
+    tokens: Tokens,
+    limits: Mutex<Limits>,
+    /// TLS of each listener that has it, by the field of its section.
+    listeners: Mutex<Vec<Arc<Tls>>>,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    /// By what the configuration says, also later.
+    #[must_use]
+    pub fn new(configured: watch::Receiver<Arc<Config>>) -> Self {
+        let inner = Inner {
+            configured,
+            tokens: Tokens::default(),
+            limits: Mutex::new(Limits::default()),
+            listeners: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The caller behind a connection and what it sent. A token counts before the connection does.
+    ///
+    /// # Errors
+    /// When what proves it is wrong, or cannot be checked now. A connection that proves nothing is a caller without a
+    /// name, and without rights.
+    pub async fn caller(&self, peer: &Peer, token: Option<&str>) -> Result<Arc<Caller>, Denied> {
+        let identity = match (token, peer) {
+            (Some(token), _) => {
+                let rules = self.inner.configured.borrow().access.tokens.clone();
+                match self.inner.tokens.known(token, &rules) {
+                    Some(Ok(known)) => known,
+                    _ => self.look_at(token, &rules, peer).await?,
+                }
+            }
+            (None, Peer::Local(None)) => Arc::new(Identity::nobody("a process that may be in a pod")),
+            (None, Peer::Local(Some(process))) => Arc::new(Identity::process(*process)),
+            (None, Peer::Plain(_)) => Arc::new(Identity::loopback()),
+            (None, Peer::Tls(address, certificates)) => match certificates.first() {
+                None => Arc::new(Identity::nobody(address.ip().to_canonical().to_string())),
+                Some(_) => self.certified(certificates)?,
+            },
+        };
+        let rules = Arc::clone(&self.inner.configured.borrow().access.rules);
+        Ok(Arc::new(Caller::new(identity, &rules)))
+    }
+
+    /// One call of a caller; refuses it where it asks too often. Processes of this machine that may do everything are
+    /// not counted.
+    ///
+    /// # Errors
+    /// When it asks too often.
+    pub fn count(&self, caller: &Caller) -> Result<(), Denied> {
+        match caller.identity.way {
+            Way::Process | Way::Loopback => Ok(()),
+            Way::Certificate | Way::Token | Way::None => self.take(caller.identity.key()),
+        }
+    }
+
+    fn take(&self, key: String) -> Result<(), Denied> {
+        let rate = self.inner.configured.borrow().access.rate;
+        lock(&self.inner.limits).take(key, rate, Instant::now()).map_err(too_often)
+    }
+
+    /// Checks a token that is not known as a good one: those that fail are counted by the address that they come from.
+    async fn look_at(&self, token: &str, rules: &TokenRules, peer: &Peer) -> Result<Arc<Identity>, Denied> {
+        let rate = self.inner.configured.borrow().access.rate;
+        let from = peer.address().map_or_else(|| "the socket".to_owned(), limit::key_of);
+        lock(&self.inner.limits).may_try(&from, rate, Instant::now()).map_err(too_often)?;
+        let found = self.inner.tokens.identity(token, rules).await;
+        found.inspect_err(|_| lock(&self.inner.limits).failed(from, rate, Instant::now()))
+    }
+
+    /// Certificates are held against the authorities of now, not of when the connection began.
+    fn certified(&self, chain: &Arc<Vec<CertificateDer<'static>>>) -> Result<Arc<Identity>, Denied> {
+        let listeners = lock(&self.inner.listeners).clone();
+        let mut last = Denied::unknown("no listener asks for certificates any more");
+        for tls in &listeners {
+            match tls.identity(chain) {
+                Ok(identity) => return Ok(identity),
+                Err(why) => last = Denied::unknown(why),
+            }
+        }
+        Err(last)
+    }
+
+    /// Remembers the TLS of a listener, whose authorities vouch for clients from now on.
+    pub fn listens(&self, tls: Arc<Tls>) {
+        lock(&self.inner.listeners).push(tls);
+    }
+
+    /// What operators should mend: files of certificates that cannot be taken over.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<Reason> {
+        lock(&self.inner.listeners).iter().filter_map(|tls| tls.fault()).collect()
+    }
+}
+
+/// The token of an `authorization`: RFC 6750, whose word is written in any case.
+#[must_use]
+pub fn bearer(authorization: &str) -> Option<&str> {
+    let (word, token) = authorization.split_once(' ')?;
+    word.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
+}
+
+fn too_often(after: Duration) -> Denied {
+    let message = format!("too many calls: ask again in {} ms, or have access.rate raised", after.as_millis());
+    Denied::TooOften(Reason::new(Code::RateLimited, "", message), after)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

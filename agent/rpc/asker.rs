@@ -1,0 +1,193 @@
+//! Whose things a call may see and change: the caller's grants, held against tenants and trust classes. What is another's
+//! looks as if it were not there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use stoker_core::admission::{Lease, Refused};
+use stoker_core::identity::{LeaseId, TicketId};
+use stoker_core::reason::{Code, Reason};
+use stoker_core::source::RepositoryUrl;
+use stoker_proto::v1;
+use tonic::{Request, Status};
+
+use super::Rooms;
+use super::error::refusal;
+use crate::access::{Caller, Denied, Role};
+use crate::admission::WriterError;
+
+/// What a call is about, for the audit log.
+pub(super) type Subject = Arc<Mutex<String>>;
+
+/// Who asks, in the course of one call.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    pub(super) caller: Arc<Caller>,
+    pub(super) subject: Subject,
+}
+
+impl Asker {
+    /// The one behind a request. A call that did not come through the guard has none, and gets nothing.
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let known = request.extensions().get::<Self>().cloned();
+        known.ok_or_else(|| Status::internal("nobody knows who asks"))
+    }
+
+    /// Says what the call is about.
+    pub(super) fn about(&self, kind: &str, id: impl std::fmt::Display) {
+        *self.subject.lock().unwrap_or_else(PoisonError::into_inner) = format!("{kind} {id}");
+    }
+
+    /// Whether it sees all tenants.
+    pub(super) fn sees_all(&self) -> bool {
+        self.caller.may_for_all(Role::Viewer)
+    }
+
+    /// Whether it sees what belongs to a tenant.
+    pub(super) fn sees(&self, tenant: &str) -> bool {
+        self.caller.may(Role::Viewer, tenant)
+    }
+
+    /// Puts the tenant into a scope that names none, and refuses one that is not the caller's.
+    pub(super) fn claim(&self, field: &str, scope: &mut Option<v1::Scope>) -> Result<(), Status> {
+        let scope = scope.get_or_insert_default();
+        let tenant = self.caller.tenant(Role::Scheduler, &scope.tenant);
+        scope.tenant = tenant.map_err(|denied| named(field, denied))?;
+        Ok(())
+    }
+
+    /// The same for a build; its repository must be one that the caller may read.
+    pub(super) fn build(&self, rooms: &Rooms, field: &str, build: &mut v1::Build) -> Result<(), Status> {
+        self.claim(&format!("{field}.scope.tenant"), &mut build.scope)?;
+        let tenant = build.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
+        self.source(rooms, tenant, build.source.as_ref())
+    }
+
+    /// The same for a source. What is malformed is refused elsewhere.
+    pub(super) fn source(&self, rooms: &Rooms, tenant: &str, source: Option<&v1::Source>) -> Result<(), Status> {
+        match source.and_then(|source| source.repository_url.parse::<RepositoryUrl>().ok()) {
+            Some(url) if !self.caller.may_build(tenant, &trust(rooms, &url)) => Err(not_for_you(&url)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it has the role with the right to read a repository; one that is not here yet would be of the default
+    /// trust class.
+    pub(super) fn may_read(&self, rooms: &Rooms, role: Role, url: &RepositoryUrl) -> bool {
+        self.caller.may_read_as(role, &trust(rooms, url))
+    }
+
+    /// Refuses repositories that it may not read, as those that are not declared.
+    pub(super) fn repository(&self, rooms: &Rooms, role: Role, url: &RepositoryUrl) -> Result<(), Status> {
+        self.about("repository", url.key());
+        if self.may_read(rooms, role, url) { Ok(()) } else { Err(not_for_you(url)) }
+    }
+
+    /// Whether it may have a repository added: for its own trust classes, and pinned where it may pin.
+    pub(super) fn add(
+        &self,
+        rooms: &Rooms,
+        url: &RepositoryUrl,
+        wanted: &v1::AddRepositoryRequest,
+    ) -> Result<(), Status> {
+        let role = if wanted.pin { Role::Operator } else { Role::Scheduler };
+        self.caller.at_least(role, "adding a pinned repository")?;
+        self.repository_of(rooms, role, url, &wanted.trust)
+    }
+
+    /// Whether it may import: without a URL the archive names what it brings, so that one must be free to read all.
+    pub(super) fn import(&self, rooms: &Rooms, url: Option<&RepositoryUrl>, trust: &str) -> Result<(), Status> {
+        match url {
+            Some(url) => self.repository_of(rooms, Role::Operator, url, trust),
+            None if self.caller.may_read_all(Role::Operator) => Ok(()),
+            None => {
+                let what = "an import without target.url is for operators of all trust classes: name the repository";
+                Err(Denied::Forbidden(Reason::new(Code::AccessDenied, "target.url", what)).into())
+            }
+        }
+    }
+
+    /// One that is here is of its own class, whatever is asked for.
+    fn repository_of(&self, rooms: &Rooms, role: Role, url: &RepositoryUrl, wanted: &str) -> Result<(), Status> {
+        self.about("repository", url.key());
+        let here = rooms.repositories.trust_of(url);
+        let trust = here.as_deref().unwrap_or(wanted);
+        if self.caller.may_read_as(role, trust) { Ok(()) } else { Err(not_for_you(url)) }
+    }
+
+    /// A lease of a tenant for which it has the role.
+    pub(super) fn lease(&self, rooms: &Rooms, role: Role, id: &LeaseId) -> Result<Arc<Lease>, Status> {
+        self.about("lease", id);
+        let found = rooms.admission.read(|ledger| ledger.lease(id).cloned());
+        let its = found.filter(|lease| self.caller.may(role, &lease.scope.tenant));
+        its.ok_or_else(|| WriterError::Refused(Refused::NoLease(id.clone())).into())
+    }
+
+    /// A ticket of a tenant for which it has the role.
+    pub(super) fn ticket(&self, rooms: &Rooms, role: Role, id: &TicketId) -> Result<(), Status> {
+        self.about("ticket", id);
+        let tenant = rooms.admission.read(|ledger| ledger.ticket(id).map(|held| held.request.scope.tenant.clone()));
+        match tenant.is_some_and(|tenant| self.caller.may(role, &tenant)) {
+            true => Ok(()),
+            false => Err(WriterError::Refused(Refused::NoTicket(id.clone())).into()),
+        }
+    }
+
+    /// Whether a workspace is of a tenant for which it has the role.
+    pub(super) fn workspace(&self, rooms: &Rooms, role: Role, id: &str) -> bool {
+        self.about("workspace", id);
+        rooms.workspaces.get(id).is_some_and(|held| self.caller.may(role, &held.scope.tenant))
+    }
+
+    /// The node as it sees it: what is wrong with it is for those who see all of it.
+    pub(super) fn status(&self, rooms: &Rooms, mut status: v1::Status) -> v1::Status {
+        if self.sees_all() {
+            return status;
+        }
+        status.alarms.retain(|alarm| {
+            let code = alarm.code();
+            matches!(code, v1::reason::Code::PoolNotReady | v1::reason::Code::JournalUnavailable)
+        });
+        rooms.admission.read(|ledger| {
+            status.lease_use.retain(|seen| {
+                let id = LeaseId::try_from(seen.lease_id.clone()).ok();
+                id.and_then(|id| ledger.lease(&id)).is_some_and(|lease| self.sees(&lease.scope.tenant))
+            });
+        });
+        status
+    }
+
+    /// An explanation as it sees it: others' builds have sizes, and no names.
+    pub(super) fn explanation(&self, told: v1::Explanation) -> v1::Explanation {
+        if self.sees_all() {
+            return told;
+        }
+        let mut told = v1::Explanation { head_request_id: String::new(), ..told };
+        for holder in told.holders.iter_mut().filter(|holder| !self.sees(&holder.tenant)) {
+            holder.lease_id.clear();
+            holder.tenant.clear();
+        }
+        for count in told.ahead_of.iter_mut().filter(|count| !self.sees(&count.tenant)) {
+            count.tenant.clear();
+        }
+        told
+    }
+}
+
+fn trust(rooms: &Rooms, url: &RepositoryUrl) -> String {
+    rooms.repositories.trust_of(url).unwrap_or_default()
+}
+
+fn not_for_you(url: &RepositoryUrl) -> Status {
+    let message = format!("repository {url} is not declared here, or it is of a trust class that you may not read");
+    refusal(&Reason::new(Code::RepositoryNotDeclared, url.key(), message))
+}
+
+fn named(field: &str, denied: Denied) -> Status {
+    match denied {
+        Denied::Forbidden(reason) => {
+            let message = format!("{field}: {}", reason.message);
+            Denied::Forbidden(Reason { message, ..reason }).into()
+        }
+        other => other.into(),
+    }
+}

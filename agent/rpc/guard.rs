@@ -1,0 +1,206 @@
+//! Before every call: who asks, how often, and whether the method is for that one. After every change: a line of the
+//! audit log, when the whole answer is there.
+
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
+use tonic::{Code, Status};
+
+use super::asker::{Asker, Subject};
+use crate::access::methods::{self, Method};
+use crate::access::{Access, Caller, Denied, Peer};
+
+/// By which a caller finds its call in the audit log, and which comes back to it.
+const REQUEST_ID: &str = "x-request-id";
+/// The most characters of one; others are named by the agent.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Lets a call through to its service, or refuses it.
+pub(super) async fn guard(State(access): State<Access>, mut request: Request, next: Next) -> Response {
+    let Some(method) = methods::of(request.uri().path()) else {
+        return refused(Status::unimplemented("no such method: another version of the agent may have it"));
+    };
+    let Some(role) = method.role else { return next.run(request).await };
+    let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+        return refused(Status::internal("nobody knows where this call comes from"));
+    };
+    let known = match bearer(request.headers()) {
+        Ok(token) => access.caller(&peer, token).await,
+        Err(denied) => Err(denied),
+    };
+    let caller = match known {
+        Ok(caller) => caller,
+        Err(denied) => {
+            let reason = denied.reason();
+            let (who, outcome) = (from(&peer), reason.code.word());
+            tracing::info!(target: "audit", who, way = "none", method = name(method), outcome, why = reason.message, "audit");
+            return refused(denied.into());
+        }
+    };
+    if let Err(denied) = access.count(&caller) {
+        return refused(denied.into());
+    }
+    let request_id = request_id(request.headers());
+    let subject = Subject::default();
+    let audit = Audit {
+        caller: Arc::clone(&caller),
+        method,
+        subject: Arc::clone(&subject),
+        request_id: request_id.clone(),
+        began: Instant::now(),
+    };
+    let may = caller.at_least(role, name(method)).and_then(|()| match method.whole_node {
+        true if !caller.may_for_all(role) => Err(caller.for_all_tenants(name(method))),
+        _ => Ok(()),
+    });
+    let mut response = match may {
+        Ok(()) => {
+            request.extensions_mut().insert(Asker { caller, subject });
+            next.run(request).await
+        }
+        Err(denied) => refused(denied.into()),
+    };
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    match method.changes {
+        true => audit.follow(response),
+        false => response,
+    }
+}
+
+fn refused(status: Status) -> Response {
+    status.into_http()
+}
+
+/// `SetMode`.
+fn name(method: Method) -> &'static str {
+    method.path.rsplit('/').next().unwrap_or(method.path)
+}
+
+fn from(peer: &Peer) -> String {
+    match peer {
+        Peer::Local(Some(process)) => format!("uid {} (pid {})", process.uid, process.pid),
+        Peer::Local(None) => "the socket".to_owned(),
+        Peer::Plain(address) | Peer::Tls(address, _) => address.ip().to_canonical().to_string(),
+    }
+}
+
+/// The token of a call.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Denied> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let token = value.to_str().ok().and_then(crate::access::bearer);
+    token.map(Some).ok_or_else(Denied::no_bearer)
+}
+
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let plain = |id: &&str| (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    given.filter(plain).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// One line of the audit log, to be.
+struct Audit {
+    caller: Arc<Caller>,
+    method: Method,
+    subject: Subject,
+    request_id: String,
+    began: Instant,
+}
+
+impl Audit {
+    /// Writes the line when the answer has ended: refusals say how in their headers, others after their last message.
+    fn follow(self, response: Response) -> Response {
+        if let Some(code) = code(response.headers()) {
+            self.write(outcome(code));
+            return response;
+        }
+        response.map(|body| Body::new(Followed { body, audit: Some(self) }))
+    }
+
+    fn write(&self, outcome: &str) {
+        let identity = &self.caller.identity;
+        let subject = self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (pod, pod_uid) = identity.pod.as_ref().map_or(("", ""), |(name, uid)| (name.as_str(), uid.as_str()));
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(target: "audit", who = identity.name, way = identity.way.word(), pod, pod_uid,
+            method = name(self.method), on = subject, outcome, request_id = self.request_id, millis, "audit");
+    }
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+const fn outcome(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::Unknown => "UNKNOWN",
+    }
+}
+
+/// An answer whose end is told. Dropped before it, its caller has gone.
+struct Followed {
+    body: Body,
+    audit: Option<Audit>,
+}
+
+impl hyper::body::Body for Followed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let ended = match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                frame.trailers_ref().map(|trailers| code(trailers).unwrap_or(Code::Unknown))
+            }
+            Poll::Ready(None) => Some(Code::Ok),
+            Poll::Ready(Some(Err(_))) => Some(Code::Unknown),
+            Poll::Pending => None,
+        };
+        if let Some(audit) = ended.and_then(|code| Some((code, self.audit.take()?))) {
+            audit.1.write(outcome(audit.0));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        if let Some(audit) = self.audit.take() {
+            audit.write("CANCELLED");
+        }
+    }
+}
