@@ -5,9 +5,9 @@
 //! `/git/or-upstream:/HOST/PATH` is for the environment of builds: what is not served here is redirected to upstream,
 //! where the build's own credentials count, so that no build fails for want of a cache.
 //!
-//! Who may read is decided here until there are tokens: clients on this machine, or all where the configuration says so,
-//! and of the repositories those of the configured trust classes. What a client may not read looks as if it were not
-//! there.
+//! Clients without an identity read from this machine, or from everywhere where the configuration says so, and of the
+//! repositories those of the configured trust classes. Callers with a role read those of theirs. What a client may not
+//! read looks as if it were not there.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +23,7 @@ use futures_util::{StreamExt, stream};
 use stoker_core::source::RepositoryUrl;
 use tokio::net::TcpStream;
 
+use super::asker::Asker;
 use crate::repository::serve::{
     Answer, Body as GitBody, BodyError, Client, IDLE_MAX, OR_UPSTREAM, Refusal, Serve, Version,
 };
@@ -97,7 +98,7 @@ impl<'a> Target<'a> {
     }
 }
 
-async fn answer(State(serve): State<Serve>, request: Request) -> Response {
+async fn answer(State(serve): State<Serve>, asker: Asker, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
@@ -109,7 +110,12 @@ async fn answer(State(serve): State<Serve>, request: Request) -> Response {
         format!("{scheme}://{}/info/refs?service={service}", target.rest)
     };
     let redirect = target.or_upstream && target.service == Service::Refs && parts.method == Method::GET;
-    if !serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
+    let known = asker.caller.is_some();
+    let serve = match asker.caller {
+        Some(caller) => serve.reading(move |trust| caller.may_read(trust)),
+        None => serve,
+    };
+    if !known && !serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
         serve.count("forbidden");
         if redirect {
             return to_upstream(&upstream(if writes { "git-receive-pack" } else { "git-upload-pack" }));

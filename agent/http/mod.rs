@@ -6,6 +6,7 @@
 //! cache would drop their packets. Answers are made in full before they are sent, at most 32 at a time; those of [`git`]
 //! and `outputs` are streams, with bounds of their own.
 
+mod asker;
 pub mod git;
 mod html;
 mod outputs;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderName, StatusCode, Uri, header};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{BoxError, Router};
@@ -45,6 +46,7 @@ struct Face {
 pub fn routes(rooms: Rooms) -> Router {
     let git = git::routes(rooms.serve.clone());
     let outputs = outputs::routes(rooms.clone());
+    let access = rooms.access.clone();
     let face = Face { metrics: rooms.metrics.clone(), rooms };
     let guard = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
@@ -61,6 +63,7 @@ pub fn routes(rooms: Rooms) -> Router {
         .with_state(face)
         .merge(git)
         .merge(outputs)
+        .layer(from_fn_with_state(access, asker::identify))
         .layer(map_response(guarded))
 }
 
@@ -139,7 +142,10 @@ async fn scrape(State(face): State<Face>) -> Response {
 }
 
 /// `/`, or `/?still` for one that does not load itself again.
-async fn page(State(face): State<Face>, uri: Uri) -> Response {
+async fn page(State(face): State<Face>, asker: asker::Asker, uri: Uri) -> Response {
+    if let Some(refusal) = asker.refusal() {
+        return refusal;
+    }
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let (leases, tickets) = face
         .rooms

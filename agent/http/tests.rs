@@ -387,7 +387,8 @@ async fn agent(folder: &std::path::Path) -> Agent {
 }
 
 async fn ask(routes: &axum::Router, method: Method, path: &str) -> (StatusCode, axum::http::HeaderMap, String) {
-    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+    let here = ConnectInfo::<SocketAddr>("127.0.0.1:5".parse().unwrap());
+    let request = Request::builder().method(method).uri(path).extension(here).body(Body::empty()).unwrap();
     let response = routes.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     (parts.status, parts.headers, String::from_utf8(to_bytes(body, 1 << 20).await.unwrap().to_vec()).unwrap())

@@ -2,8 +2,8 @@
 //! tar archive. Read-only.
 //!
 //! Who may read is decided as for git (see [`super::git`]): clients on this machine, or all where the configuration says
-//! so, and of the outputs those whose repository is of a trust class that is served; another one looks as if it were not
-//! there. What a build left may be hostile: everything is opened beneath the output, links are shown and never followed,
+//! so, and of the outputs those whose repository is of a trust class that is served; callers with a role read those of
+//! their tenants. Another one looks as if it were not there. What a build left may be hostile: everything is opened beneath the output, links are shown and never followed,
 //! pipes and devices are never opened, and names are written so that nothing takes them for something else.
 
 mod archive;
@@ -26,7 +26,9 @@ use futures_util::stream;
 use rustix::fs::Dir;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::asker::Asker;
 use super::html::Text;
+use crate::access::Role;
 use crate::node::Opened;
 use crate::rpc::Rooms;
 use crate::workspace::outputs::{Output, name};
@@ -56,9 +58,9 @@ pub(super) fn routes(rooms: Rooms) -> Router {
     Router::new().route("/outputs/", any(answer)).route("/outputs/{*path}", any(answer)).with_state(face)
 }
 
-async fn answer(State(face): State<Face>, request: Request) -> Response {
+async fn answer(State(face): State<Face>, asker: Asker, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
-    if !face.rooms.serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
+    if asker.caller.is_none() && !face.rooms.serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
         let why = "outputs are served to clients of this machine only; see repositories.serve.anonymous\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
@@ -71,7 +73,7 @@ async fn answer(State(face): State<Face>, request: Request) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, again, "too many downloads at once; try again\n").into_response();
     };
     let asked = Asked::of(&request);
-    let shown = tokio::task::spawn_blocking(move || show(&face, &asked, place)).await;
+    let shown = tokio::task::spawn_blocking(move || show(&face, &asker, &asked, place)).await;
     shown.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
@@ -97,7 +99,7 @@ impl Asked {
     }
 }
 
-fn show(face: &Face, asked: &Asked, place: OwnedSemaphorePermit) -> Response {
+fn show(face: &Face, asker: &Asker, asked: &Asked, place: OwnedSemaphorePermit) -> Response {
     let outputs = face.rooms.workspaces.outputs();
     let all = match outputs.list() {
         Ok(all) => all,
@@ -106,7 +108,10 @@ fn show(face: &Face, asked: &Asked, place: OwnedSemaphorePermit) -> Response {
             return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, RETRY_AFTER)], text).into_response();
         }
     };
-    let may_read = |output: &&Arc<Output>| face.rooms.serve.may_read(&output.trust);
+    let may_read = |output: &&Arc<Output>| match &asker.caller {
+        Some(caller) => caller.may(Role::Viewer, &output.scope.tenant),
+        None => face.rooms.serve.may_read(&output.trust),
+    };
     if asked.path.is_empty() {
         return index(all.iter().filter(may_read), asked.html);
     }

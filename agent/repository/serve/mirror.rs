@@ -64,9 +64,13 @@ impl Serve {
         Ok(entry)
     }
 
-    /// Whether clients without an identity may read what is of a trust class.
+    /// Whether what is of a trust class may be read: by the caller that it is served for, or by clients without an
+    /// identity.
     #[must_use]
     pub fn may_read(&self, trust: &str) -> bool {
+        if let Some(reads) = &self.reads {
+            return reads(trust);
+        }
         let trust = if trust.is_empty() { TRUST_DEFAULT } else { trust };
         self.inner.repositories.shared.config().serve.trust.iter().any(|class| class == trust)
     }

@@ -50,7 +50,11 @@ pub(crate) const SPOOL: &str = "spool";
 #[derive(Clone)]
 pub struct Serve {
     inner: Arc<Inner>,
+    reads: Option<Reads>,
 }
+
+/// Which trust classes a caller may read.
+type Reads = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 struct Inner {
     repositories: Repositories,
@@ -175,7 +179,13 @@ impl Serve {
             base: OnceLock::new(),
             capabilities: OnceCell::new(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), reads: None }
+    }
+
+    /// The same for one caller, who may read what `reads` says of a trust class.
+    #[must_use]
+    pub fn reading(&self, reads: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self { inner: Arc::clone(&self.inner), reads: Some(Arc::new(reads)) }
     }
 
     /// A place among those that are served.
