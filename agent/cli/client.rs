@@ -1,14 +1,18 @@
 //! The way to an agent.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use stoker_proto::v1::admission_service_client::AdmissionServiceClient;
 use stoker_proto::v1::node_service_client::NodeServiceClient;
 use stoker_proto::v1::repository_service_client::RepositoryServiceClient;
 use stoker_proto::v1::workspace_service_client::WorkspaceServiceClient;
-use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Status};
 use tonic_types::StatusExt;
 
 use super::{Common, ERROR, USAGE, screen};
@@ -17,54 +21,137 @@ use super::{Common, ERROR, USAGE, screen};
 pub(crate) const SOCKET: &str = "/run/stoker/stoker.sock";
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
+/// The most bytes of a file that says who asks.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Says with each call who asks, where that is a token.
+#[derive(Clone, Default)]
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl std::fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Bearer(..)" } else { "Bearer(none)" })
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The way of a call.
+pub(crate) type Way = InterceptedService<Channel, Bearer>;
+
 /// An agent that answered.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     channel: Channel,
+    bearer: Bearer,
 }
 
 impl Client {
     /// The agent at a socket.
     pub(crate) async fn at_socket(path: &Path) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::try_from(format!("unix:{}", path.display()))?;
-        Ok(Self { channel: endpoint.connect_timeout(CONNECT_WITHIN).connect().await? })
+        let channel = endpoint.connect_timeout(CONNECT_WITHIN).connect().await?;
+        Ok(Self { channel, bearer: Bearer::default() })
     }
 
     /// The agent that the options name, else the node's.
     pub(crate) async fn of(common: &Common) -> anyhow::Result<Self> {
+        let bearer = bearer(common)?;
         if let Some(address) = &common.address {
-            let endpoint = Endpoint::try_from(format!("http://{address}"));
-            let endpoint = endpoint.map_err(|_| anyhow::anyhow!("--address {address:?} is not HOST:PORT"))?;
+            let endpoint = endpoint(common, address, &bearer)?;
             let channel = endpoint.connect_timeout(CONNECT_WITHIN).connect().await;
             let channel =
                 channel.map_err(|error| anyhow::anyhow!("no agent answers at {address}: {}", cause(&error)))?;
-            return Ok(Self { channel });
+            return Ok(Self { channel, bearer });
         }
         let path = common.socket();
-        Self::at_socket(&path).await.map_err(|error| {
+        let found = Self::at_socket(&path).await.map_err(|error| {
             let path = path.display();
             anyhow::anyhow!(
                 "no agent answers at {path}: {}\nstart one with `stoker agent --config FILE`, or name another with --socket",
                 cause(&error)
             )
-        })
+        })?;
+        Ok(Self { bearer, ..found })
     }
 
-    pub(crate) fn node(&self) -> NodeServiceClient<Channel> {
-        NodeServiceClient::new(self.channel.clone())
+    fn way(&self) -> Way {
+        InterceptedService::new(self.channel.clone(), self.bearer.clone())
     }
 
-    pub(crate) fn admission(&self) -> AdmissionServiceClient<Channel> {
-        AdmissionServiceClient::new(self.channel.clone())
+    pub(crate) fn node(&self) -> NodeServiceClient<Way> {
+        NodeServiceClient::new(self.way())
     }
 
-    pub(crate) fn repositories(&self) -> RepositoryServiceClient<Channel> {
-        RepositoryServiceClient::new(self.channel.clone())
+    pub(crate) fn admission(&self) -> AdmissionServiceClient<Way> {
+        AdmissionServiceClient::new(self.way())
     }
 
-    pub(crate) fn workspaces(&self) -> WorkspaceServiceClient<Channel> {
-        WorkspaceServiceClient::new(self.channel.clone())
+    pub(crate) fn repositories(&self) -> RepositoryServiceClient<Way> {
+        RepositoryServiceClient::new(self.way())
     }
+
+    pub(crate) fn workspaces(&self) -> WorkspaceServiceClient<Way> {
+        WorkspaceServiceClient::new(self.way())
+    }
+}
+
+/// The token of the file, which its issuer writes anew before it ends.
+fn bearer(common: &Common) -> anyhow::Result<Bearer> {
+    let Some(path) = named(&common.token_file) else { return Ok(Bearer::default()) };
+    let text = String::from_utf8(read("--token-file", path)?).ok();
+    let value = text.and_then(|text| format!("Bearer {}", text.trim()).parse::<MetadataValue<Ascii>>().ok());
+    let mut value = value.with_context(|| format!("--token-file {}: holds no token", path.display()))?;
+    value.set_sensitive(true);
+    Ok(Bearer(Some(value)))
+}
+
+/// How an address is spoken to: by TLS where somebody vouches for it. What says who asks goes nowhere else in the clear.
+fn endpoint(common: &Common, address: &str, bearer: &Bearer) -> anyhow::Result<Endpoint> {
+    let scheme = if named(&common.ca_file).is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::try_from(format!("{scheme}://{address}"));
+    let endpoint = endpoint.map_err(|_| anyhow::anyhow!("--address {address:?} is not HOST:PORT"))?;
+    let identity = match (named(&common.cert_file), named(&common.key_file)) {
+        (Some(certificate), Some(key)) => {
+            Some(Identity::from_pem(read("--cert-file", certificate)?, read("--key-file", key)?))
+        }
+        (None, None) => None,
+        _ => anyhow::bail!("--cert-file and --key-file go together: give both"),
+    };
+    let Some(authorities) = named(&common.ca_file) else {
+        let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if identity.is_some() || (bearer.0.is_some() && !is_local) {
+            anyhow::bail!("--address {address} would be told who asks without TLS: give --ca-file");
+        }
+        return Ok(endpoint);
+    };
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--ca-file", authorities)?));
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
+    }
+    endpoint.tls_config(tls).map_err(|error| anyhow::anyhow!("TLS to {address}: {}", cause(&error)))
+}
+
+/// A file that was named; an empty variable names none.
+fn named(path: &Option<PathBuf>) -> Option<&Path> {
+    path.as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
+fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path);
+    let read =
+        file.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut bytes));
+    read.with_context(|| format!("{flag} {}", path.display()))?;
+    Ok(bytes)
 }
 
 /// The innermost cause, which says more than "transport error".

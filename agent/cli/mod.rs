@@ -61,6 +61,18 @@ pub(crate) struct Common {
     /// The agent's gRPC address, as 127.0.0.1:9417; comes before any socket
     #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Which agent")]
     address: Option<String>,
+    /// The authorities (PEM) that vouch for the agent at --address; it is spoken to by TLS then
+    #[arg(long, global = true, env = "STOKER_CA_FILE", value_name = "FILE", help_heading = "Which agent")]
+    ca_file: Option<PathBuf>,
+    /// A client's certificate (PEM) that says who asks, with --key-file
+    #[arg(long, global = true, env = "STOKER_CERT_FILE", value_name = "FILE", help_heading = "Which agent")]
+    cert_file: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, global = true, env = "STOKER_KEY_FILE", value_name = "FILE", help_heading = "Which agent")]
+    key_file: Option<PathBuf>,
+    /// A token of a service account that says who asks
+    #[arg(long, global = true, env = "STOKER_TOKEN_FILE", value_name = "FILE", help_heading = "Which agent")]
+    token_file: Option<PathBuf>,
     /// How answers are written
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
