@@ -10,6 +10,7 @@
     reason = "a test that cannot go on says so by panicking, and shows what it saw"
 )]
 
+mod access;
 mod admission;
 mod agent;
 mod campaign;

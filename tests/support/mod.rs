@@ -11,6 +11,8 @@
 //! - [`forge`]: a forge's API, as far as it tells of pull requests.
 //! - [`gate`]: where a build waits until the test lets it go on.
 //! - [`tls`]: an upstream behind TLS, with a certificate of its own.
+//! - [`authority`]: certificates of a test's own, and secrets that change.
+//! - [`token_review`]: what an API server says of tokens, well or badly.
 //! - [`wire`]: messages, and what refusals say.
 //! - [`chance`]: chance that can be had again.
 //! - [`wait`]: conditions with a limit, instead of sleeps.
@@ -18,6 +20,7 @@
 #![allow(dead_code, reason = "a test takes what it needs, and not every helper is needed in every state of the tests")]
 
 pub(crate) mod api_server;
+pub(crate) mod authority;
 pub(crate) mod cgi;
 pub(crate) mod cgroup;
 pub(crate) mod chance;
@@ -30,6 +33,7 @@ pub(crate) mod processes;
 pub(crate) mod repository;
 pub(crate) mod stoker;
 pub(crate) mod tls;
+pub(crate) mod token_review;
 pub(crate) mod upstream;
 pub(crate) mod wait;
 pub(crate) mod wire;

@@ -1,0 +1,222 @@
+//! Tenants beside each other on one node: what is another's looks as if it were not there, over gRPC and over HTTP.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use stoker_proto::v1;
+use tonic::{Code, Status};
+
+use super::{Caller, LIMIT, Node};
+use crate::support::repository::TestRepo;
+use crate::support::token_review::of;
+use crate::support::upstream::Upstream;
+use crate::support::wait;
+use crate::support::wire::{reason, source};
+
+const MIB: i64 = 1 << 20;
+
+struct Farm {
+    node: Node,
+    public: String,
+    secret: String,
+    red: Caller,
+    blue: Caller,
+    green: Caller,
+    _upstream: (Upstream, [TestRepo; 2]),
+}
+
+async fn farm() -> Farm {
+    let upstream = Upstream::start();
+    let (one, other) = (TestRepo::standard(), TestRepo::standard());
+    let (public, secret) = (upstream.host("public", &one), upstream.host("secret", &other));
+    let node = Node::start(&format!(
+        "repositories:\n  protocols: [http]\n  allow: [127.0.0.1]\n  mirrors: [{{url: \"{public}\"}}, {{url: \"{secret}\", trust: \
+         secret}}]\n  serve: {{anonymous: loopback}}\naccess:\n  rules:\n    - {{role: scheduler, namespaces: [red, blue]}}\n    \
+         - {{role: scheduler, namespaces: [green], trust: [secret]}}\n    - {{role: viewer, users: [eve]}}\n"
+    ));
+    let (red, blue) = (node.account(&of("red", "builder")).await, node.account(&of("blue", "builder")).await);
+    let green = node.account(&of("green", "builder")).await;
+    for url in [&public, &secret] {
+        let mut root = node.agent.repository().await;
+        let request = v1::RefreshRepositoryRequest { url: url.clone(), only_if_empty: true };
+        let mut events = root.refresh_repository(request).await.unwrap().into_inner();
+        while events.message().await.unwrap().is_some() {}
+    }
+    Farm { node, public, secret, red, blue, green, _upstream: (upstream, [one, other]) }
+}
+
+fn build(url: &str, tenant: &str) -> v1::Build {
+    v1::Build {
+        source: Some(source(url, "branch:main")),
+        scope: Some(v1::Scope { tenant: tenant.to_owned(), ..v1::Scope::default() }),
+        declared: Some(v1::Size {
+            cpu_millis: Some(10),
+            memory_bytes: Some(16 * MIB),
+            disk_bytes: Some(16 * MIB),
+            disk_inodes: Some(1000),
+            time_budget: None,
+        }),
+        ..v1::Build::default()
+    }
+}
+
+async fn admit(caller: &Caller, id: &str, build: v1::Build) -> Result<v1::Lease, Status> {
+    let request = v1::AdmitRequest { request_id: id.to_owned(), build: Some(build), ..v1::AdmitRequest::default() };
+    match caller.admission().admit(request).await?.into_inner().decision {
+        Some(v1::admit_response::Decision::Granted(lease)) => Ok(lease),
+        other => panic!("{id}: {other:?}"),
+    }
+}
+
+async fn prepare(caller: &Caller, lease: &str) -> Result<v1::Workspace, Status> {
+    let lease_id = v1::prepare_workspace_request::For::LeaseId(lease.to_owned());
+    let request = v1::PrepareWorkspaceRequest { r#for: Some(lease_id), ..v1::PrepareWorkspaceRequest::default() };
+    let mut events = caller.workspaces().prepare_workspace(request).await?.into_inner();
+    loop {
+        if let Some(v1::prepare_workspace_response::Event::Workspace(made)) = events.message().await?.unwrap().event {
+            return Ok(made);
+        }
+    }
+}
+
+/// `GET PATH` over HTTP, with a header: the status, and the body.
+fn get(node: &Node, path: &str, header: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", node.agent.http_port())).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n{header}\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn bearer(node: &Node, namespace: &'static str) -> String {
+    format!("Authorization: Bearer {}\r\n", node.cluster.token(&of(namespace, "builder")))
+}
+
+#[track_caller]
+fn absent<T: std::fmt::Debug>(answer: Result<T, Status>) {
+    assert_eq!(answer.expect_err("it is another's").code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_sees_and_changes_no_lease_workspace_or_output_of_another() {
+    let Farm { node, public, red, blue, .. } = &farm().await;
+    let lease = admit(red, "red-1", build(public, "")).await.unwrap();
+    assert_eq!(lease.scope.as_ref().unwrap().tenant, "red", "a tenant is the namespace");
+    let id = || lease.id.clone();
+    let made = prepare(red, &lease.id).await.unwrap();
+    std::fs::write(format!("{}/image", made.out), "mine").unwrap();
+
+    let mut theirs = blue.admission();
+    absent(theirs.get_lease(v1::GetLeaseRequest { lease_id: id() }).await);
+    absent(theirs.renew(v1::RenewRequest { lease_id: id(), reserve_for: None }).await);
+    let pod = v1::Pod { namespace: "blue".into(), name: "p".into(), uid: "u".into() };
+    absent(theirs.bind(v1::BindRequest { lease_id: id(), to: Some(v1::bind_request::To::Pod(pod)) }).await);
+    let outcome = v1::Outcome::Succeeded.into();
+    absent(theirs.release(v1::ReleaseRequest { lease_id: id(), outcome, ..Default::default() }).await);
+    for what in [v1::explain_request::What::LeaseId(id()), v1::explain_request::What::RequestId("red-1".into())] {
+        absent(theirs.explain(v1::ExplainRequest { what: Some(what) }).await);
+    }
+    let retry = v1::AdmitRequest { request_id: "b".into(), retry_of: id(), ..Default::default() };
+    absent(theirs.admit(retry).await);
+    let all = v1::ListLeasesRequest { states: vec![v1::LeaseState::Reserved.into()], ..Default::default() };
+    assert_eq!(theirs.list_leases(all.clone()).await.unwrap().into_inner().leases, []);
+    assert_eq!(red.admission().list_leases(all).await.unwrap().into_inner().leases.len(), 1);
+    let mut watch = theirs.watch_leases(v1::WatchLeasesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().lease, None, "the state holds nothing of another's");
+
+    // In another's name, and by another's request.
+    let taken = admit(blue, "blue-1", build(public, "red")).await.expect_err("another's tenant");
+    assert_eq!((taken.code(), reason(&taken)), (Code::PermissionDenied, "ACCESS_DENIED".to_owned()));
+    assert!(taken.message().starts_with("build.scope.tenant: "), "{}", taken.message());
+    let same = admit(blue, "red-1", build(public, "")).await.expect_err("another's request id");
+    assert_eq!(same.code(), Code::AlreadyExists);
+    let used = node.status(blue).await.unwrap().lease_use;
+    assert!(used.iter().all(|seen| seen.lease_id != lease.id), "{used:?}");
+
+    absent(prepare(blue, &lease.id).await);
+    absent(blue.workspaces().get_workspace(v1::GetWorkspaceRequest { id: made.id.clone() }).await);
+    absent(blue.workspaces().delete_workspace(v1::DeleteWorkspaceRequest { id: made.id.clone() }).await);
+    assert!(
+        blue.workspaces()
+            .list_workspaces(v1::ListWorkspacesRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .workspaces
+            .is_empty()
+    );
+
+    let outcome = v1::Outcome::Succeeded.into();
+    red.admission().release(v1::ReleaseRequest { lease_id: id(), outcome, ..Default::default() }).await.unwrap();
+    let outputs = |caller: &Caller| {
+        let mut client = caller.workspaces();
+        async move { client.list_outputs(v1::ListOutputsRequest::default()).await.unwrap().into_inner().outputs }
+    };
+    wait::until_async(LIMIT, "the output", || async { !outputs(red).await.is_empty() }).await;
+    let output = outputs(red).await.remove(0).id;
+    assert!(outputs(blue).await.is_empty());
+    absent(blue.workspaces().get_output(v1::GetOutputRequest { id: output.clone() }).await);
+    absent(blue.workspaces().release_output(v1::ReleaseOutputRequest { id: output.clone() }).await);
+    absent(blue.workspaces().delete_output(v1::DeleteOutputRequest { id: output.clone() }).await);
+    let path = format!("/outputs/{output}/image");
+    assert_eq!(get(node, &path, &bearer(node, "red")), (200, "mine".to_owned()));
+    assert_eq!(get(node, &path, &bearer(node, "blue")).0, 404);
+    assert_eq!(get(node, &path, "Authorization: Bearer secret\r\n").0, 401, "a wrong token is not nothing");
+    assert!(!get(node, "/outputs/", &bearer(node, "blue")).1.contains(&output));
+    red.workspaces().delete_output(v1::DeleteOutputRequest { id: output }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_reads_what_its_trust_class_may_and_nothing_else() {
+    let Farm { node, public, secret, red, green, .. } = &farm().await;
+    let hidden = |answer: Result<(), Status>| {
+        let status = answer.expect_err("it is of another trust class");
+        assert_eq!((status.code(), reason(&status)), (Code::PermissionDenied, "REPOSITORY_NOT_DECLARED".to_owned()));
+    };
+    for (caller, mine, others) in [(red, public, secret), (green, secret, public)] {
+        let resolve = |url: &str| v1::ResolveSourceRequest { source: Some(source(url, "branch:main")) };
+        assert!(caller.repositories().resolve_source(resolve(mine)).await.is_ok());
+        hidden(caller.repositories().resolve_source(resolve(others)).await.map(|_| ()));
+        let listed = caller.repositories().list_repositories(v1::ListRepositoriesRequest::default()).await.unwrap();
+        let urls: Vec<_> = listed.into_inner().repositories.into_iter().map(|one| one.url).collect();
+        assert_eq!(urls, std::slice::from_ref(mine));
+        absent(caller.repositories().get_repository(v1::GetRepositoryRequest { url: others.clone() }).await);
+        let refresh = v1::RefreshRepositoryRequest { url: others.clone(), only_if_empty: false };
+        hidden(caller.repositories().refresh_repository(refresh).await.map(|_| ()));
+        let add = v1::AddRepositoryRequest { url: others.clone(), ..Default::default() };
+        hidden(caller.repositories().add_repository(add).await.map(|_| ()));
+        let evaluate = v1::EvaluateRequest { builds: vec![build(mine, ""), build(others, "")] };
+        hidden(caller.admission().evaluate(evaluate).await.map(|_| ()));
+        hidden(admit(caller, "x", build(others, "")).await.map(|_| ()));
+        let wanted =
+            v1::Unleased { source: Some(source(others, "head")), request_id: "u".into(), ..Default::default() };
+        let wanted = Some(v1::prepare_workspace_request::For::Unleased(wanted));
+        let wanted = v1::PrepareWorkspaceRequest { r#for: wanted, ..Default::default() };
+        hidden(caller.workspaces().prepare_workspace(wanted).await.map(|_| ()));
+        let pinned = v1::AddRepositoryRequest { url: mine.clone(), pin: true, ..Default::default() };
+        assert_eq!(caller.repositories().add_repository(pinned).await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    let refs = |url: &str| format!("/git/{}/info/refs?service=git-upload-pack", url.strip_prefix("http://").unwrap());
+    let (of_red, of_green) = (bearer(node, "red"), bearer(node, "green"));
+    for (url, header, code) in [
+        (public, "", 200),
+        (secret, "", 404),
+        (public, of_red.as_str(), 200),
+        (secret, &of_red, 404),
+        (public, &of_green, 404),
+        (secret, &of_green, 200),
+    ] {
+        assert_eq!(get(node, &refs(url), header).0, code, "{url} {header}");
+    }
+    // As git sends what its credential helper has.
+    use base64::Engine as _;
+    let pair = format!("token:{}", node.cluster.token(&of("green", "builder")));
+    let basic = base64::engine::general_purpose::STANDARD.encode(pair);
+    assert_eq!(get(node, &refs(secret), &format!("Authorization: Basic {basic}\r\n")).0, 200);
+    // The page shows all tenants.
+    assert_eq!((get(node, "/", "").0, get(node, "/", &of_red).0), (200, 403));
+}
