@@ -61,6 +61,7 @@ fn everything_that_an_installation_needs_is_rendered() {
             "Namespace",
             "NetworkPolicy",
             "PriorityClass",
+            "ResourceQuota",
             "Role",
             "RoleBinding",
             "Service",
@@ -115,7 +116,10 @@ fn the_agent_has_the_fewest_rights_and_outlives_the_pressure() {
     assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
     assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"], 0);
     let pod = pod(&objects);
-    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    let critical = "system-node-critical";
+    assert_eq!(pod["priorityClassName"], critical);
+    let scope = &object(&objects, "ResourceQuota", "stoker")["spec"]["scopeSelector"]["matchExpressions"];
+    assert_eq!(*scope, json!([{"scopeName": "PriorityClass", "operator": "In", "values": [critical]}]));
     assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
     assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&false.into(), &false.into()));
     let container = named(&pod["containers"], "agent");

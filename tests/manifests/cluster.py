@@ -11,6 +11,7 @@ RESOURCES = [
     ("v1", "ConfigMap", "configmaps", True),
     ("v1", "Service", "services", True),
     ("v1", "ServiceAccount", "serviceaccounts", True),
+    ("v1", "ResourceQuota", "resourcequotas", True),
     ("apps/v1", "DaemonSet", "daemonsets", True),
     ("rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", False),
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", False),

@@ -124,6 +124,28 @@ def elsewhere(chart):
         raise Wrong("`config` is not laid over the environment's configuration:\n" + text)
 
 
+def set_by_values(chart, validator):
+    """What no values file sets arrives where it belongs."""
+    values = {
+        "image": {"repository": "registry.example/stoker", "tag": "1.2.3"},
+        "imagePullSecrets": [{"name": "registry"}],
+        "state": {"hostPath": "/var/mnt/system/stoker"},
+        "nodeSelector": {"example.org/builds": "yes"},
+    }
+    things = chart.install(values)
+    for thing in things:
+        validator.validate(thing, "the chart with other values")
+    (pod,) = (thing["spec"]["template"]["spec"] for thing in things if thing["kind"] == "DaemonSet")
+    found = {
+        "image": dict(zip(("repository", "tag"), pod["containers"][0]["image"].split(":"))),
+        "imagePullSecrets": pod["imagePullSecrets"],
+        "state": {"hostPath": pod["volumes"][1]["hostPath"]["path"]},
+        "nodeSelector": pod["nodeSelector"],
+    }
+    if found != values:
+        raise Wrong(f"the chart with {values} has {found}")
+
+
 def check(validator):
     """Everything about the chart; raises `Wrong`."""
     version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
@@ -142,6 +164,7 @@ def check(validator):
                 validator.validate(thing, f"the chart with {values}")
             print(f"chart: {len(things)} objects as in {folder_.relative_to(ROOT)}")
         elsewhere(chart)
+        set_by_values(chart, validator)
         refuses(chart, {"profile": "privileged"}, "profile")
         refuses(chart, {"disks": {"path": "var/mnt"}}, "disks")
         refuses(chart, {"mirrors": []}, "mirrors")
