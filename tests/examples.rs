@@ -1,5 +1,5 @@
-//! The steps of `daemonset/examples`, run as their pods run them: beside an agent, and without one. Whether the manifests
-//! around them are valid is for `tests/manifests/check.py`.
+//! The steps of `daemonset/examples`, run as their pods run them: beside an agent, and without one. Whether the
+//! manifests around them are valid is for `tests/manifests/check.py`.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

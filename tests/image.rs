@@ -1,5 +1,5 @@
-//! The image that `daemonset/image/build` makes: its parts are whole, the same files give the same bytes, and it runs with
-//! nothing of this machine in sight.
+//! The image that `daemonset/image/build` makes: its parts are whole, the same files give the same bytes, and it runs
+//! with nothing of this machine in sight.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -133,7 +133,8 @@ fn runs(root: &Path) {
         "stoker agent --config /etc/stoker/agent.yaml >/tmp/log 2>&1 &\n\
          agent=$!\n\
          trap 'cat /tmp/log >&2; kill $agent' EXIT\n\
-         for i in $(seq 300); do wget -q -O /dev/null http://127.0.0.1:{port}/readyz 2>/dev/null && break; sleep 0.1; done\n\
+         ready() {{ wget -q -O /dev/null http://127.0.0.1:{port}/readyz 2>/dev/null; }}\n\
+         for i in $(seq 300); do ready && break; sleep 0.1; done\n\
          tell() {{ name=$1; shift; \"$@\" 2>&1 | sed \"s|^|$name: |\"; }}\n\
          tell root ls -1 /\n\
          tell stoker stoker --version\n\

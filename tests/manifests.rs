@@ -199,6 +199,24 @@ fn every_right_of_the_agent_is_explained() {
 }
 
 #[test]
+fn every_capability_and_path_of_the_node_is_explained() {
+    let objects = rendered();
+    let pod = pod(&objects);
+    let added = &named(&pod["containers"], "agent")["securityContext"]["capabilities"]["add"];
+    let paths = pod["volumes"].as_array().unwrap().iter().filter_map(|volume| volume["hostPath"]["path"].as_str());
+    let all: Vec<_> = added.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).chain(paths).collect();
+    assert_eq!(all.len(), 11);
+    let rows = include_str!("../docs/kubernetes.md").lines().filter(|line| line.starts_with("| `"));
+    let first: Vec<_> = rows.filter_map(|row| row.split(" | ").next()).collect();
+    for thing in all {
+        assert!(
+            first.iter().any(|cell| cell.contains(&format!("`{thing}`"))),
+            "docs/kubernetes.md does not explain {thing}"
+        );
+    }
+}
+
+#[test]
 fn what_an_agent_may_write_is_narrowed_to_its_own_node() {
     // What the expressions say of one change or another: tests/manifests/policy.py.
     let objects = rendered();

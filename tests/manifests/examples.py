@@ -131,7 +131,7 @@ def scripts_of(pod_):
 
 
 def shellcheck(script, where):
-    """Raises `Wrong` for what ShellCheck finds, and where a parameter of the workflow would become text of the script."""
+    """Raises `Wrong` for what ShellCheck finds, and where a workflow's parameter would become text of the script."""
     if re.search(r"\{\{|\$\(params|\$\(context|\$\(steps|\$\(tasks", script):
         raise Wrong(f"{where}: a parameter is part of a script: {script}")
     # 1090, 1091: files that are there only in the pod; 2016: what a second shell expands; 2154: it sets a variable.

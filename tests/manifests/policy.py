@@ -70,7 +70,8 @@ def node_changes():
     yield "its label", NODE, changed(["metadata", "labels"], labels | {"stoker.build/warm": "a"}), None
     yield "its label goes", NODE, changed(["metadata", "labels", "stoker.build/cached"], None), None
     yield "its first label", bare(), bare() | {"metadata": {"name": "ghost", "labels": {"stoker.build/a": "b"}}}, None
-    yield "its annotation", NODE, changed(["metadata", "annotations"], annotations | {"stoker.build/summary": "{}"}), None
+    added = annotations | {"stoker.build/summary": "{}"}
+    yield "its annotation", NODE, changed(["metadata", "annotations"], added), None
     yield "its taint", NODE, changed(["spec", "taints"], [*taints, TAINT]), None
     yield "its first taint", bare(), bare() | {"spec": {"taints": [TAINT]}}, None
     yield "its taint goes", changed(["spec", "taints"], [*taints, TAINT]), NODE, None

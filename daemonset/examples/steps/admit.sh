@@ -1,8 +1,8 @@
 #!/bin/sh
-# Asks the agent of this node, by its socket, for room for one build, and waits in its queue. In $RESULT stands then, one
-# file each: `lease`, `node`, `commit`, and `workspace`, the folder with the sources where WORKSPACE=yes. Where no agent
-# answers, all but `commit` are empty, and the build goes on without: sources come from upstream, and nobody but the
-# scheduler holds room for it. Exits with 1 where the build can never fit.
+# Asks the agent of this node, by its socket, for room for one build, and waits in its queue. In $RESULT stands then,
+# one file each: `lease`, `node`, `commit`, and `workspace`, the folder with the sources where WORKSPACE=yes. Where no
+# agent answers, all but `commit` are empty, and the build goes on without: sources come from upstream, and nobody but
+# the scheduler holds room for it. Exits with 1 where the build can never fit.
 #
 #   REPO, REF_TYPE, REF_VALUE                 the source: branch, tag, pr or sha, and its name
 #   REQUEST_ID                                the same id is the same request: a retried step gets the same lease

@@ -1,8 +1,8 @@
 # For the other steps, which begin with `. agent.sh`: the way to the agent of this node, within seconds or not at all.
 # shellcheck shell=sh
 
-# The Service `stoker` leads each pod to its own node's agent. Where that is not ready, packets are dropped: who connects
-# without a limit waits for minutes.
+# The Service `stoker` leads each pod to its own node's agent. Where that is not ready, packets are dropped: who
+# connects without a limit waits for minutes.
 STOKER_HTTP="${STOKER_HTTP:-http://stoker.stoker.svc:9418}"
 
 # Whether it answers.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Ties the lease to this pod: from now on the lease ends when the pod does, whatever becomes of the workflow. A lease that
-# no pod was tied to ends by itself (`--bind-within` of admit.sh).
+# Ties the lease to this pod: from now on the lease ends when the pod does, whatever becomes of the workflow. A lease
+# that no pod was tied to ends by itself (`--bind-within` of admit.sh).
 #
 #   LEASE                           empty: there is none, and nothing to do
 #   NAMESPACE, POD_NAME, POD_UID    this pod
