@@ -3,6 +3,7 @@
 //! An [`Agent`] is the whole agent: `stoker agent` runs one until a signal, `stoker run` one inside its own process.
 //! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
 
+mod face;
 mod facts;
 mod listen;
 mod views;
@@ -25,7 +26,7 @@ use crate::access::Access;
 use crate::admission::{Admission, JournalError, Measured, Survey, new_id, now};
 use crate::config::reload::{self, Changes};
 use crate::config::{Config, ConfigErrors};
-use crate::kubernetes;
+use crate::kubernetes::{self, Face};
 use crate::node::Pools;
 use crate::node::facts::{Facts, FactsError};
 use crate::pressure::Pressure;
@@ -250,7 +251,9 @@ async fn build(
     let views = Views::default();
     let reserved = || views.reserved.subscribe();
     let incarnation: stoker_core::identity::LeaseId = new_id();
-    let cluster = kubernetes::start(&configured.subscribe(), incarnation.to_string(), closing.child_token());
+    let face = watch::Sender::<Face>::default();
+    let cluster =
+        kubernetes::start(&configured.subscribe(), incarnation.to_string(), face.subscribe(), closing.child_token());
     let pressure =
         Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), cluster.subscribe(), closing));
     let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), cluster.subscribe(), closing);
@@ -279,6 +282,13 @@ async fn build(
         Retention::open(pools.clone(), workspaces.outputs().clone(), configured.subscribe(), workspaces.holders());
     tasks.spawn(retention.clone().watch(closing.child_token()));
     repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
+    let told = face::Rooms {
+        admission: admission.clone(),
+        repositories: repositories.clone(),
+        pressure: Arc::clone(&pressure),
+        kubernetes: cluster.clone(),
+    };
+    tasks.spawn(face::follow(told, face, closing.child_token()));
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let identity = Identity {
         name: config.node.name.clone(),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Admission, now};
 use crate::config::TimeBudget;
-use crate::kubernetes::Kubernetes;
+use crate::kubernetes::{Kubernetes, Told};
 use crate::pressure::Configured;
 use crate::pressure::lease_use::PodGroups;
 
@@ -75,6 +75,7 @@ pub(super) async fn run(
                 let key = (pod.clone(), reason.message.clone());
                 if !refused.contains(&key) {
                     tracing::warn!(pod = reason.subject, reason = reason.code.word(), "{}", reason.message);
+                    kubernetes.tell(told(&reason.subject, pod, "LeaseNotBound", &reason.message));
                 }
                 refusals.insert(key);
             } else {
@@ -89,6 +90,13 @@ pub(super) async fn run(
             return;
         }
     }
+}
+
+/// An event for a pod that is called `NAMESPACE/NAME`.
+fn told(pod: &str, uid: &str, reason: &str, note: &str) -> Told {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+    let pod = Some((namespace.to_owned(), name.to_owned(), uid.to_owned()));
+    Told { pod, reason: reason.to_owned(), note: note.to_owned(), bad: true }
 }
 
 fn pod_of(lease: &Lease) -> Option<(&str, &str, &str)> {
@@ -110,7 +118,11 @@ async fn evict_overdue(leases: &[Arc<Lease>], kubernetes: &Kubernetes, asked: &m
         let drained = lease.was_told(Code::ModeDrain);
         let reason = if drained { Code::ModeDrain } else { Code::TimeBudgetExceeded }.word();
         match kubernetes.evict(namespace, name, uid).await {
-            Ok(()) => tracing::warn!(lease = %lease.id, namespace, name, reason, "its pod is evicted"),
+            Ok(()) => {
+                tracing::warn!(lease = %lease.id, namespace, name, reason, "its pod is evicted");
+                let note = format!("the time of lease {} is over: {reason}", lease.id);
+                kubernetes.tell(told(&format!("{namespace}/{name}"), uid, "TimeOver", &note));
+            }
             Err(error) => {
                 tracing::warn!(lease = %lease.id, namespace, name, reason, error, "its pod is not evicted; tried again");
             }

@@ -22,6 +22,12 @@ pub struct KubernetesSection {
     pub namespace: Option<String>,
     /// Keys of taints that the pods of builds tolerate: at most 64. Other taints hold builds back.
     pub tolerates: Vec<String>,
+    /// How many labels `stoker.build/mirror.*` the node gets, one for each repository of the trust class `default` that is
+    /// filled: at most 256. 0: none.
+    pub labels: u64,
+    /// The taint `stoker.build/pressure:NoSchedule` while nothing may start. Unset: none is ever made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taint: Option<TaintSection>,
     /// What a bound pod counts as that has no limit of CPU or of memory within its lease's size.
     pub unlimited: Unlimited,
     /// How long a lease that asks for `rebind: same-owner` waits for the next pod: a time up to 1h.
@@ -36,9 +42,27 @@ impl Default for KubernetesSection {
             heartbeat: "20s".into(),
             namespace: None,
             tolerates: Vec::new(),
+            labels: 32,
+            taint: None,
             unlimited: Unlimited::Node,
             rebind_within: "60s".into(),
         }
+    }
+}
+
+/// When the node is tainted, and when no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TaintSection {
+    /// The gate was shut for so long: a time up to 1h.
+    pub after: Time,
+    /// It was not shut for so long: a time up to 1h.
+    pub until: Time,
+}
+
+impl Default for TaintSection {
+    fn default() -> Self {
+        Self { after: "10s".into(), until: "60s".into() }
     }
 }
 
@@ -79,10 +103,23 @@ pub struct Kubernetes {
     pub namespace: Option<String>,
     /// Keys of taints that hold nothing back.
     pub tolerates: Vec<String>,
+    /// The most labels for repositories.
+    pub labels: usize,
+    /// When it is tainted.
+    pub taint: Option<Taint>,
     /// What a bound pod without limits counts as.
     pub unlimited: Unlimited,
     /// A lease waits so long for its next pod.
     pub rebind_within: Duration,
+}
+
+/// When the node is tainted, and when no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taint {
+    /// The gate was shut for so long.
+    pub after: Duration,
+    /// It was not shut for so long.
+    pub until: Duration,
 }
 
 impl Kubernetes {
@@ -95,6 +132,8 @@ impl Kubernetes {
             heartbeat: Duration::from_secs(20),
             namespace: None,
             tolerates: Vec::new(),
+            labels: 0,
+            taint: None,
             unlimited: Unlimited::Node,
             rebind_within: Duration::from_secs(60),
         }

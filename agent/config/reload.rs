@@ -131,12 +131,15 @@ fn diff(old: &Config, new: &Config) -> Changes {
 }
 
 fn diff_kubernetes(old: &Kubernetes, new: &Kubernetes, changes: &mut Changes) {
-    let Kubernetes { watch, away_after, heartbeat, namespace, tolerates, unlimited, rebind_within } = old;
+    let Kubernetes { watch, away_after, heartbeat, namespace, tolerates, labels, taint, unlimited, rebind_within } =
+        old;
     changes.restart(*watch != new.watch, "kubernetes.watch");
     changes.live(*away_after != new.away_after, "kubernetes.awayAfter");
     changes.live(*heartbeat != new.heartbeat, "kubernetes.heartbeat");
     changes.restart(*namespace != new.namespace, "kubernetes.namespace");
     changes.live(*tolerates != new.tolerates, "kubernetes.tolerates");
+    changes.live(*labels != new.labels, "kubernetes.labels");
+    changes.live(*taint != new.taint, "kubernetes.taint");
     changes.live(*unlimited != new.unlimited, "kubernetes.unlimited");
     changes.live(*rebind_within != new.rebind_within, "kubernetes.rebindWithin");
 }

@@ -9,6 +9,7 @@
 
 mod convert;
 mod heartbeat;
+mod publish;
 mod quantity;
 mod watch;
 
@@ -23,12 +24,17 @@ use kube::api::{DeleteParams, EvictParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config};
 use stoker_core::cluster::Cluster;
+use tokio::sync::mpsc;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
+use self::publish::Publisher;
+pub use self::publish::{Face, Told};
 use crate::config::Configured;
 use crate::config::kubernetes::Watch;
 
+/// Events that are on their way.
+const TOLD_MAX: usize = 256;
 /// Where a pod finds the name of its namespace.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 /// Where neither the configuration nor a pod says one.
@@ -74,6 +80,7 @@ pub async fn labels(node: &str) -> Result<BTreeMap<String, String>, LabelsError>
 pub struct Kubernetes {
     view: Receiver<Arc<Cluster>>,
     client: Receiver<Option<Client>>,
+    telling: mpsc::Sender<Told>,
 }
 
 impl Kubernetes {
@@ -87,6 +94,11 @@ impl Kubernetes {
     #[must_use]
     pub fn subscribe(&self) -> Receiver<Arc<Cluster>> {
         self.view.clone()
+    }
+
+    /// An event for a pod or the node. Nobody waits for it: where too many are on their way it is left out.
+    pub fn tell(&self, told: Told) {
+        let _ = self.telling.try_send(told);
     }
 
     /// Asks for the eviction of a pod, and of no other of its name. One that is gone is no error.
@@ -111,19 +123,22 @@ impl Kubernetes {
 
 /// Follows the cluster until `cancel`, where there is one to ask.
 #[must_use]
-pub fn start(config: &Configured, incarnation: String, cancel: CancellationToken) -> Kubernetes {
+pub fn start(config: &Configured, incarnation: String, face: Receiver<Face>, cancel: CancellationToken) -> Kubernetes {
     let asks = match config.borrow().kubernetes.watch {
         Watch::Auto => std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
         Watch::On => true,
         Watch::Off => false,
     };
     let (clients, client) = tokio::sync::watch::channel(None);
-    let (told, view) = tokio::sync::watch::channel(Arc::new(Cluster { asked: asks, ..Cluster::default() }));
+    let (telling, told) = mpsc::channel(TOLD_MAX);
+    let (views, view) = tokio::sync::watch::channel(Arc::new(Cluster { asked: asks, ..Cluster::default() }));
     if asks {
         let config = config.clone();
-        tokio::spawn(async move { cancel.run_until_cancelled(follow(config, incarnation, told, clients)).await });
+        tokio::spawn(async move {
+            cancel.run_until_cancelled(follow(config, incarnation, views, clients, (face, told))).await
+        });
     }
-    Kubernetes { view, client }
+    Kubernetes { view, client, telling }
 }
 
 async fn follow(
@@ -131,6 +146,7 @@ async fn follow(
     incarnation: String,
     view: Sender<Arc<Cluster>>,
     clients: Sender<Option<Client>>,
+    (face, events): (Receiver<Face>, mpsc::Receiver<Told>),
 ) {
     let client = loop {
         let client = match config().await {
@@ -155,7 +171,14 @@ async fn follow(
     let (told, reached) = tokio::sync::watch::channel(Ok(()));
     let config = configured.clone();
     let heart = heartbeat::Heart { client: client.clone(), node: node.clone(), incarnation, namespace, config };
-    tokio::join!(heartbeat::beat(heart, told), watch::follow(client, node, configured, reached, view));
+    let (uids, uid) = tokio::sync::watch::channel(String::new());
+    let (of_node, config) = (node.clone(), configured.clone());
+    let publisher = Publisher { client: client.clone(), node: of_node, config, face, told: events, uid };
+    tokio::join!(
+        heartbeat::beat(heart, told),
+        watch::follow(client, node, configured, reached, (view, uids)),
+        publisher.run()
+    );
 }
 
 /// The way to the API server, where there is one.

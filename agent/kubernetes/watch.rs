@@ -144,7 +144,7 @@ pub(super) async fn follow(
     node: String,
     config: Configured,
     mut reached: Reached,
-    view: watch::Sender<Arc<Cluster>>,
+    (view, uid): (watch::Sender<Arc<Cluster>>, watch::Sender<String>),
 ) {
     let mut pods_stream = pin!(stream(Api::<Pod>::all(client.clone()), &format!("spec.nodeName={node}")));
     let mut node_stream = pin!(stream(Api::<Node>::all(client), &format!("metadata.name={node}")));
@@ -196,6 +196,15 @@ pub(super) async fn follow(
             stale: away_since.is_some_and(|(_, since)| since.elapsed() >= away_after),
             trouble: trouble.unwrap_or_default(),
         };
+        let of_node = match &cluster.node {
+            NodeState::Here(node) => node.uid.as_str(),
+            NodeState::Unknown | NodeState::Gone => "",
+        };
+        uid.send_if_modified(|before| {
+            let differs = before != of_node;
+            of_node.clone_into(before);
+            differs
+        });
         view.send_if_modified(|before| {
             let differs = **before != cluster;
             if differs {

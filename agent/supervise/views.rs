@@ -70,7 +70,7 @@ impl Views {
     }
 }
 
-fn tell<T: PartialEq>(view: &watch::Sender<T>, now: T) {
+pub(super) fn tell<T: PartialEq>(view: &watch::Sender<T>, now: T) {
     view.send_if_modified(|before| {
         let differs = *before != now;
         *before = now;

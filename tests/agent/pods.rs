@@ -386,3 +386,125 @@ async fn a_watch_that_is_troubled_misses_nothing() {
         world.open().await;
     }
 }
+
+fn condition(node: &Value) -> Value {
+    let all = node["status"]["conditions"].as_array().unwrap();
+    all.iter().find(|found| found["type"] == "BuildPressure").cloned().unwrap_or(Value::Null)
+}
+
+/// Condition, labels, annotations, taint and events come on transitions, and what is others' on the node stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_object_tells_what_turned_over_and_nothing_else() {
+    let world = World::new(", taint: {after: 0s, until: 1s}");
+    let theirs = json!({"key": "example.org/theirs", "effect": "PreferNoSchedule"});
+    world.api.change("nodes", "", NODE, |node| {
+        node["spec"]["taints"] = json!([theirs]);
+        node["metadata"]["labels"]["stoker.build/mirror.gone-00000000"] = json!("true");
+    });
+    world.open().await;
+    let now = || world.api.get("nodes", "", NODE).unwrap();
+    wait::until(LIMIT, "the open gate is told", || condition(&now())["status"] == "False");
+    let mirror = |node: &Value| {
+        let labels = node["metadata"]["labels"].as_object().unwrap().clone();
+        labels.keys().filter(|key| key.starts_with("stoker.build/mirror.127.0.0.1.")).count()
+    };
+    wait::until(LIMIT, "the mirror is told", || mirror(&now()) == 1);
+    let node = now();
+    assert!(node["metadata"]["labels"].get("stoker.build/mirror.gone-00000000").is_none(), "{node}");
+    assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], NODE);
+    assert_eq!(node["metadata"]["annotations"]["stoker.build/gate"], "open");
+
+    world.api.change("nodes", "", NODE, |node| node["spec"]["unschedulable"] = json!(true));
+    wait::until(LIMIT, "the cordon is told", || condition(&now())["reason"] == "NodeCordoned");
+    let taints = || now()["spec"]["taints"].as_array().unwrap().clone();
+    wait::until(LIMIT, "the node is tainted", || taints().len() == 2);
+    assert_eq!(taints()[0], theirs);
+    assert_eq!(taints()[1], json!({"key": "stoker.build/pressure", "effect": "NoSchedule"}));
+    let since = condition(&now())["lastTransitionTime"].clone();
+
+    // Nothing turns over, so nothing is written, however much else changes.
+    wait::until(LIMIT, "the event of the node", || {
+        world
+            .api
+            .all("events")
+            .iter()
+            .any(|event| event["reason"] == "BuildPressure" && event["regarding"]["kind"] == "Node")
+    });
+    let writes =
+        || world.api.requests().iter().filter(|(method, path)| method == "PATCH" && path.contains("/nodes/")).count();
+    let before = writes();
+    for round in 0..20 {
+        world.api.put("pods", pod(&format!("noise-{round}"), "", "10m", "1Mi"));
+    }
+    let beats = || world.api.requests().iter().filter(|(_, path)| path.contains("/leases/")).count();
+    let begun = beats();
+    wait::until(LIMIT, "four heartbeats", || beats() >= begun + 4);
+    assert_eq!(writes(), before);
+    assert_eq!(condition(&now())["lastTransitionTime"], since);
+
+    // Who takes our label away is not fought; the taint goes when the gate opens.
+    world.api.change("nodes", "", NODE, |node| {
+        node["spec"].as_object_mut().unwrap().remove("unschedulable");
+    });
+    wait::until(LIMIT, "the taint is gone", || taints() == [theirs.clone()]);
+    wait::until(LIMIT, "the open gate is told", || condition(&now())["status"] == "False");
+    wait::until(LIMIT, "the event of its end", || {
+        world.api.all("events").iter().any(|event| event["reason"] == "BuildPressureOver")
+    });
+    // A node that is added again is told everything.
+    world.api.delete("nodes", "", NODE);
+    world.shut_by(v1::reason::Code::NodeGone).await;
+    world.api.put("nodes", node_again());
+    wait::until(LIMIT, "the new node is told", || condition(&now())["status"] == "False" && mirror(&now()) == 1);
+    // A pod that does not get its lease is told by an event of its own.
+    let lease = world.granted("lease", v1::Rebind::Never).await;
+    let mut thief = pod("thief", &lease, "0", "0");
+    thief["spec"]["serviceAccountName"] = json!("default");
+    world.api.put("pods", thief);
+    wait::until(LIMIT, "the event of the pod", || {
+        let events = world.api.all("events");
+        events.iter().any(|event| event["reason"] == "LeaseNotBound" && event["regarding"]["name"] == "thief")
+    });
+}
+
+fn node_again() -> Value {
+    let mut node = node();
+    node["metadata"]["uid"] = json!("another");
+    node
+}
+
+/// A thousand pods, a hundred changes a second: memory is bounded, and every change arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_pods_that_change_all_the_time_are_followed_in_bounded_memory() {
+    let world = World::new("");
+    world.api.change("nodes", "", NODE, |node| node["status"]["allocatable"]["pods"] = json!("2000"));
+    world.open().await;
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", world.agent.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let named = |index: usize| format!("many-{index}");
+    for index in 0..1000 {
+        world.api.put("pods", pod(&named(index), "", "1m", "1Mi"));
+    }
+    let free = |now: &v1::Status| now.ledger.as_ref().unwrap().free.as_ref().unwrap().memory_bytes.unwrap();
+    status_until(&world.agent, "all are counted", |now| free(now) < 60 * GIB - 1000 * MIB).await;
+    let before = resident();
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    for change in 0..1000 {
+        ticks.tick().await;
+        let name = named(change % 1000);
+        world.api.change("pods", "builds", &name, |pod| {
+            pod["metadata"]["annotations"]["example.org/change"] = json!(format!("{change}-{}", "x".repeat(4096)));
+        });
+    }
+    // The last change arrives.
+    let lease = world.granted("last", v1::Rebind::Never).await;
+    let group = made!(PodGroup::run(&uid("last"), None, "sleep 1000"));
+    world.api.put("pods", pod("last", &lease, "1m", "1Mi"));
+    world.bound_to(&lease, "last").await;
+    let after = resident();
+    assert!(after < before + (24 << 10), "{before} KiB were resident, {after} are");
+    drop(group);
+}

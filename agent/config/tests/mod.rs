@@ -303,6 +303,7 @@ fn the_defaults_are_these() {
       awayAfter: 60s
       heartbeat: 20s
       tolerates: []
+      labels: 32
       unlimited: node
       rebindWithin: 60s
     listen:

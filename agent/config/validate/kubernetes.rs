@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::within;
-use crate::config::kubernetes::{Kubernetes, KubernetesSection};
+use crate::config::kubernetes::{Kubernetes, KubernetesSection, Taint, TaintSection};
 use crate::config::problem::{Fault, Place, Problems};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
+const LABELS_MAX: usize = 256;
 const TOLERATED_MAX: usize = 64;
 /// A prefix, a slash, a name.
 const KEY_BYTES_MAX: usize = 253 + 1 + 63;
@@ -33,6 +34,8 @@ pub(super) fn validate(section: &KubernetesSection, place: &Place<'_>, problems:
             problems.add(&place.field("namespace"), fault);
         }
     }
+    let labels = usize::try_from(section.labels).ok().filter(|labels| *labels <= LABELS_MAX);
+    let labels = labels.ok_or_else(|| Fault::new(format!("is {}", section.labels), "write 0 to 256"));
     let away = within(&section.away_after, SECOND, HOUR, "1s to 1h");
     let heartbeat = within(&section.heartbeat, SECOND, HOUR / 6, "1s to 10m");
     let rebind = within(&section.rebind_within, Duration::ZERO, HOUR, "0s to 1h");
@@ -42,7 +45,17 @@ pub(super) fn validate(section: &KubernetesSection, place: &Place<'_>, problems:
         heartbeat: problems.take(&place.field("heartbeat"), heartbeat),
         namespace: section.namespace.clone(),
         tolerates: section.tolerates.clone(),
+        labels: problems.take(&place.field("labels"), labels),
+        taint: section.taint.as_ref().map(|section| taint(section, &place.field("taint"), problems)),
         unlimited: section.unlimited,
         rebind_within: problems.take(&place.field("rebindWithin"), rebind),
+    }
+}
+
+fn taint(section: &TaintSection, place: &Place<'_>, problems: &mut Problems) -> Taint {
+    let part = |time| within(time, Duration::ZERO, HOUR, "0s to 1h");
+    Taint {
+        after: problems.take(&place.field("after"), part(&section.after)),
+        until: problems.take(&place.field("until"), part(&section.until)),
     }
 }

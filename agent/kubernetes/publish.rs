@@ -1,0 +1,380 @@
+//! What the cluster is told of this node: a condition, labels, annotations, where it is switched on a taint, and events.
+//!
+//! The node object is written when something turned over, never to repeat it: what others did to our fields meanwhile is
+//! theirs. Writes come a little apart and at random moments, so that a farm whose builds all begin at once does not write
+//! all its nodes at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use stoker_core::pressure::{Gate, GateState};
+use tokio::sync::{mpsc, watch};
+
+use super::heartbeat::MANAGER;
+use crate::config::Configured;
+use crate::config::kubernetes::Taint;
+
+/// Between two writes of the node object.
+const APART: Duration = Duration::from_secs(2);
+/// At most so much later, at random.
+const JITTER: Duration = Duration::from_secs(1);
+/// A write that failed is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(10);
+/// An answer that takes longer is none.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often a taint that somebody else changed meanwhile is read and written anew.
+const CONFLICTS_MAX: usize = 5;
+const CONDITION: &str = "BuildPressure";
+const TAINT: &str = "stoker.build/pressure";
+const PREFIX: &str = "stoker.build/";
+/// Of a label's key, behind the prefix.
+const NAME_BYTES_MAX: usize = 63;
+/// Of a condition, in the API.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// What is told of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Face {
+    /// The gate.
+    pub gate: Gate,
+    /// What the operator wants, in a word.
+    pub mode: String,
+    /// The repositories that are filled, and that anybody may read.
+    pub cached: BTreeSet<String>,
+}
+
+/// What befell something, for its events.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// Namespace, name and uid of a pod; unset: it befell the node.
+    pub pod: Option<(String, String, String)>,
+    /// In one word, in capitals at each beginning.
+    pub reason: String,
+    /// In words.
+    pub note: String,
+    /// Somebody should look.
+    pub bad: bool,
+}
+
+/// What of a face makes a difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    state: GateState,
+    codes: Vec<&'static str>,
+    mode: String,
+    labels: BTreeSet<String>,
+    taint: Option<bool>,
+}
+
+/// Who publishes.
+pub(super) struct Publisher {
+    pub(super) client: Client,
+    pub(super) node: String,
+    pub(super) config: Configured,
+    pub(super) face: watch::Receiver<Face>,
+    pub(super) told: mpsc::Receiver<Told>,
+    /// Of the node object, as it is watched.
+    pub(super) uid: watch::Receiver<String>,
+}
+
+/// Since when it could, or could not, be tainted.
+#[derive(Debug, Default)]
+struct Hysteresis {
+    tainted: bool,
+    other_since: Option<Instant>,
+}
+
+impl Hysteresis {
+    /// Whether it is tainted now, and how long until that may change with nothing else changing.
+    fn after(&mut self, shut: bool, config: &Taint) -> (bool, Option<Duration>) {
+        if shut == self.tainted {
+            self.other_since = None;
+            return (self.tainted, None);
+        }
+        let since = *self.other_since.get_or_insert_with(Instant::now);
+        let lasts = if shut { config.after } else { config.until };
+        let left = lasts.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            (self.tainted, self.other_since) = (shut, None);
+            return (shut, None);
+        }
+        (self.tainted, Some(left))
+    }
+}
+
+impl Publisher {
+    /// Until it is dropped, or nobody tells it anything any more.
+    pub(super) async fn run(mut self) {
+        let reporter = Reporter { controller: "stoker.build/agent".to_owned(), instance: Some(self.node.clone()) };
+        let recorder = Recorder::new(self.client.clone(), reporter);
+        let (mut published, mut gate) = (None::<(Wanted, String)>, None::<GateState>);
+        let mut taint = Hysteresis::default();
+        let mut wait = None::<Duration>;
+        loop {
+            let pause = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = self.face.changed() => if changed.is_err() { return },
+                changed = self.uid.changed() => if changed.is_err() { return },
+                told = self.told.recv() => {
+                    let Some(told) = told else { return };
+                    self.record(&recorder, told).await;
+                }
+                () = pause => {}
+            }
+            let (face, uid) = (self.face.borrow_and_update().clone(), self.uid.borrow_and_update().clone());
+            if uid.is_empty() {
+                continue;
+            }
+            if gate.replace(face.gate.state).is_some_and(|before| before != face.gate.state) {
+                self.record(&recorder, turned(&face.gate)).await;
+            }
+            let (wanted, until) = self.wanted(&face, &mut taint);
+            wait = until;
+            if published.as_ref().is_some_and(|(before, of)| *before == wanted && *of == uid) {
+                continue;
+            }
+            tokio::time::sleep(JITTER.mul_f64(random())).await;
+            match self.write(&face.gate, &wanted).await {
+                Ok(()) => published = Some((wanted, uid)),
+                Err(error) => {
+                    tracing::warn!(error, "the node object is not written; tried again");
+                    wait = Some(AGAIN);
+                    continue;
+                }
+            }
+            wait = Some(until.map_or(APART, |until| until.min(APART)));
+            tokio::time::sleep(APART).await;
+        }
+    }
+
+    fn wanted(&self, face: &Face, taint: &mut Hysteresis) -> (Wanted, Option<Duration>) {
+        let config = self.config.borrow();
+        let mut codes: Vec<&str> = face.gate.reasons.iter().map(|reason| reason.code.word()).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        let (tainted, until) = match &config.kubernetes.taint {
+            Some(config) => {
+                let (tainted, until) = taint.after(face.gate.state == GateState::Shut, config);
+                (Some(tainted), until)
+            }
+            None => (None, None),
+        };
+        let labels = face.cached.iter().take(config.kubernetes.labels).map(|key| label(key)).collect();
+        (Wanted { state: face.gate.state, codes, mode: face.mode.clone(), labels, taint: tainted }, until)
+    }
+
+    async fn write(&self, gate: &Gate, wanted: &Wanted) -> Result<(), String> {
+        let written = async {
+            let nodes = Api::<Node>::all(self.client.clone());
+            let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+            let now = nodes.get(&self.node).await?;
+            if let Some(changed) = marks(&now, wanted) {
+                nodes.patch(&self.node, &params, &Patch::Merge(&changed)).await?;
+            }
+            nodes.patch_status(&self.node, &params, &Patch::Strategic(&condition(&now, gate))).await?;
+            match wanted.taint {
+                Some(tainted) => self.taint(&nodes, &params, tainted).await,
+                None => Ok(()),
+            }
+        };
+        match tokio::time::timeout(ANSWER_WITHIN * 3, written).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(super::watch::words(&error)),
+            Err(_) => Err(super::LabelsError::Late.to_string()),
+        }
+    }
+
+    /// Read, changed and written with the version that was read: the list is one value, and others have taints in it.
+    async fn taint(&self, nodes: &Api<Node>, params: &PatchParams, tainted: bool) -> Result<(), kube::Error> {
+        for _ in 0..CONFLICTS_MAX {
+            let node = nodes.get(&self.node).await?;
+            let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+            let is_there = taints.iter().any(|taint| taint.key == TAINT);
+            if is_there == tainted {
+                return Ok(());
+            }
+            let mut list: Vec<Value> = taints
+                .iter()
+                .filter(|taint| taint.key != TAINT)
+                .filter_map(|taint| serde_json::to_value(taint).ok())
+                .collect();
+            if tainted {
+                list.push(json!({"key": TAINT, "effect": "NoSchedule"}));
+            }
+            let version = node.metadata.resource_version;
+            let changed = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": list}});
+            match nodes.patch(&self.node, params, &Patch::Merge(&changed)).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn record(&self, recorder: &Recorder, told: Told) {
+        let of = |kind: &str, namespace: Option<String>, name: String, uid: String| ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace,
+            name: Some(name),
+            uid: Some(uid),
+            ..ObjectReference::default()
+        };
+        let about = match told.pod {
+            Some((namespace, name, uid)) => of("Pod", Some(namespace), name, uid),
+            // By convention the uid of a node in its events is its name: so `kubectl describe` finds them.
+            None => of("Node", None, self.node.clone(), self.node.clone()),
+        };
+        let event = Event {
+            type_: if told.bad { EventType::Warning } else { EventType::Normal },
+            reason: told.reason,
+            note: Some(cut(told.note)),
+            action: "Admission".to_owned(),
+            secondary: None,
+        };
+        match tokio::time::timeout(ANSWER_WITHIN, recorder.publish(&event, &about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = super::watch::words(&error), "an event is not written"),
+            Err(_) => tracing::debug!("an event is not written: no answer"),
+        }
+    }
+}
+
+fn turned(gate: &Gate) -> Told {
+    let notes: Vec<&str> = gate.reasons.iter().map(|reason| reason.message.as_str()).collect();
+    let (reason, note) = match gate.state {
+        GateState::Open => ("BuildPressureOver", "builds start again".to_owned()),
+        GateState::Narrow => ("BuildPressure", format!("only small builds start: {}", notes.join("; "))),
+        GateState::Shut => ("BuildPressure", format!("no builds start: {}", notes.join("; "))),
+    };
+    Told { pod: None, reason: reason.to_owned(), note, bad: gate.state != GateState::Open }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MESSAGE_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX - 3));
+        text.push_str("...");
+    }
+    text
+}
+
+/// 0 to 1.
+fn random() -> f64 {
+    f64::from(u32::try_from(uuid::Uuid::now_v7().as_u128() & 0xffff).unwrap_or(0)) / 65_536.0
+}
+
+/// `MEMORY_FLOOR` as the API writes such words: `MemoryFloor`.
+fn camel(word: &str) -> String {
+    let parts = word.split('_').map(|part| {
+        let (first, rest) = part.split_at(part.len().min(1));
+        format!("{first}{}", rest.to_ascii_lowercase())
+    });
+    parts.collect()
+}
+
+/// A label for a repository, by its canonical key: readable where it fits, and never the same for two.
+fn label(key: &str) -> String {
+    use sha2::{Digest as _, Sha256};
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '.' };
+    let name: String = key.chars().map(plain).collect();
+    // A slash became a dot: what has both could meet another.
+    let digest = Sha256::digest(key.as_bytes());
+    let mark: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let most = NAME_BYTES_MAX - "mirror.".len() - mark.len() - 1;
+    let name = &name[..name.len().min(most)];
+    format!("{PREFIX}mirror.{name}-{mark}")
+}
+
+/// Labels and annotations that are to change; nothing where all is as it should be.
+fn marks(node: &Node, wanted: &Wanted) -> Option<Value> {
+    let is_mirror = |key: &&String| key.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("mirror."));
+    let has = node.metadata.labels.iter().flatten().map(|(key, _)| key).filter(is_mirror);
+    let has: BTreeSet<&String> = has.collect();
+    let mut labels: BTreeMap<&str, Value> = BTreeMap::new();
+    labels.extend(has.iter().filter(|key| !wanted.labels.contains(**key)).map(|key| (key.as_str(), Value::Null)));
+    labels.extend(wanted.labels.iter().filter(|key| !has.contains(key)).map(|key| (key.as_str(), json!("true"))));
+    let of_wanted = BTreeMap::from([
+        ("stoker.build/gate", wanted.state.to_string()),
+        ("stoker.build/reasons", wanted.codes.join(",")),
+        ("stoker.build/mode", wanted.mode.clone()),
+        ("stoker.build/version", env!("CARGO_PKG_VERSION").to_owned()),
+    ]);
+    let is = |key: &str| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+    let annotations: BTreeMap<&str, String> =
+        of_wanted.into_iter().filter(|(key, value)| is(key) != Some(value)).collect();
+    let nothing = labels.is_empty() && annotations.is_empty();
+    (!nothing).then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
+}
+
+/// The condition, which says since when it is so.
+fn condition(node: &Node, gate: &Gate) -> Value {
+    let now = jiff::Timestamp::now();
+    let status = if gate.state == GateState::Open { "False" } else { "True" };
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let before = conditions.into_iter().flatten().find(|found| found.type_ == CONDITION && found.status == status);
+    let since = before.and_then(|found| found.last_transition_time.clone()).map_or(now, |time| time.0);
+    let (reason, message) = match gate.reasons.first() {
+        Some(first) => (camel(first.code.word()), first.message.clone()),
+        None => ("BuildsMayStart".to_owned(), "builds may start".to_owned()),
+    };
+    json!({"status": {"conditions": [{
+        "type": CONDITION,
+        "status": status,
+        "reason": reason,
+        "message": cut(message),
+        "lastHeartbeatTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "lastTransitionTime": since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    }]}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_valid_readable_and_never_the_same_for_two() {
+        let long = format!("git.example.org/{}", "a".repeat(300));
+        let keys = ["github.com/a/b.c", "github.com/a.b/c", "github.com/a/b-c", "host:8443/ä/ü", "127.0.0.1/x", &long];
+        let labels: BTreeSet<String> = keys.iter().map(|key| label(key)).collect();
+        assert_eq!(labels.len(), keys.len());
+        for label in &labels {
+            let name = label.strip_prefix("stoker.build/").unwrap_or_default();
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+            assert!(!name.is_empty() && name.len() <= 63 && name.bytes().all(plain), "{label}");
+            assert!(name.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric), "{label}");
+        }
+        assert!(
+            label("github.com/a/b").starts_with("stoker.build/mirror.github.com.a.b-"),
+            "{}",
+            label("github.com/a/b")
+        );
+    }
+
+    #[test]
+    fn words_are_written_as_the_api_writes_them() {
+        assert_eq!(camel("ROOT_DISK_INODES_FLOOR"), "RootDiskInodesFloor");
+    }
+
+    #[test]
+    fn a_taint_comes_and_goes_only_after_its_time() {
+        let config = Taint { after: Duration::ZERO, until: Duration::from_secs(600) };
+        let mut taint = Hysteresis::default();
+        assert_eq!(taint.after(false, &config), (false, None));
+        assert_eq!(taint.after(true, &config), (true, None));
+        let (tainted, left) = taint.after(false, &config);
+        assert!(tainted && left.is_some_and(|left| left > Duration::from_secs(590)));
+        assert_eq!(taint.after(true, &config), (true, None), "a wavering gate begins anew");
+        assert!(taint.other_since.is_none());
+    }
+}
