@@ -53,13 +53,13 @@ async fn sources_that_do_not_fit_are_refused_and_leave_nothing() {
     }
 }
 
-/// A lease that may write as much as two of these sources.
+/// A lease that may write 60 MiB.
 async fn admit(agent: &Agent, from: v1::Source) -> String {
     let mib = |count: i64| Some(count << 20);
     let declared = v1::Size {
         cpu_millis: Some(10),
         memory_bytes: mib(1),
-        disk_bytes: mib(120),
+        disk_bytes: mib(60),
         disk_inodes: Some(1000),
         ..Default::default()
     };
@@ -74,28 +74,30 @@ async fn admit(agent: &Agent, from: v1::Source) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_holds_makes_room_and_what_leases_may_write_is_kept() {
     needs_root!();
-    let filesystem = LoopFs::new(Kind::Ext4, 256 << 20);
+    // Some 290 MiB of room.
+    let filesystem = LoopFs::new(Kind::Ext4, 320 << 20);
     let pool = filesystem.path();
     let repo = TestRepo::standard();
-    let commits: Vec<String> = (0..5).map(|number| grown(&repo, &format!("b{number}"), 6)).collect();
+    let parts = [6, 6, 6, 12, 14].into_iter().enumerate();
+    let commits: Vec<String> = parts.map(|(number, parts)| grown(&repo, &format!("b{number}"), parts)).collect();
     let (_upstream, url) = Upstream::of(&repo);
     let agent = Agent::start(&configuration(pool, ""));
     let sources = |number: usize| source(&url, &format!("sha:{}", commits[number]));
+    let lease = admit(&agent, sources(3)).await;
     for number in [0, 1, 2] {
         let id = format!("gone-{number}");
         let workspace = prepare_as(&agent, sources(number), &id, Default::default()).await.unwrap();
         delete(&agent, &workspace.id).await;
     }
     assert_eq!(kept(pool).len(), 3, "there is room for all");
-    // The one not used for longest goes before those of a lease come, which may use what the lease holds.
-    let lease = admit(&agent, sources(3)).await;
+    // The one not used for longest goes before those of the lease come, which may use what the lease holds.
     let prepare = ["workspace", "prepare", "--lease", &lease, "-o", "json"];
     let own = agent.stoker().command(prepare).deadline(LIMIT).run().expect_code(0).json();
     let src = PathBuf::from(own["workspace"]["src"].as_str().unwrap());
     assert_eq!(kept(pool).keys().collect::<BTreeSet<_>>(), commits[1..4].iter().collect());
     // For others there is no room beside what it may write, whatever is evicted.
     let refused = prepare_as(&agent, sources(4), "refused", Default::default()).await.unwrap_err();
-    assert!(refused.message().contains("120 MiB what other leases may still write"), "{refused:?}");
+    assert!(refused.message().contains("60 MiB what other leases may still write"), "{refused:?}");
     assert_clean(pool, &[&commits[3]]);
     prepare_as(&agent, source(&url, "branch:main"), "small", Default::default()).await.unwrap();
     assert_eq!(as_owner(&src, None, "git status --porcelain; git fsck --no-progress"), "");

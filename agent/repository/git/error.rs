@@ -52,7 +52,7 @@ const MOVED: &str = "; it redirects: use the address that it redirects to (often
 const KILLED: &str = "died of signal";
 
 /// What git and its helpers say (in `LC_ALL=C`), in lower case, and what that means. The first that matches wins.
-const SIGNS: [(&str, Code); 52] = [
+const SIGNS: [(&str, Code); 53] = [
     ("cannot be contained", Code::ContainmentReduced),
     ("no user exists for uid", Code::ContainmentReduced),
     ("out of memory", Code::GitMemoryLimit),
@@ -63,6 +63,8 @@ const SIGNS: [(&str, Code); 52] = [
     ("could not set 'core.", Code::DiskFloor),
     ("disk quota exceeded", Code::DiskFloor),
     ("read-only file system", Code::PoolNotReady),
+    // Of a work tree: git does not say why either.
+    ("unable to write file", Code::DiskFloor),
     // One that was killed says nothing of what it was looking at, whatever git makes of its silence.
     (KILLED, Code::GitKilled),
     ("dubious ownership", Code::RepositoryForeignOwner),

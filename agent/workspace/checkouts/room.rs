@@ -109,7 +109,8 @@ impl Checkouts {
             return Ok(());
         }
         let needs = match self.guess(wanted, base) {
-            Some(needs) if needs.lacking(&disk, promised).is_none() => return Ok(()),
+            // What fits twice fits if the guess is half of it, too.
+            Some(needs) if needs.plus(needs).lacking(&disk, promised).is_none() => return Ok(()),
             Some(needs) if base.is_some() => needs,
             _ => self.count(wanted).await,
         };
