@@ -73,7 +73,7 @@ pub(super) struct Prepare {
 }
 
 #[derive(Debug, clap::Args)]
-struct Manifest {
+pub(super) struct Manifest {
     /// The projects of a manifest (of the tool repo) in the repository; default: default.xml
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "submodules")]
     manifest: Option<String>,
@@ -83,7 +83,7 @@ struct Manifest {
 }
 
 impl Manifest {
-    fn message(&self) -> Option<v1::Manifest> {
+    pub(super) fn message(&self) -> Option<v1::Manifest> {
         let file = self.manifest.clone()?;
         Some(v1::Manifest { file, groups: self.groups.clone() })
     }

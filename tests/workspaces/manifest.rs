@@ -323,3 +323,22 @@ fn the_command_line_takes_a_manifest_and_shows_its_projects() {
     let output = agent.stoker().run(prepare).expect_code(0);
     assert!(output.stdout.contains("left-out  "), "{}", output.stdout);
 }
+
+#[test]
+fn a_run_of_a_manifest_has_all_its_projects() {
+    let scene = Scene::new();
+    let place = crate::support::place("pool-");
+    let agent = Agent::start(&configuration(place.path(), "workspaces: {method: checkout}"));
+    let run = ["run", "--repo", &scene.url, "--manifest", "default.xml", "--groups", "more", "--disk", "1MiB"];
+    let own = agent.root().join("own");
+    // The node's agent, and one of its own.
+    for more in [vec![], vec!["--state", own.to_str().unwrap()]] {
+        let build = ["--", "sh", "-c", "cat left-out/README.md && git -C left-out status --porcelain && ls -A"];
+        let output = agent.stoker().command([&run[..], &more[..], &build[..]].concat()).deadline(LIMIT).run();
+        let output = output.expect_code(0);
+        assert_eq!(output.stdout, "three\n.repo\nleft-out\n", "{}", output.stderr);
+    }
+    assert!(!names(&own).is_empty(), "it had a state of its own");
+    let both = [&run[..], &["--submodules", "--", "true"][..]].concat();
+    assert_eq!(agent.stoker().run(both).code(), Some(64));
+}

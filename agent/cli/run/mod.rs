@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use super::client::{self, Client};
 use super::lease::resource_word;
 use super::screen::{self, Steps, bytes, counted};
+use super::workspace::Manifest;
 use super::{Common, USAGE, amount};
 use agent::Host;
 use command::Ended;
@@ -61,6 +62,8 @@ pub(super) struct Args {
     /// Check the submodules out too, and theirs
     #[arg(long)]
     submodules: bool,
+    #[command(flatten)]
+    manifest: Manifest,
     /// With its large files (git-lfs) in the place of their pointers
     #[arg(long)]
     lfs: bool,
@@ -348,6 +351,7 @@ impl Build<'_> {
         let request = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.id.clone())),
             submodules: self.args.submodules,
+            manifest: self.args.manifest.message(),
             lfs: self.args.lfs,
             ..Default::default()
         };
