@@ -65,7 +65,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
         access,
     } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
-    let Workspaces { pool: of_workspaces, method, checkouts_limit, ahead } = workspaces;
+    let Workspaces { pool: of_workspaces, method, quotas, checkouts_limit, ahead } = workspaces;
     let Keeping { outputs, caches_limit, tenant_limit, orphan_grace } = keeping;
     let Pressure { memory_floor, memory_narrow, disk_forecast, control_plane, hold } = pressure;
     let Admission { leases_max, tickets_max, time_budget, pass_for, age_after, tenants } = admission;
@@ -86,6 +86,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
     // Live workspaces lie on the pool, and the ledger counts disk there.
     changes.restart(*of_workspaces != new.workspaces.pool, "workspaces.pool");
     changes.restart(*method != new.workspaces.method, "workspaces.method");
+    changes.restart(*quotas != new.workspaces.quotas, "workspaces.diskLimit");
     changes.live(*checkouts_limit != new.workspaces.checkouts_limit, "workspaces.checkouts.limit");
     changes.live(*ahead != new.workspaces.ahead, "workspaces.checkouts.ahead");
     changes.live(outputs.keep != new.keeping.outputs.keep, "outputs.retention");
@@ -159,6 +160,7 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.repositories.git.clone_from(&old.repositories.git);
     merged.workspaces.pool.clone_from(&old.workspaces.pool);
     merged.workspaces.method = old.workspaces.method;
+    merged.workspaces.quotas = old.workspaces.quotas;
     merged.listen.clone_from(&old.listen);
     for kept in old.pools.iter().filter(|pool| is_used(old, pool)) {
         match merged.pools.iter_mut().find(|pool| pool.name == kept.name) {

@@ -19,6 +19,8 @@ pub struct WorkspacesSection {
     pub pool: Option<String>,
     /// How sources come into a workspace.
     pub method: MethodWord,
+    /// What keeps a build within the disk of its lease.
+    pub disk_limit: DiskLimitWord,
     /// Commits that are kept checked out, for the next build of each.
     pub checkouts: CheckoutsSection,
 }
@@ -36,6 +38,17 @@ pub enum MethodWord {
     Reflink,
     /// Git writes the files of each workspace.
     Checkout,
+}
+
+/// What keeps a build within the disk of its lease.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskLimitWord {
+    /// Project quotas where the pool has them: what a build writes beyond its size fails. Elsewhere as `watch`.
+    #[default]
+    Auto,
+    /// What it writes is measured, counted in the ledger, and told where it is more than its size.
+    Watch,
 }
 
 /// Commits that are kept checked out.
@@ -97,6 +110,8 @@ pub struct Workspaces {
     pub pool: String,
     /// What is used whatever else works; unset: what works.
     pub method: Option<Method>,
+    /// Project quotas are used where the pool has them.
+    pub quotas: bool,
     /// What kept checkouts may hold.
     pub checkouts_limit: Option<u64>,
     /// What is checked out before a build asks for it.
@@ -131,7 +146,8 @@ pub(super) fn validate(
         MethodWord::Checkout => Some(Method::Checkout),
     };
     let ahead = ahead(&section.checkouts.ahead, &place.field("checkouts").field("ahead"), problems);
-    Workspaces { pool, method, checkouts_limit: limit, ahead }
+    let quotas = section.disk_limit == DiskLimitWord::Auto;
+    Workspaces { pool, method, quotas, checkouts_limit: limit, ahead }
 }
 
 fn ahead(sections: &[AheadSection], place: &Place<'_>, problems: &mut Problems) -> Vec<Ahead> {

@@ -18,6 +18,7 @@ mod idmap;
 pub(crate) mod mount;
 pub(crate) mod namespace;
 mod pool;
+pub(crate) mod quota;
 mod remove;
 mod rights;
 mod trash;

@@ -11,7 +11,7 @@ use super::Rooms;
 use super::asker::Asker;
 use super::convert::{amounts, lease, reasons, sizing, ticket, timestamp, totals, wire};
 use super::error::bad;
-use super::node::beyond_its_size;
+use super::lease_use::{Wrote, beyond_its_size};
 use super::request::{build, id};
 use crate::access::Role;
 use crate::admission::{Evaluated, SourceState, WriterError};
@@ -81,7 +81,8 @@ fn of_lease(rooms: &Rooms, wanted: &LeaseId) -> Option<v1::Explanation> {
         let uses = rooms.lease_meter.view();
         let seen = uses.leases.get(wanted).filter(|_| held.live());
         let (size, written) = (&held.sizing.size.amounts, rooms.workspaces.written());
-        let beyond = seen.map(|seen| beyond_its_size(seen, size, written.get(wanted))).unwrap_or_default();
+        let wrote = Wrote { on_disk: written.get(wanted), limited: rooms.workspaces.is_limited(wanted) };
+        let beyond = seen.map(|seen| beyond_its_size(seen, size, wrote)).unwrap_or_default();
         Some(v1::Explanation {
             sizing: Some(sizing(&held.sizing)),
             lease: Some(lease(held, rooms.name())),

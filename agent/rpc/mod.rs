@@ -11,6 +11,7 @@ mod error;
 mod explain;
 mod guard;
 mod holders;
+mod lease_use;
 mod node;
 mod output;
 mod repository;

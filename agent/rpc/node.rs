@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use stoker_core::admission::{Mode, ModeState};
-use stoker_core::identity::LeaseId;
 use stoker_core::pressure::{
     ControlPlane, DiskReading, GateState, Load, Probe, Readings, StallReading, WatchedReading,
 };
-use stoker_core::quantity::{Amounts, Resource, Timestamp};
+use stoker_core::quantity::{Resource, Timestamp};
 use stoker_core::reason::{Code, Reason};
 use stoker_proto::v1::{self, node_service_server::NodeService};
 use tokio::sync::mpsc;
@@ -20,11 +19,11 @@ use tonic::{Request, Response, Status};
 
 use super::Rooms;
 use super::asker::Asker;
-use super::convert::{duration, mode, reasons, timestamp, totals, usage, wire};
+use super::convert::{duration, mode, reasons, timestamp, totals, wire};
 use super::error::bad;
+use super::lease_use::{Wrote, is_unlimited, lease_use};
 use crate::config::Retention;
 use crate::node::{PoolView, State};
-use crate::pressure::lease_use::{LeaseUse, UseSource};
 use crate::repository::RepositoryState;
 use crate::workspace::Chosen;
 
@@ -152,6 +151,8 @@ impl Rooms {
             checkout_bytes: wire(kept.bytes),
             checkouts_evicted: wire(kept.evicted),
             checkout_evicted_at: kept.last_evicted_at.map(timestamp),
+            disk_quota: chosen.quota.works,
+            disk_quota_reason: chosen.quota.reason,
         }
     }
 
@@ -184,7 +185,10 @@ impl Rooms {
         });
         let uses = self.lease_meter.view();
         let written = self.workspaces.written();
-        let uses = uses.leases.iter().map(|(lease, seen)| lease_use(lease, seen, sizes.get(lease), written.get(lease)));
+        let uses = uses.leases.iter().map(|(lease, seen)| {
+            let wrote = Wrote { on_disk: written.get(lease), limited: self.workspaces.is_limited(lease) };
+            lease_use(lease, seen, sizes.get(lease), wrote)
+        });
         let uses: Vec<v1::LeaseUse> = uses.collect();
         let repositories = self.repositories.list();
         let with =
@@ -339,62 +343,6 @@ fn control_plane(reading: &ControlPlane) -> Option<v1::ControlPlane> {
 fn load(load: Load) -> v1::Load {
     let wire = |hundredths: u32| i32::try_from(hundredths).unwrap_or(i32::MAX);
     v1::Load { avg_1m: wire(load.avg_1m), avg_5m: wire(load.avg_5m), avg_15m: wire(load.avg_15m) }
-}
-
-/// `size` is that of the lease while it holds anything.
-fn lease_use(
-    lease: &LeaseId,
-    seen: &LeaseUse,
-    size: Option<&Amounts>,
-    written: Option<&(Amounts, Amounts)>,
-) -> v1::LeaseUse {
-    let beyond = size.map(|size| beyond_its_size(seen, size, written)).unwrap_or_default();
-    let (source, cgroup) = match &seen.source {
-        UseSource::None => ("", ""),
-        UseSource::Cgroup(path) => ("cgroup", path.as_str()),
-        UseSource::Processes => ("processes", ""),
-    };
-    v1::LeaseUse {
-        lease_id: lease.to_string(),
-        source: source.to_owned(),
-        cgroup: cgroup.to_owned(),
-        cpu_millis: wire(seen.now.cpu_millis),
-        memory_bytes: wire(seen.now.memory_bytes),
-        peak: Some(usage(&seen.peak)),
-        io_read_bytes: wire(seen.io_read_bytes),
-        io_written_bytes: wire(seen.io_written_bytes),
-        oom_kills: seen.oom.map(|oom| wire(oom.kills)),
-        oom_at_limit: seen.oom.map(|oom| wire(oom.at_limit)),
-        memory_bytes_limit: seen.memory_bytes_limit.map(wire),
-        ended: seen.ended,
-        cpu_millis_kept: seen.limits.cpu_millis.map(wire),
-        memory_bytes_kept: seen.limits.memory_bytes.map(wire),
-        reasons: reasons(&beyond),
-        disk_bytes: written.map(|(now, _)| wire(now.disk_bytes)),
-        disk_inodes: written.map(|(now, _)| wire(now.disk_inodes)),
-        observed_at: (seen.at > Timestamp::default()).then(|| timestamp(seen.at)),
-    }
-}
-
-/// What of a lease of this size is not kept to it.
-pub(super) fn beyond_its_size(seen: &LeaseUse, size: &Amounts, written: Option<&(Amounts, Amounts)>) -> Vec<Reason> {
-    let over = written.and_then(|(now, _)| over_disk(size, now));
-    seen.unlimited(size).into_iter().chain(over).collect()
-}
-
-/// Why a build that writes more than its size is told.
-fn over_disk(size: &Amounts, written: &Amounts) -> Option<Reason> {
-    let figures = [
-        (Resource::DiskBytes, written.disk_bytes, size.disk_bytes),
-        (Resource::DiskInodes, written.disk_inodes, size.disk_inodes),
-    ];
-    let (resource, held, asked) = figures.into_iter().find(|(_, held, asked)| held > asked)?;
-    let message = format!("its build holds {}, its size is {}", resource.show(held), resource.show(asked));
-    Some(Reason::new(Code::LeaseOverDisk, resource.word(), message).about(resource, held, asked))
-}
-
-fn is_unlimited(seen: &v1::LeaseUse) -> bool {
-    seen.reasons.iter().any(|reason| reason.code() == v1::reason::Code::LeaseUnlimited)
 }
 
 fn count(value: usize) -> i32 {

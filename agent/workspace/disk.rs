@@ -99,7 +99,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 pub(super) fn unwritable(path: &Path, error: &io::Error) -> Reason {
-    let full = error.raw_os_error() == Some(nix::libc::ENOSPC);
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let code = if full { Code::DiskFloor } else { Code::PoolNotReady };
     Reason::new(code, path.to_string_lossy(), format!("workspace {}: {error}", path.display()))
 }

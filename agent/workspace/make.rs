@@ -14,7 +14,7 @@ use super::checkouts::{Asker, Kept, Wanted};
 use super::disk::{self, blocking, unwritable};
 use super::method::{self, Chosen, Method};
 use super::{CACHES, OVERLAYS, Order, Preparing, Progress, Workspace, Workspaces};
-use super::{environment, materialise, record, submodules, trees};
+use super::{environment, materialise, quota, record, submodules, trees};
 use crate::admission::now;
 use crate::repository::{Nested, Project, SnapshotPin};
 
@@ -97,6 +97,7 @@ impl Workspaces {
             checkouts: &inner.checkouts,
             namespaces: &inner.namespaces,
             chosen: &chosen,
+            projects: &inner.projects,
             root: &root,
         };
         let times = self.take_turn(&root, &order, line).await.map_err(|error| unwritable(&home, &error))?;
@@ -107,7 +108,7 @@ impl Workspaces {
             let others = done.submodules.iter().chain(&done.projects).map(|one| one.path.as_str());
             times.apply(&done.src.join(done.top()), &done.src, others)?;
             environment::write(&done, &order.environment)?;
-            done.given = room.holds(&done).unwrap_or_default();
+            room.begin_to_count(&mut done);
             record::write(&root, &done)?;
             Ok(done)
         };
@@ -157,9 +158,8 @@ impl Workspaces {
         let (room, root) = (self.clone(), root.to_owned());
         let tried = blocking(move || room.choose(&root)).await;
         tried.unwrap_or_else(|error| Chosen {
-            method: Method::Checkout,
-            idmapped: false,
             reason: format!("nothing else could be tried: {error}"),
+            ..Chosen::default()
         })
     }
 
@@ -173,10 +173,15 @@ impl Workspaces {
         }
         self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
         disk::directory(&root.join(OVERLAYS), 0o700)?;
-        let wanted = self.inner.config.borrow().workspaces.method;
-        let (tried, lasts) = method::choose(root, wanted, &self.inner.namespaces);
+        let (wanted, quotas) = {
+            let config = self.inner.config.borrow();
+            (config.workspaces.method, config.workspaces.quotas)
+        };
+        let (mut tried, lasts) = method::choose(root, wanted, &self.inner.namespaces);
+        tried.quota = quota::choose(&root.join(OVERLAYS).join(method::TRIAL), quotas);
         self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
         tracing::info!(method = %tried.method, idmapped = tried.idmapped, reason = tried.reason, "workspaces");
+        tracing::info!(quota = tried.quota.works, reason = tried.quota.reason, "the disk of workspaces");
         if lasts {
             *chosen = Some((device, tried.clone()));
         }
@@ -235,6 +240,7 @@ fn planned(
         self_contained: order.self_contained,
         given: (0, 0),
         tmpfs_bytes: order.tmpfs_bytes,
+        project: None,
         trust: order.trust.clone(),
         id: order.id.clone(),
     }

@@ -19,6 +19,7 @@ use super::copy;
 use super::disk::{self, blocking, directory, directory_at, give, hand_over, spread, unwritable};
 use super::gitdir::{Objects, Shape, borrow_objects, own_objects, repository};
 use super::method::{Chosen, Method};
+use super::quota::{self, Projects};
 use super::trees::{self, Tree};
 use super::{OVERLAYS, Progress, Workspace, submodules};
 use crate::node::mount::{self, Overlay};
@@ -32,6 +33,7 @@ pub(super) struct Means<'a> {
     pub(super) checkouts: &'a Checkouts,
     pub(super) namespaces: &'a Namespaces,
     pub(super) chosen: &'a Chosen,
+    pub(super) projects: &'a Arc<Projects>,
     /// The agent's directory of the pool.
     pub(super) root: &'a Path,
 }
@@ -45,8 +47,10 @@ pub(super) async fn materialise(
     cancel: CancellationToken,
 ) -> Result<(Workspace, Option<Arc<Kept>>), Reason> {
     let home = workspace.home().to_owned();
-    let given = workspace.clone();
-    blocking(move || directories(&given)).await.map_err(|error| unwritable(&home, &error))?;
+    let is_limited = means.chosen.quota.works && workspace.lease.is_some();
+    let projects = is_limited.then(|| Arc::clone(means.projects));
+    let made = blocking(move || directories(workspace, projects.as_deref())).await;
+    let workspace = made.map_err(|error| unwritable(&home, &error))?;
     let owner = workspace.owner;
     let own = |owner: Option<(u32, u32)>| Wanted { owner, ..wanted };
     match means.chosen.method {
@@ -96,7 +100,7 @@ pub(super) async fn materialise(
     }
 }
 
-fn directories(workspace: &Workspace) -> io::Result<()> {
+fn directories(mut workspace: Workspace, projects: Option<&Projects>) -> io::Result<Workspace> {
     let home = workspace.home();
     let all = home.parent().unwrap_or(home);
     directory(all, 0o755)?;
@@ -104,6 +108,11 @@ fn directories(workspace: &Workspace) -> io::Result<()> {
     // A directory that is there already is not ours to fill: a workspace begins empty. It stays the agent's: what it has
     // cannot be renamed by the build.
     fs::DirBuilder::new().mode(0o755).create(home)?;
+    // Before anything is in it: all that comes is of its project.
+    let project = projects.and_then(|projects| {
+        let claimed = projects.claim(home);
+        claimed.inspect_err(|error| tracing::warn!(%error, workspace = workspace.id, "its disk is not limited")).ok()
+    });
     for path in [&workspace.src, &workspace.tmp, &workspace.out] {
         directory(path, 0o755)?;
     }
@@ -117,7 +126,9 @@ fn directories(workspace: &Workspace) -> io::Result<()> {
             io::Error::new(error.kind(), format!("tmp in memory: {error}; the agent needs the right to mount"))
         })?;
     }
-    shared_caches(workspace)
+    shared_caches(&workspace)?;
+    workspace.project = project;
+    Ok(workspace)
 }
 
 /// Builds may have written to what they share: no link of theirs is followed.
@@ -206,6 +217,7 @@ struct Place {
     place: PathBuf,
     src: PathBuf,
     owner: Option<(u32, u32)>,
+    project: Option<u32>,
     /// Its layers are shown as the owner's.
     shown: bool,
     heads: Heads,
@@ -217,6 +229,7 @@ impl Place {
             place: root.join(OVERLAYS).join(&workspace.id),
             src: workspace.src.clone(),
             owner: workspace.owner,
+            project: workspace.project,
             shown: idmapped && workspace.owner.is_some(),
             heads: Heads::new(wanted),
         }
@@ -228,6 +241,9 @@ impl Place {
         fs::DirBuilder::new().mode(0o700).create(&self.place)?;
         for path in [&upper, &work, &objects, &shown] {
             directory(path, 0o755)?;
+        }
+        for path in [&upper, &work] {
+            quota::join(path, self.project)?;
         }
         // The objects of the snapshot, in a layer of their own below: a build that writes to one gets a copy.
         self.heads.each(&objects, &|git_dir, snapshot| {

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::libc;
 
 use super::disk::directory;
+use super::quota::Quota;
 pub use crate::config::workspaces::Method;
 use crate::node::mount::{self, Overlay};
 use crate::node::namespace::Namespaces;
@@ -22,7 +23,7 @@ const STRANGER: (u32, u32) = (64_321, 64_322);
 const TRIAL_BYTES: usize = 256 << 10;
 
 /// What a pool and its agent can.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chosen {
     /// What is used.
     pub method: Method,
@@ -30,6 +31,8 @@ pub struct Chosen {
     pub idmapped: bool,
     /// Why, in words.
     pub reason: String,
+    /// Whether the disk that a build writes to is limited.
+    pub quota: Quota,
 }
 
 /// Tries what is better first; `wanted`, where given, is used whatever else works.
@@ -52,7 +55,7 @@ pub(super) fn choose(root: &Path, wanted: Option<Method>, namespaces: &Namespace
                     (None, true) => "works on this pool".to_owned(),
                     (None, false) => refused.join("; "),
                 };
-                return (Chosen { method, idmapped, reason }, lasts);
+                return (Chosen { method, idmapped, reason, ..Chosen::default() }, lasts);
             }
             Err(error) => {
                 lasts &= !error.raw_os_error().is_some_and(|code| PASSING.contains(&code));
@@ -61,7 +64,7 @@ pub(super) fn choose(root: &Path, wanted: Option<Method>, namespaces: &Namespace
         }
     }
     let reason = format!("{}; configured, but does not work here", refused.join("; "));
-    (Chosen { method: Method::Checkout, idmapped: false, reason }, lasts)
+    (Chosen { reason, ..Chosen::default() }, lasts)
 }
 
 /// Whether an overlay does all that a build may ask of it; and whether it can show files as another user's.

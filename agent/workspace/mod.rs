@@ -25,6 +25,7 @@ mod make;
 mod materialise;
 mod method;
 pub mod outputs;
+mod quota;
 mod record;
 pub mod retention;
 mod submodules;
@@ -63,6 +64,7 @@ pub use crate::repository::Progress;
 pub(crate) use caches::is_key as is_cache_key;
 pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
+pub use quota::Quota;
 pub use submodules::Submodule;
 pub use trees::Manifest;
 
@@ -148,6 +150,9 @@ pub struct Workspace {
     /// `tmp` is in memory, and may hold so much.
     #[serde(default)]
     pub tmpfs_bytes: Option<u64>,
+    /// The project whose quota limits what it holds.
+    #[serde(default)]
+    pub project: Option<u32>,
     /// The trust class of its repository.
     #[serde(default)]
     pub trust: String,
@@ -264,6 +269,7 @@ struct Inner {
     /// Held while times of caches are read and written.
     turns: Mutex<()>,
     namespaces: Namespaces,
+    projects: Arc<quota::Projects>,
     /// What works on the pool, and the device on which that was tried.
     chosen: Mutex<Option<(u64, Chosen)>>,
     outputs: outputs::Outputs,
@@ -330,6 +336,7 @@ impl Workspaces {
             on_disk,
             turns: Mutex::default(),
             namespaces: Namespaces::default(),
+            projects: Arc::default(),
             chosen: Mutex::default(),
             outputs,
             entries: Mutex::default(),

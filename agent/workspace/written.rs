@@ -1,7 +1,7 @@
 //! What builds have written to the pool: measured from time to time, for who decides what else fits and who looks on.
 //!
-//! A filesystem with project quotas would stop a build at its size; most have none, so that a build that writes more than
-//! it asked for is seen, counted at what it really holds, and told by name.
+//! A filesystem with project quotas stops a build at its size, and tells at once what it holds. Most have none: there a
+//! build that writes more than it asked for is seen by a walk, counted at what it really holds, and told by name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use stoker_core::quantity::Amounts;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::blocking;
-use super::{Method, OVERLAYS, Workspace, Workspaces};
+use super::{Method, OVERLAYS, Workspace, Workspaces, quota};
 use crate::admission::OnDisk;
 
 /// How often all of them are measured, at most.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// The same where the filesystem itself counts: what a build held at its peak is then seen better.
+const READ_EVERY: Duration = Duration::from_secs(1);
 /// Of the time no more than this part goes into measuring: large trees are measured less often.
 const MEASURE_PART: u32 = 50;
 /// Entries that are looked at in one directory of a workspace; what has more holds at least so much.
@@ -43,7 +45,8 @@ impl Workspaces {
                 Ok(())
             })
             .await;
-            pause = MEASURE_EVERY.max(began.elapsed().saturating_mul(MEASURE_PART));
+            let every = if self.has_quotas() { READ_EVERY } else { MEASURE_EVERY };
+            pause = every.max(began.elapsed().saturating_mul(MEASURE_PART));
         }
     }
 
@@ -80,6 +83,11 @@ impl Workspaces {
     pub(super) fn holds(&self, workspace: &Workspace) -> Option<(u64, u64)> {
         let pools = &self.inner.pools;
         let root = pools.usable(&self.inner.pool).ok()?;
+        if let Some(project) = workspace.project
+            && let Ok(used) = quota::used(workspace.home(), project)
+        {
+            return Some(used);
+        }
         let scratch = workspace.tmpfs_bytes.is_none().then(|| workspace.tmp.clone());
         let sources = match workspace.method {
             Method::Overlay => root.join(OVERLAYS).join(&workspace.id).join("upper"),

@@ -36,6 +36,8 @@ async fn a_listed_branch_is_checked_out_after_each_refresh() {
     let seen = made(&agent).await;
     assert_eq!((seen.method(), seen.checkouts, seen.idmapped), (v1::Method::Overlay, 3, true), "{seen:?}");
     assert_eq!(seen.reason, "works on this pool");
+    // It is not mounted so, whatever the kernel can.
+    assert!(!seen.disk_quota && seen.disk_quota_reason.contains("mounted with `prjquota`"), "{seen:?}");
     // A build finds it there.
     prepare_as(&agent, source(&url, "branch:main"), "build", Default::default()).await.unwrap();
     assert!(has(&commits));

@@ -232,6 +232,7 @@ fn the_defaults_are_these() {
     workspaces:
       pool: data
       method: auto
+      diskLimit: auto
       checkouts: {}
     outputs:
       retention: 14d

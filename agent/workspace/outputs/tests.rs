@@ -61,6 +61,7 @@ impl World {
             self_contained: false,
             given: (0, 0),
             tmpfs_bytes: None,
+            project: None,
             source: Source {
                 repository: "example.org/a".to_owned(),
                 reference: "branch:main".to_owned(),

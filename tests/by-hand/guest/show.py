@@ -852,4 +852,5 @@ def main():
     return len(failed)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
