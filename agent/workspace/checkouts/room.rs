@@ -299,3 +299,32 @@ fn large_written(wanted: &Wanted<'_>, changes: &Changes) -> u64 {
     let all = own.flat_map(|one| one.files.files()).filter(|file| written.contains(file.path.as_path()));
     all.fold(0, |sum, file| sum.saturating_add(file.bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_and_what_others_may_write_are_left() {
+        let disk = Filesystem {
+            total_bytes: 1000,
+            free_bytes: 500,
+            total_inodes: 100,
+            free_inodes: 50,
+            floor_bytes: 100,
+            floor_inodes: 10,
+            type_name: "ext4".to_owned(),
+        };
+        let promised = Amounts { disk_bytes: 150, disk_inodes: 15, ..Amounts::default() };
+        for (bytes, inodes, lacking) in [(250, 25, (0, 0)), (251, 25, (1, 0)), (250, 26, (0, 1)), (0, 0, (0, 0))] {
+            let found = Needs { bytes, inodes }.lacking(&disk, promised);
+            assert_eq!((found.bytes, found.inodes), lacking, "{bytes} bytes, {inodes} inodes");
+        }
+        // A pool that is below its floor has no room for anything, and some filesystems count no inodes.
+        let low = Filesystem { free_bytes: 99, ..disk.clone() };
+        assert_eq!(Needs::default().lacking(&low, Amounts::default()), Needs { bytes: 1, inodes: 0 });
+        let btrfs = Filesystem { total_inodes: 0, free_inodes: 0, floor_inodes: 0, ..disk };
+        assert!(Needs { bytes: 1, inodes: 1 << 40 }.lacking(&btrfs, promised).is_none());
+        assert_eq!(Needs::of(3, 100), Needs { bytes: 100 + 3 * FILE_WASTE_BYTES, inodes: 3 });
+    }
+}
