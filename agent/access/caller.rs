@@ -194,6 +194,14 @@ impl Caller {
         self.grants.iter().any(|grant| grant.role >= role && reads(grant))
     }
 
+    /// Whether there is nothing that it may not.
+    #[must_use]
+    pub fn may_do_everything(&self) -> bool {
+        let everything =
+            |grant: &Grant| grant.role == Role::Operator && grant.tenants == TenantsOf::All && grant.trust.is_none();
+        self.grants.iter().any(everything)
+    }
+
     /// Whether it has the role with a right to read repositories of every trust class.
     #[must_use]
     pub fn may_read_all(&self, role: Role) -> bool {

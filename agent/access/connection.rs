@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::caller::Identity;
 use super::{Peer, local};
 
 /// A stream, and its peer.
@@ -25,7 +26,8 @@ impl Connection<UnixStream> {
     /// A process on the socket.
     #[must_use]
     pub fn local(stream: UnixStream) -> Self {
-        Self { peer: Peer::Local(local::process(&stream)), stream }
+        let process = local::process(&stream).map(|process| Arc::new(Identity::process(process)));
+        Self { peer: Peer::Local(process), stream }
     }
 }
 

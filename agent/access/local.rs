@@ -11,11 +11,11 @@ use tokio::net::UnixStream;
 
 /// A process that is known to be no other pod's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Process {
+pub(super) struct Process {
     /// When it connected.
-    pub pid: i32,
+    pub(super) pid: i32,
     /// Its user.
-    pub uid: u32,
+    pub(super) uid: u32,
 }
 
 /// Who connected. Asked at once: later its pid may be another's.

@@ -31,7 +31,6 @@ pub use caller::{Caller, Identity, ServiceAccount, Way};
 pub use certificate::who as certificate_names;
 pub use connection::Connection;
 use limit::Limits;
-pub use local::Process;
 use tls::Tls;
 use token::Tokens;
 
@@ -45,7 +44,7 @@ pub type Role = RoleWord;
 #[derive(Debug, Clone)]
 pub enum Peer {
     /// A process on the unix socket; none where it may be one of a pod.
-    Local(Option<Process>),
+    Local(Option<Arc<Identity>>),
     /// Plain TCP. gRPC is served so on loopback only, where the configuration says so.
     Plain(SocketAddr),
     /// TLS, with the client's certificates where it showed any.
@@ -145,7 +144,7 @@ impl Access {
                 }
             }
             (None, Peer::Local(None)) => Arc::new(Identity::nobody("a process that may be in a pod")),
-            (None, Peer::Local(Some(process))) => Arc::new(Identity::process(*process)),
+            (None, Peer::Local(Some(process))) => Arc::clone(process),
             (None, Peer::Plain(_)) => Arc::new(Identity::loopback()),
             (None, Peer::Tls(address, certificates)) => match certificates.first() {
                 None => Arc::new(Identity::nobody(address.ip().to_canonical().to_string())),

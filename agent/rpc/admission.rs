@@ -35,9 +35,7 @@ impl AdmissionService for Admission {
         if builds.len() > BUILDS_MAX {
             return Err(bad("builds", format!("has {} entries, at most {BUILDS_MAX} are allowed", builds.len())));
         }
-        for (i, given) in builds.iter_mut().enumerate() {
-            asker.build(&self.0, &format!("builds[{i}]"), given)?;
-        }
+        asker.builds(&self.0, &mut builds)?;
         let named = |(i, given)| build(Field::At("builds", i), Some(given));
         let builds = builds.into_iter().enumerate().map(named).collect::<Result<Vec<_>, _>>()?;
         let evaluations = self.0.admission.evaluate(&builds).into_iter().map(evaluation).collect();
@@ -81,7 +79,6 @@ impl AdmissionService for Admission {
         let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let lease_id: LeaseId = id("lease_id", request.lease_id)?;
-        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let holder = match request.to {
             Some(v1::bind_request::To::Process(process)) => {
                 if process.pid < 1 || i32::try_from(process.pid).is_err() {
@@ -103,6 +100,7 @@ impl AdmissionService for Admission {
             }
             None => return Err(bad("to", "is not set; give a pod or a process")),
         };
+        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let bound = self.0.admission.bind(lease_id, holder).await?;
         Ok(Response::new(v1::BindResponse { lease: Some(lease(&bound, self.0.name())) }))
     }
@@ -111,8 +109,8 @@ impl AdmissionService for Admission {
         let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let lease_id = id("lease_id", request.lease_id)?;
-        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let span = span("reserve_for", request.reserve_for, BIND_WITHIN, BIND_WITHIN_MAX)?;
+        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let renewed = self.0.admission.renew(lease_id, span).await?;
         Ok(Response::new(v1::RenewResponse { lease: Some(lease(&renewed, self.0.name())) }))
     }
@@ -121,9 +119,9 @@ impl AdmissionService for Admission {
         let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let lease_id: LeaseId = id("lease_id", request.lease_id)?;
-        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let outcome = outcome("outcome", request.outcome)?;
         let usage = request.measured.map(|measured| usage("measured", measured)).transpose()?;
+        asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let ended = self.0.admission.release(lease_id, outcome, request.exit_code, usage).await?;
         Ok(Response::new(v1::ReleaseResponse { lease: Some(lease(&ended, self.0.name())) }))
     }
@@ -213,6 +211,10 @@ impl AdmissionService for Admission {
 impl Admission {
     /// Whose build it is: what its lease, its history and its caches belong to.
     fn claim(&self, asker: &Asker, field: &str, request: &mut v1::AdmitRequest) -> Result<(), Status> {
+        asker.about("request", &request.request_id);
+        if asker.caller.may_do_everything() {
+            return Ok(());
+        }
         if let Some(build) = &mut request.build {
             asker.build(&self.0, &format!("{field}build"), build)?;
         }
@@ -220,7 +222,7 @@ impl Admission {
             let first: LeaseId = id(format!("{field}retry_of").as_str(), request.retry_of.clone())?;
             asker.lease(&self.0, Role::Scheduler, &first)?;
         }
-        asker.about("request", &request.request_id);
+        asker.about("request", &request.request_id); // and not the lease that it retries
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use super::asker::{Asker, Subject};
 use crate::access::methods::{self, Method};
 use crate::access::{Access, Caller, Denied, Peer};
 
-/// By which a caller finds its call in the audit log, and which comes back to it.
+/// By which a caller finds its change in the audit log, and which comes back to it.
 const REQUEST_ID: &str = "x-request-id";
 /// The most characters of one; others are named by the agent.
 const REQUEST_ID_MAX: usize = 128;
@@ -48,32 +48,28 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
     if let Err(denied) = access.count(&caller) {
         return refused(denied.into());
     }
-    let request_id = request_id(request.headers());
-    let subject = Subject::default();
-    let audit = Audit {
-        caller: Arc::clone(&caller),
-        method,
-        subject: Arc::clone(&subject),
-        request_id: request_id.clone(),
-        began: Instant::now(),
-    };
     let may = caller.at_least(role, name(method)).and_then(|()| match method.whole_node {
         true if !caller.may_for_all(role) => Err(caller.for_all_tenants(name(method))),
         _ => Ok(()),
     });
-    let mut response = match may {
+    let subject = Subject::default();
+    let audit = method.changes.then(|| Audit {
+        caller: Arc::clone(&caller),
+        method,
+        subject: Arc::clone(&subject),
+        request_id: request_id(request.headers()),
+        began: Instant::now(),
+    });
+    let response = match may {
         Ok(()) => {
             request.extensions_mut().insert(Asker { caller, subject });
             next.run(request).await
         }
         Err(denied) => refused(denied.into()),
     };
-    if let Ok(id) = HeaderValue::from_str(&request_id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
-    match method.changes {
-        true => audit.follow(response),
-        false => response,
+    match audit {
+        Some(audit) => audit.follow(response),
+        None => response,
     }
 }
 
@@ -88,7 +84,7 @@ fn name(method: Method) -> &'static str {
 
 fn from(peer: &Peer) -> String {
     match peer {
-        Peer::Local(Some(process)) => format!("uid {} (pid {})", process.uid, process.pid),
+        Peer::Local(Some(process)) => process.name.clone(),
         Peer::Local(None) => "the socket".to_owned(),
         Peer::Plain(address) | Peer::Tls(address, _) => address.ip().to_canonical().to_string(),
     }
@@ -118,7 +114,10 @@ struct Audit {
 
 impl Audit {
     /// Writes the line when the answer has ended: refusals say how in their headers, others after their last message.
-    fn follow(self, response: Response) -> Response {
+    fn follow(self, mut response: Response) -> Response {
+        if let Ok(id) = HeaderValue::from_str(&self.request_id) {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
         if let Some(code) = code(response.headers()) {
             self.write(outcome(code));
             return response;

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -171,6 +173,20 @@ async fn each_role_reaches_its_methods_and_no_others() {
             .collect();
         assert_eq!(reached, expected, "{role}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_change_hold_from_the_next_call_on() {
+    let node = Node::start(ACCESS);
+    let nobody = node.account(&of("red", "nobody")).await;
+    assert_eq!(node.status(&nobody).await.unwrap_err().code(), Code::PermissionDenied);
+    let path = node.agent.root().join("agent.yaml");
+    let before = std::fs::read_to_string(&path).unwrap();
+    node.agent.configure(&before.replace("red/watcher", "red/nobody"));
+    kill(Pid::from_raw(node.agent.pid().cast_signed()), Signal::SIGHUP).unwrap();
+    wait::until_async(LIMIT, "the new rule", || async { node.status(&nobody).await.is_ok() }).await;
+    let watcher = node.account(&of("red", "watcher")).await;
+    assert_eq!(node.status(&watcher).await.unwrap_err().code(), Code::PermissionDenied, "and the old one no more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Who may ask: every credential at every method, tenants beside each other, certificates and clusters that change.
 
 mod credentials;
+mod https;
 mod local;
 mod reviews;
 mod rotation;
