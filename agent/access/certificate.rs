@@ -14,7 +14,7 @@ const NAMES_MAX: usize = 64;
 ///
 /// # Errors
 /// When it names nobody.
-pub fn who(certificate: &[u8]) -> Result<Identity, String> {
+pub(super) fn who(certificate: &[u8]) -> Result<Identity, String> {
     let (_, certificate) =
         X509Certificate::from_der(certificate).map_err(|error| format!("the certificate cannot be read: {error}"))?;
     let plain = |text: &str| (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);

@@ -28,7 +28,6 @@ use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 
 pub use caller::{Caller, Identity, ServiceAccount, Way};
-pub use certificate::who as certificate_names;
 pub use connection::Connection;
 use limit::Limits;
 use tls::Tls;
