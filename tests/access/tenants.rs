@@ -220,3 +220,39 @@ async fn a_tenant_reads_what_its_trust_class_may_and_nothing_else() {
     // The page shows all tenants.
     assert_eq!((get(node, "/", "").0, get(node, "/", &of_red).0), (200, 403));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_sees_and_cancels_no_ticket_of_another() {
+    let Farm { node, public, red, blue, .. } = &farm().await;
+    let mode = v1::SetModeRequest { mode: v1::Mode::Maintenance.into(), ..Default::default() };
+    node.agent.node().await.set_mode(mode).await.unwrap();
+    let build = Some(build(public, ""));
+    let request = v1::AdmitRequest { request_id: "red-1".into(), build, take_ticket: true, ..Default::default() };
+    let decision = red.admission().admit(request).await.unwrap().into_inner().decision;
+    let Some(v1::admit_response::Decision::Waiting(v1::Waiting { ticket: Some(ticket), .. })) = decision else {
+        panic!("{decision:?}");
+    };
+    let tickets = |caller: &Caller| {
+        let mut client = caller.admission();
+        async move { client.list_tickets(v1::ListTicketsRequest::default()).await.unwrap().into_inner().tickets.len() }
+    };
+    assert_eq!((tickets(red).await, tickets(blue).await), (1, 0));
+    let id = || ticket.id.clone();
+    let what = Some(v1::explain_request::What::TicketId(id()));
+    absent(blue.admission().explain(v1::ExplainRequest { what }).await);
+    absent(blue.admission().cancel_ticket(v1::CancelTicketRequest { ticket_id: id() }).await);
+    assert_eq!(tickets(red).await, 1);
+    // Behind it another tenant learns that somebody waits, and not who.
+    let request = v1::AdmitRequest {
+        request_id: "blue-1".into(),
+        build: Some(self::build(public, "")),
+        take_ticket: true,
+        ..Default::default()
+    };
+    blue.admission().admit(request).await.unwrap();
+    let what = Some(v1::explain_request::What::RequestId("blue-1".into()));
+    let told = blue.admission().explain(v1::ExplainRequest { what }).await.unwrap().into_inner().explanation.unwrap();
+    assert_eq!((told.ahead, told.head_request_id.as_str()), (1, ""), "{told:?}");
+    assert!(told.ahead_of.iter().all(|ahead| ahead.tenant != "red"), "{told:?}");
+    red.admission().cancel_ticket(v1::CancelTicketRequest { ticket_id: id() }).await.unwrap();
+}
