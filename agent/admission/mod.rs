@@ -322,6 +322,14 @@ impl Admission {
         self.lease_reply(Command::Bind(lease, holder)).await
     }
 
+    /// Ties a lease to a pod, and remembers what controls that.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub async fn bind_pod(&self, lease: LeaseId, holder: Holder, controller: String) -> Result<Lease, WriterError> {
+        self.lease_reply(Command::BindPod { lease, holder, controller }).await
+    }
+
     /// Keeps a reservation for `span` from now.
     ///
     /// # Errors

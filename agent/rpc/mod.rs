@@ -6,6 +6,7 @@
 
 mod admission;
 mod asker;
+mod binding;
 mod convert;
 mod error;
 mod explain;

@@ -24,13 +24,15 @@ enum Loss {
     Replaced,
     /// Its device answers no more.
     Dead,
+    /// An operator mounts it read-only.
+    ReadOnly,
 }
 
 impl Loss {
     const fn state(self) -> &'static str {
         match self {
             Self::Unmounted => "NotMounted",
-            Self::Failed => "ReadOnly",
+            Self::Failed | Self::ReadOnly => "ReadOnly",
             Self::Replaced => "WrongFilesystem",
             Self::Dead => "Failed",
         }
@@ -157,6 +159,7 @@ impl Scene {
                 self.other.mount();
             }
             Loss::Dead => self.disk.cut_power(),
+            Loss::ReadOnly => self.disk.read_only(),
         }
     }
 
@@ -219,7 +222,7 @@ async fn comes_back(kind: Kind, loss: Loss) {
         match loss {
             Loss::Unmounted => assert_eq!(listing(scene.disk.path()), BTreeMap::new(), "{when}"),
             Loss::Replaced => assert_eq!(listing(scene.disk.path()), BTreeMap::new(), "{when}: on the other disk"),
-            Loss::Failed | Loss::Dead => {}
+            Loss::Failed | Loss::Dead | Loss::ReadOnly => {}
         }
         build.end();
         scene.bring_back(&when);
@@ -280,6 +283,12 @@ async fn a_disk_in_whose_place_another_was_mounted_comes_back() {
 async fn a_dead_disk_comes_back() {
     needs_root!();
     comes_back(Kind::Xfs, Loss::Dead).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_mounted_read_only_comes_back() {
+    needs_root!();
+    comes_back(Kind::Xfs, Loss::ReadOnly).await;
 }
 
 /// The operator takes a disk out while builds have workspaces on it: these are named, and it is free when they ended.

@@ -211,6 +211,25 @@ async fn of_two_pods_one_has_the_lease_and_the_other_counts_beside_it() {
     world.api.put("pods", thief);
     wait::until(LIMIT, "the thief is refused", || world.agent.log().contains("builds/thief"));
     assert_eq!(super::lease(&world.agent, &other).await.state(), v1::LeaseState::Reserved);
+    // Nor does a call bind it to that one, to one that is not here, or under another name.
+    let named = |name: &str, uid: String| v1::Pod { namespace: "builds".into(), name: name.into(), uid };
+    for (pod, word) in [
+        (named("thief", uid("thief")), "another service account"),
+        (named("nowhere", uid("nowhere")), "does not run on this node"),
+        (named("a", uid("thief")), "does not run on this node"),
+    ] {
+        let request = v1::BindRequest { lease_id: other.clone(), to: Some(v1::bind_request::To::Pod(pod)) };
+        let refused = world.agent.admission().await.bind(request).await.unwrap_err();
+        assert!(refused.code() == Code::InvalidArgument && refused.message().contains(word), "{refused:?}");
+    }
+    world.api.put("pods", pod("c", "", "100m", "64Mi"));
+    let to = Some(v1::bind_request::To::Pod(named("c", uid("c"))));
+    let bind = async || {
+        let request = v1::BindRequest { lease_id: other.clone(), to: to.clone() };
+        world.agent.admission().await.bind(request).await.is_ok()
+    };
+    wait::until_async(LIMIT, "a call binds it to a pod that may have it", bind).await;
+    world.bound_to(&other, "c").await;
 }
 
 /// A Job makes its pod again: the lease goes on with the next one, or does not, as it was asked for.

@@ -3,9 +3,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
+
+use super::wait;
 
 /// Returns from a test that needs root where it is not root. In CI (the variable `CI` is set) the test fails instead:
 /// there, nothing is skipped.
@@ -122,6 +125,17 @@ impl LoopFs {
         let line = table.lines().find(|line| line.split(' ').nth(1) == Some(path)).unwrap();
         let device = Path::new(line.split(' ').next().unwrap()).file_name().unwrap();
         std::fs::write(Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error"), "1").unwrap();
+    }
+
+    /// Mounts it read-only, as an operator does: as soon as nobody writes through its mount at that very moment.
+    #[track_caller]
+    pub(crate) fn read_only(&self) {
+        let remount = || {
+            let status =
+                Command::new("mount").args(["-o", "remount,bind,ro"]).arg(&self.path).stderr(Stdio::null()).status();
+            status.unwrap().success()
+        };
+        wait::until(Duration::from_secs(60), "the disk is read-only", remount);
     }
 
     /// Unmounts it, where it is mounted.
