@@ -1,6 +1,7 @@
 //! Builds in pods: leases are bound, counted and ended by what the API server and the pods' control groups say.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -526,4 +527,38 @@ async fn a_thousand_pods_that_change_all_the_time_are_followed_in_bounded_memory
     let after = resident();
     assert!(after < before + (24 << 10), "{before} KiB were resident, {after} are");
     drop(group);
+}
+
+/// The node boots: mounts are gone, pods with the same uids come back. No build starts on sources that are not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_no_build_starts_on_an_empty_source() {
+    let mut world = World::new("");
+    world.open().await;
+    let (lease, group) = world.running("first", v1::Rebind::SameOwner).await;
+    let group = made!(group);
+    let workspace = prepare(&world.agent, &lease).await.unwrap();
+    let src = PathBuf::from(&workspace.src);
+    assert!(src.join(".git").exists());
+    world.agent.kill9();
+    group.end();
+    for mounted in crate::support::disk::mounts_below(&world.agent.root().join("pool")) {
+        let status = Command::new("umount").arg(&mounted).status().unwrap();
+        assert!(status.success(), "{mounted:?}");
+    }
+    let boot_id = world.agent.root().join("host/proc/sys/kernel/random/boot_id");
+    std::fs::write(boot_id, "9f1c7a52-6f0e-4c53-9d3e-2b7f7a3f0c11\n").unwrap();
+    // The kubelet starts what it had, and looks for its volumes: `type: Directory` waits where there is none.
+    world.agent.launch();
+    world.agent.wait_ready();
+    let over = world.ended(&lease).await;
+    assert_eq!(codes(&over.reasons), [v1::reason::Code::NodeRebooted]);
+    wait::until(LIMIT, "the workspace is gone with all that was mounted in it", || !src.parent().unwrap().exists());
+    wait::until(LIMIT, "its pod is told", || {
+        let events = world.api.all("events");
+        events.iter().any(|event| event["reason"] == "LeaseNotBound" && event["regarding"]["name"] == "first")
+    });
+    // A new lease gives it sources again.
+    let again = world.granted("again", v1::Rebind::Never).await;
+    let workspace = prepare(&world.agent, &again).await.unwrap();
+    assert!(Path::new(&workspace.src).join(".git").exists());
 }
