@@ -187,6 +187,8 @@ codes! {
     TimeBudgetExceeded = "TIME_BUDGET_EXCEEDED",
     /// Nine tenths of the build's time budget are used up.
     TimeBudgetNear = "TIME_BUDGET_NEAR",
+    /// The API server lets the agent not do what it is to do.
+    RightMissing = "RIGHT_MISSING",
     /// A pod says that it has a lease that it does not get.
     LeaseNotTheirs = "LEASE_NOT_THEIRS",
     /// The process or pod that held the lease is gone.

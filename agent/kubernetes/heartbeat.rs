@@ -12,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
+use super::rights::{Missing, Right};
 use crate::config::Configured;
 
 /// An answer that takes longer is none.
@@ -31,6 +32,7 @@ pub(super) struct Heart {
     pub(super) incarnation: String,
     pub(super) namespace: String,
     pub(super) config: Configured,
+    pub(super) missing: Missing,
 }
 
 /// Writes until cancelled by being dropped, or nobody listens.
@@ -52,10 +54,12 @@ pub(super) async fn beat(heart: Heart, told: watch::Sender<Result<(), String>>) 
         let answer = match tokio::time::timeout(ANSWER_WITHIN, asked).await {
             Ok(Ok(())) => {
                 denied = denied.filter(|_| !may_write);
+                heart.missing.note(Right::Heartbeat, denied.is_some());
                 Ok(())
             }
             Ok(Err(kube::Error::Api(status))) if may_write && matches!(status.code, 403 | 404) => {
                 denied = Some(Instant::now());
+                heart.missing.note(Right::Heartbeat, true);
                 let (name, namespace) = (heart.name(), &heart.namespace);
                 tracing::warn!(error = status.message, name, namespace, "no heartbeat: the agent may not write it");
                 continue;

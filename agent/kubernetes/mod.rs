@@ -11,6 +11,7 @@ mod convert;
 mod heartbeat;
 mod publish;
 mod quantity;
+mod rights;
 mod watch;
 
 pub mod token_review;
@@ -24,12 +25,14 @@ use kube::api::{DeleteParams, EvictParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config};
 use stoker_core::cluster::Cluster;
+use stoker_core::reason::Reason;
 use tokio::sync::mpsc;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
 use self::publish::Publisher;
 pub use self::publish::{Face, Told};
+use self::rights::{Missing, Right};
 use crate::config::Configured;
 use crate::config::kubernetes::Watch;
 
@@ -81,6 +84,7 @@ pub struct Kubernetes {
     view: Receiver<Arc<Cluster>>,
     client: Receiver<Option<Client>>,
     telling: mpsc::Sender<Told>,
+    missing: Missing,
 }
 
 impl Kubernetes {
@@ -101,6 +105,12 @@ impl Kubernetes {
         let _ = self.telling.try_send(told);
     }
 
+    /// What the API server does not let the agent do, as far as it was tried.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<Reason> {
+        self.missing.reasons()
+    }
+
     /// Asks for the eviction of a pod, and of no other of its name. One that is gone is no error.
     ///
     /// # Errors
@@ -112,10 +122,16 @@ impl Kubernetes {
         let params = EvictParams { delete_options, ..EvictParams::default() };
         let pods = Api::<Pod>::namespaced(client, namespace);
         match tokio::time::timeout(ANSWER_WITHIN, pods.evict(name, &params)).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => {
+                self.missing.note(Right::Evict, false);
+                Ok(())
+            }
             // Gone, or another of its name.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
-            Ok(Err(error)) => Err(watch::words(&error)),
+            Ok(Err(error)) => {
+                self.missing.note_error(Right::Evict, &error);
+                Err(watch::words(&error))
+            }
             Err(_) => Err(LabelsError::Late.to_string()),
         }
     }
@@ -130,15 +146,16 @@ pub fn start(config: &Configured, incarnation: String, face: Receiver<Face>, can
         Watch::Off => false,
     };
     let (clients, client) = tokio::sync::watch::channel(None);
+    let missing = Missing::default();
     let (telling, told) = mpsc::channel(TOLD_MAX);
     let (views, view) = tokio::sync::watch::channel(Arc::new(Cluster { asked: asks, ..Cluster::default() }));
     if asks {
-        let config = config.clone();
+        let (config, noted) = (config.clone(), missing.clone());
         tokio::spawn(async move {
-            cancel.run_until_cancelled(follow(config, incarnation, views, clients, (face, told))).await
+            cancel.run_until_cancelled(follow(config, incarnation, views, clients, (face, told), noted)).await
         });
     }
-    Kubernetes { view, client, telling }
+    Kubernetes { view, client, telling, missing }
 }
 
 async fn follow(
@@ -147,6 +164,7 @@ async fn follow(
     view: Sender<Arc<Cluster>>,
     clients: Sender<Option<Client>>,
     (face, events): (Receiver<Face>, mpsc::Receiver<Told>),
+    missing: Missing,
 ) {
     let client = loop {
         let client = match config().await {
@@ -170,13 +188,21 @@ async fn follow(
     let namespace = namespace.or_else(of_the_pod).unwrap_or_else(|| NAMESPACE.to_owned());
     let (told, reached) = tokio::sync::watch::channel(Ok(()));
     let config = configured.clone();
-    let heart = heartbeat::Heart { client: client.clone(), node: node.clone(), incarnation, namespace, config };
+    let heart = heartbeat::Heart {
+        client: client.clone(),
+        node: node.clone(),
+        incarnation,
+        namespace,
+        config,
+        missing: missing.clone(),
+    };
     let (uids, uid) = tokio::sync::watch::channel(String::new());
     let (of_node, config) = (node.clone(), configured.clone());
-    let publisher = Publisher { client: client.clone(), node: of_node, config, face, told: events, uid };
+    let publisher =
+        Publisher { client: client.clone(), node: of_node, config, face, told: events, missing: missing.clone(), uid };
     tokio::join!(
         heartbeat::beat(heart, told),
-        watch::follow(client, node, configured, reached, (view, uids)),
+        watch::follow(client, node, configured, reached, missing, (view, uids)),
         publisher.run()
     );
 }

@@ -16,6 +16,7 @@ use stoker_core::pressure::{Gate, GateState};
 use tokio::sync::{mpsc, watch};
 
 use super::heartbeat::MANAGER;
+use super::rights::{Missing, Right};
 use crate::config::Configured;
 use crate::config::kubernetes::Taint;
 
@@ -78,6 +79,7 @@ pub(super) struct Publisher {
     pub(super) config: Configured,
     pub(super) face: watch::Receiver<Face>,
     pub(super) told: mpsc::Receiver<Told>,
+    pub(super) missing: Missing,
     /// Of the node object, as it is watched.
     pub(super) uid: watch::Receiver<String>,
 }
@@ -188,8 +190,14 @@ impl Publisher {
             }
         };
         match tokio::time::timeout(ANSWER_WITHIN * 3, written).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(super::watch::words(&error)),
+            Ok(Ok(())) => {
+                self.missing.note(Right::WriteNode, false);
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                self.missing.note_error(Right::WriteNode, &error);
+                Err(super::watch::words(&error))
+            }
             Err(_) => Err(super::LabelsError::Late.to_string()),
         }
     }
@@ -244,8 +252,11 @@ impl Publisher {
             secondary: None,
         };
         match tokio::time::timeout(ANSWER_WITHIN, recorder.publish(&event, &about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(error = super::watch::words(&error), "an event is not written"),
+            Ok(Ok(())) => self.missing.note(Right::Events, false),
+            Ok(Err(error)) => {
+                self.missing.note_error(Right::Events, &error);
+                tracing::debug!(error = super::watch::words(&error), "an event is not written");
+            }
             Err(_) => tracing::debug!("an event is not written: no answer"),
         }
     }

@@ -19,6 +19,7 @@ use stoker_core::quantity::Timestamp;
 use tokio::sync::watch;
 
 use super::convert;
+use super::rights::{Missing, Right};
 use crate::config::Configured;
 use crate::node::now;
 
@@ -69,11 +70,13 @@ struct Seen<T> {
     listed: BTreeMap<String, Arc<T>>,
     /// The last error, and when.
     failed: Option<(Instant, String)>,
+    /// The API server says that we may not look.
+    denied: bool,
 }
 
 impl<T> Seen<T> {
     const fn new() -> Self {
-        Self { all: None, listed: BTreeMap::new(), failed: None }
+        Self { all: None, listed: BTreeMap::new(), failed: None, denied: false }
     }
 
     /// True where something may have changed.
@@ -83,11 +86,12 @@ impl<T> Seen<T> {
             Err(error) => {
                 let words = words(&error);
                 tracing::debug!(error = %words, "a watch of the API server");
-                self.failed = Some((Instant::now(), words));
+                self.denied = is_denied(&error);
+                self.failed = (!self.denied).then(|| (Instant::now(), words));
                 return true;
             }
         };
-        self.failed = None;
+        (self.failed, self.denied) = (None, false);
         let add = |all: &mut BTreeMap<String, Arc<T>>, object: &K| {
             if let Some((uid, one)) = of(object)
                 && (all.len() < PODS_MAX || all.contains_key(&uid))
@@ -114,6 +118,16 @@ impl<T> Seen<T> {
 
     fn trouble(&self) -> Option<&str> {
         self.failed.as_ref().filter(|(at, _)| at.elapsed() < WELL_AFTER).map(|(_, words)| words.as_str())
+    }
+}
+
+/// Who may not list or watch is told so at the beginning of either.
+fn is_denied(error: &Error) -> bool {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
+            status.code == 403
+        }
+        _ => false,
     }
 }
 
@@ -144,6 +158,7 @@ pub(super) async fn follow(
     node: String,
     config: Configured,
     mut reached: Reached,
+    missing: Missing,
     (view, uid): (watch::Sender<Arc<Cluster>>, watch::Sender<String>),
 ) {
     let mut pods_stream = pin!(stream(Api::<Pod>::all(client.clone()), &format!("spec.nodeName={node}")));
@@ -183,6 +198,8 @@ pub(super) async fn follow(
         if changed && let Some(all) = &pods.all {
             published = Some(Arc::new(Pods::new(all.clone())));
         }
+        missing.note(Right::WatchNode, nodes.denied);
+        missing.note(Right::WatchPods, pods.denied);
         let away_after = config.borrow().kubernetes.away_after;
         let cluster = Cluster {
             asked: true,
@@ -192,6 +209,8 @@ pub(super) async fn follow(
                 Some(Some(node)) => NodeState::Here(cluster::Node::clone(node)),
             },
             pods: published.clone(),
+            node_denied: nodes.denied,
+            pods_denied: pods.denied,
             away_since: away_since.map(|(at, _)| at),
             stale: away_since.is_some_and(|(_, since)| since.elapsed() >= away_after),
             trouble: trouble.unwrap_or_default(),

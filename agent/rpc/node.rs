@@ -319,6 +319,7 @@ impl Rooms {
             .chain(self.overdue())
             .chain(self.retention.view().alarms)
             .chain(self.access.alarms())
+            .chain(self.kubernetes.alarms())
             .collect()
     }
 }

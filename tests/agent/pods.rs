@@ -562,3 +562,24 @@ async fn after_a_reboot_no_build_starts_on_an_empty_source() {
     let workspace = prepare(&world.agent, &again).await.unwrap();
     assert!(Path::new(&workspace.src).join(".git").exists());
 }
+
+/// With fewer rights it works as far as it can, and says what is lost; with more it says nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_fewer_rights_says_what_is_lost() {
+    let world = World::new("");
+    world.api.forbid(&[("GET", "nodes"), ("GET", "pods"), ("PATCH", "leases"), ("POST", "events"), ("PATCH", "nodes")]);
+    world.api.cut_watches();
+    world.api.forget_history();
+    world.api.put("pods", pod("noise", "", "0", "0"));
+    let lost = |now: &v1::Status| {
+        let missing = now.alarms.iter().filter(|alarm| alarm.code() == v1::reason::Code::RightMissing);
+        missing.map(|alarm| alarm.subject.clone()).collect::<Vec<_>>()
+    };
+    status_until(&world.agent, "what it may not see is told", |now| lost(now) == ["nodes", "pods", "leases"]).await;
+    world.open().await;
+    let granted = world.granted("without", v1::Rebind::Never).await;
+    release(&world.agent, &granted).await.unwrap();
+    world.api.forbid(&[]);
+    status_until(&world.agent, "what it may again", |now| !lost(now).iter().any(|what| what != "leases")).await;
+    world.running("with", v1::Rebind::Never).await;
+}

@@ -51,6 +51,8 @@ struct Store {
     applied: BTreeMap<(String, String, String, String), Value>,
     requests: Vec<(String, String)>,
     refuse_evictions: bool,
+    /// Methods and resources that nobody may use.
+    forbidden: Vec<(&'static str, &'static str)>,
 }
 
 struct Shared {
@@ -140,6 +142,11 @@ impl ApiServer {
 
     pub(crate) fn refuse_evictions(&self, refuse: bool) {
         self.shared.store().refuse_evictions = refuse;
+    }
+
+    /// Takes rights away: methods and resources.
+    pub(crate) fn forbid(&self, all: &[(&'static str, &'static str)]) {
+        self.shared.store().forbidden = all.to_vec();
     }
 
     /// How many watches were begun.
@@ -317,6 +324,11 @@ async fn answer(
         );
     }
     let Some(target) = Target::of(uri.path()) else { return status(404, "NotFound", uri.path()) };
+    let is_forbidden =
+        shared.store().forbidden.iter().any(|(of, resource)| *of == method.as_str() && *resource == target.resource);
+    if is_forbidden {
+        return status(403, "Forbidden", &format!("the test does not let the agent {method} {}", target.resource));
+    }
     match (method.as_str(), target.sub.as_str()) {
         ("GET", "") if target.name.is_empty() && asked.get("watch").is_some_and(|word| word != "false") => {
             follow(shared, target, &asked)

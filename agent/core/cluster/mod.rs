@@ -134,6 +134,10 @@ pub struct Cluster {
     pub away_since: Option<Timestamp>,
     /// It has been away for longer than that is borne: what is known is too old to go by.
     pub stale: bool,
+    /// The agent may not look at the node object: nothing is known of it, and nobody waits for that.
+    pub node_denied: bool,
+    /// The same of its pods: they are known by their control groups alone.
+    pub pods_denied: bool,
     /// In words, why it does not answer.
     pub trouble: String,
 }

@@ -63,7 +63,8 @@ impl Taint {
 pub(super) fn held_back(cluster: &Cluster, tolerated: &[String]) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let mut say = |code, message: String| reasons.push(Reason::new(code, "node", message));
-    let unheard = cluster.pods.is_none() || cluster.node == NodeState::Unknown;
+    let unheard = (cluster.pods.is_none() && !cluster.pods_denied)
+        || (cluster.node == NodeState::Unknown && !cluster.node_denied);
     if cluster.stale || unheard {
         let why = if cluster.trouble.is_empty() { String::new() } else { format!(": {}", cluster.trouble) };
         let message = match unheard {

@@ -216,6 +216,8 @@ fn what_keeps_pods_away_holds_builds_back() {
     let taint = |key: &str, effect: &str| Taint { key: key.into(), effect: effect.into() };
     assert_eq!(held(at(NodeState::Here(node.clone()))), []);
     assert_eq!(held(at(NodeState::Unknown)), [Code::ApiServerAway]);
+    let denied = Cluster { node_denied: true, pods_denied: true, pods: None, ..at(NodeState::Unknown) };
+    assert_eq!(held(denied), [], "who may not look waits for nothing");
     assert_eq!(held(at(NodeState::Gone)), [Code::NodeGone]);
     let bad = Node {
         cordoned: true,
