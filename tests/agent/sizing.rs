@@ -183,7 +183,9 @@ async fn a_cache_that_is_there_raises_the_score() {
     let (_upstream, url) = Upstream::of(&repo);
     let spec = "schema_version: 1\ncpu: 1\nmemory_gb: 1\ncache_keys: [cargo, ccache]\n";
     repo.commit_file("main", ".build-spec.yaml", spec.as_bytes());
-    let agent = start(&configuration(PLAIN, &[]));
+    // Two of them fit on the disk of whoever runs this.
+    let disk = "sizing: {disk: {bytes: 1GiB, inodes: 1000}}\n";
+    let agent = start(&format!("{}{disk}", configuration(PLAIN, &[])));
     let of = |tenant: &str| v1::Build {
         scope: Some(v1::Scope { tenant: tenant.to_owned(), ..Default::default() }),
         ..build(&url)
