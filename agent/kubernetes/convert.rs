@@ -55,7 +55,7 @@ fn effective(spec: &core::PodSpec, status: Option<&core::PodStatus>) -> Amounts 
 }
 
 fn ended(status: &core::PodStatus, succeeded: bool) -> Ended {
-    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let lists = [&status.container_statuses, &status.init_container_statuses];
     let terminated: Vec<_> =
         lists.into_iter().flatten().flatten().filter_map(|status| status.state.as_ref()?.terminated.as_ref()).collect();
     let said = |reason: &str| terminated.iter().any(|end| end.reason.as_deref() == Some(reason));
@@ -68,7 +68,7 @@ fn ended(status: &core::PodStatus, succeeded: bool) -> Ended {
         _ => PodEnd::Other,
     };
     let exit_code = terminated.iter().map(|end| end.exit_code).find(|code| *code != 0);
-    Ended { succeeded, exit_code: exit_code.or_else(|| succeeded.then_some(0)), end }
+    Ended { succeeded, exit_code: if succeeded { Some(0) } else { exit_code }, end }
 }
 
 fn life(status: Option<&core::PodStatus>) -> PodLife {

@@ -39,11 +39,14 @@ const BATCH: usize = 512;
 pub(super) type Reached = watch::Receiver<Result<(), String>>;
 
 /// Doubles from [`BACKOFF`]'s first to its last, a fifth of it random.
-struct Growing(Duration);
+struct Growing {
+    delay: Duration,
+    asked: Option<Instant>,
+}
 
 impl Growing {
     const fn new() -> Self {
-        Self(BACKOFF.0)
+        Self { delay: BACKOFF.0, asked: None }
     }
 }
 
@@ -51,16 +54,19 @@ impl Iterator for Growing {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let delay = self.0;
-        self.0 = (delay * 2).min(BACKOFF.1);
+        let delay = self.delay;
+        (self.delay, self.asked) = ((delay * 2).min(BACKOFF.1), Some(Instant::now()));
         let random = u32::try_from(uuid::Uuid::now_v7().as_u128() & 0xff).unwrap_or(0);
         Some(delay + delay * random / (5 * 256))
     }
 }
 
 impl Backoff for Growing {
+    /// Each attempt begins with a word that is no error: only a while without one is success.
     fn reset(&mut self) {
-        self.0 = BACKOFF.0;
+        if self.asked.is_some_and(|at| at.elapsed() > WELL_AFTER * 2) {
+            self.delay = BACKOFF.0;
+        }
     }
 }
 
@@ -88,10 +94,17 @@ impl<T> Seen<T> {
                 tracing::debug!(error = %words, "a watch of the API server");
                 self.denied = is_denied(&error);
                 self.failed = (!self.denied).then(|| (Instant::now(), words));
+                if self.denied {
+                    // What was seen before is not what is.
+                    self.all = None;
+                }
                 return true;
             }
         };
-        (self.failed, self.denied) = (None, false);
+        // A list that is begun has told nothing yet.
+        if !matches!(event, Event::Init) {
+            (self.failed, self.denied) = (None, false);
+        }
         let add = |all: &mut BTreeMap<String, Arc<T>>, object: &K| {
             if let Some((uid, one)) = of(object)
                 && (all.len() < PODS_MAX || all.contains_key(&uid))
@@ -195,8 +208,8 @@ pub(super) async fn follow(
             }
             (Some(_), Some(_)) => {}
         }
-        if changed && let Some(all) = &pods.all {
-            published = Some(Arc::new(Pods::new(all.clone())));
+        if changed {
+            published = pods.all.as_ref().map(|all| Arc::new(Pods::new(all.clone())));
         }
         missing.note(Right::WatchNode, nodes.denied);
         missing.note(Right::WatchPods, pods.denied);

@@ -101,7 +101,7 @@ impl AdmissionService for Admission {
             None => return Err(bad("to", "is not set; give a pod or a process")),
         };
         asker.lease(&self.0, Role::Scheduler, &lease_id)?;
-        let bound = self.0.bind(lease_id, holder).await?;
+        let bound = self.0.bind(&asker, lease_id, holder).await?;
         Ok(Response::new(v1::BindResponse { lease: Some(lease(&bound, self.0.name())) }))
     }
 

@@ -6,17 +6,29 @@ use stoker_core::identity::LeaseId;
 use tonic::Status;
 
 use super::Rooms;
+use super::asker::Asker;
 use super::error::bad;
 
 impl Rooms {
     /// Where the cluster is asked, and answers, a pod must run or wait on this node, as whom the request for the lease
     /// named. Where nobody can be asked, the caller's word counts: who may bind has the role for it.
-    pub(super) async fn bind(&self, lease: LeaseId, holder: Holder) -> Result<Lease, Status> {
+    ///
+    /// A holder is measured, and ended when its time is over. So who may not do everything binds a process of its own
+    /// user only, and a pod only that its request named.
+    pub(super) async fn bind(&self, asker: &Asker, lease: LeaseId, holder: Holder) -> Result<Lease, Status> {
+        let may_all = asker.caller.may_do_everything();
         let Holder::Pod { namespace, name, uid } = &holder else {
+            if !may_all && !self.is_its_own(asker, &holder) {
+                return Err(bad("process", "is not the caller's own: bind a process of your user, over the socket"));
+            }
             return Ok(self.admission.bind(lease, holder).await?);
         };
         let cluster = self.kubernetes.view();
         let Some(pods) = cluster.pods.as_ref().filter(|_| cluster.is_current()) else {
+            if !may_all {
+                let what = "cannot be looked at now, for the API server does not answer; try again when it does";
+                return Err(bad("pod", what));
+            }
             return Ok(self.admission.bind(lease, holder).await?);
         };
         let is_it = |pod: &&Pod| pod.live() && pod.namespace == *namespace && pod.name == *name;
@@ -28,7 +40,16 @@ impl Rooms {
             return Err(bad("pod", what));
         };
         let terms: Option<Terms> = self.admission.read(|ledger| ledger.lease(&lease).map(|lease| lease.terms.clone()));
-        if terms.is_some_and(|terms| terms.names_a_pod() && !terms.admit(pod)) {
+        let terms = terms.unwrap_or_default();
+        let is_own = asker.caller.identity.pod.as_ref().is_some_and(|(_, of)| of == uid);
+        if !may_all && !is_own && !terms.names_a_pod() {
+            let what = format!(
+                "{namespace}/{name} is no pod that the request for the lease named: name its `owner` (namespace and \
+                 service account) with the request"
+            );
+            return Err(bad("pod", what));
+        }
+        if terms.names_a_pod() && !terms.admit(pod) {
             let what = format!(
                 "{namespace}/{name} runs as {:?}, and the lease was given to another service account; name its `owner` \
                  with the request",
@@ -37,5 +58,13 @@ impl Rooms {
             return Err(bad("pod", what));
         }
         Ok(self.admission.bind_pod(lease, holder.clone(), pod.controller.clone()).await?)
+    }
+
+    /// Whether a process belongs to the caller's user.
+    fn is_its_own(&self, asker: &Asker, holder: &Holder) -> bool {
+        let Holder::Process { pid, .. } = holder else { return false };
+        let place = self.identity.host_root.join("proc").join(pid.to_string());
+        let owner = std::fs::metadata(place).map(|found| std::os::unix::fs::MetadataExt::uid(&found)).ok();
+        owner.is_some() && owner == asker.caller.identity.uid
     }
 }

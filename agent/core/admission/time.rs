@@ -12,7 +12,7 @@ use crate::quantity::{Resource, Span, Timestamp};
 use crate::reason::{Code, Reason};
 use crate::sizing::{Outcome, millis};
 
-use super::{Event, Facts, Lease, LeaseState, Mode, ModeState, Ticket};
+use super::{Event, Facts, Holder, Lease, LeaseState, Mode, ModeState, Ticket};
 
 /// How long a reservation may stay unbound at most, whatever was asked.
 pub const BIND_WITHIN_MAX: Span = Span::minutes(30);
@@ -36,6 +36,8 @@ fn run_out(lease: &Lease, facts: &Facts, now: Timestamp) -> Option<Event> {
             let words = if unconfirmed { "nobody confirmed the grant in time" } else { "it was not bound in time" };
             Some(ended(lease, LeaseState::Expired, (Outcome::Lost, Code::LeaseExpired, words), facts, now))
         }
+        // A pod is evicted, and has the grace that it asked for: its lease ends with it, where pods are seen to end.
+        LeaseState::Bound if facts.pods.is_some() && matches!(lease.holder, Some(Holder::Pod { .. })) => None,
         LeaseState::Bound if facts.end_at_budget && lease.ends_at.is_some_and(|at| at.plus(END_GRACE) < now) => {
             let why = time_is_over(lease, "its time budget was used up");
             Some(ended(lease, LeaseState::Expired, why, facts, now))

@@ -25,8 +25,10 @@ pub enum Group {
     Unseen,
     /// Something is in it.
     Runs,
-    /// Nothing is in it, or it was there and is gone.
+    /// Nothing is in it: not yet, or between two containers, or no more.
     Empty,
+    /// It was there, and is gone.
+    Gone,
 }
 
 /// What is to be done.
@@ -131,6 +133,13 @@ fn reserved<'a>(lease: &Lease, claimed: &[&'a Pod], acts: &mut Vec<Act>) -> Opti
     Some(&pod.uid)
 }
 
+/// Whether a pod is the next one of what controls the pod before. Anyone can write an owner's uid: it counts within the
+/// namespace of that pod, and for the service account that the lease was asked for.
+fn follows(lease: &Lease, pod: &Pod) -> bool {
+    let same_place = matches!(&lease.holder, Some(Holder::Pod { namespace, .. }) if *namespace == pod.namespace);
+    same_place && pod.controller == lease.controller && (!lease.terms.names_a_pod() || lease.terms.admit(pod))
+}
+
 struct Around<'a> {
     cluster: &'a Cluster,
     group: Group,
@@ -149,7 +158,7 @@ fn bound<'a>(
     let pods = around.cluster.pods.as_ref().filter(|_| around.cluster.is_current());
     let ended = match pods.map(|pods| pods.get(uid)) {
         // Its group alone tells.
-        None if around.group == Group::Empty => None,
+        None if around.group == Group::Gone => None,
         // Told by nobody, or nobody knows: it may still begin.
         None => return Some(uid),
         Some(_) if around.group == Group::Runs => return Some(uid),
@@ -163,7 +172,7 @@ fn bound<'a>(
         && !lease.controller.is_empty()
         && !ended.is_some_and(|ended| ended.succeeded);
     if may_come_again {
-        let again = claimed.iter().find(|pod| pod.controller == lease.controller && pod.uid != uid);
+        let again = claimed.iter().find(|pod| pod.uid != uid && follows(lease, pod));
         if let Some(pod) = again {
             acts.push(Act::Bind {
                 lease: lease.id.clone(),

@@ -73,7 +73,7 @@ pub enum PodLife {
 pub struct Ended {
     /// Every container with 0.
     pub succeeded: bool,
-    /// The first code that is not 0, of the containers in their order.
+    /// The first code that is not 0, of the containers in their order, init containers last.
     pub exit_code: Option<i32>,
     /// What its status says beside that.
     pub end: PodEnd,

@@ -173,7 +173,8 @@ fn a_lease_ends_when_its_pod_has_ended_and_nothing_of_it_runs() {
     let away = |pods: &[Pod]| Cluster { away_since: Some(NOW), ..cluster(pods) };
     assert_eq!(acts(&lease, &away(from_ref(&held)), Group::Runs), none);
     assert_eq!(acts(&lease, &away(&[]), Group::Unseen), none, "nobody knows");
-    assert_eq!(acts(&lease, &away(&[held]), Group::Empty), [Act::End(lease.id.clone(), None)]);
+    assert_eq!(acts(&lease, &away(from_ref(&held)), Group::Empty), none, "it may be about to begin");
+    assert_eq!(acts(&lease, &away(&[held]), Group::Gone), [Act::End(lease.id.clone(), None)]);
     let untold = Cluster { pods: None, ..cluster(&[]) };
     assert_eq!(acts(&lease, &untold, Group::Unseen), none, "after a start, before the first answer");
 }
@@ -192,6 +193,14 @@ fn the_next_pod_of_the_same_job_has_it_where_that_was_asked_for() {
     assert_eq!(acts(&waiting(59_999), &cluster(from_ref(&first)), Group::Empty), Vec::new());
     let end = [Act::End(lease.id.clone(), Some(OUT_OF_MEMORY))];
     assert_eq!(acts(&waiting(60_000), &cluster(from_ref(&first)), Group::Empty), end);
+
+    // Nor one that has its owner's uid in another namespace, or as somebody else.
+    for stranger in
+        [Pod { namespace: "other".into(), ..next.clone() }, Pod { service_account: "default".into(), ..next.clone() }]
+    {
+        let found = acts(&lease, &cluster(&[first.clone(), stranger]), Group::Empty);
+        assert_eq!((&found[0], codes(&found)), (&Act::Wait(lease.id.clone()), vec![("b", Code::LeaseNotTheirs)]));
+    }
 
     // Another Job's, or not asked for, or a build that succeeded: no.
     let other = Pod { controller: "another".into(), ..next.clone() };

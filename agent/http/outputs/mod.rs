@@ -60,7 +60,8 @@ pub(super) fn routes(rooms: Rooms) -> Router {
 
 async fn answer(State(face): State<Face>, asker: Asker, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
-    if asker.caller.is_none() && !face.rooms.serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
+    let is_local = peer.is_some_and(|peer| peer.is_loopback());
+    if asker.caller.is_none() && !face.rooms.serve.serves_everyone() && !is_local {
         let why = "outputs are served to clients of this machine only; see repositories.serve.anonymous\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
@@ -72,7 +73,7 @@ async fn answer(State(face): State<Face>, asker: Asker, request: Request) -> Res
         let again = [(header::RETRY_AFTER, RETRY_AFTER)];
         return (StatusCode::SERVICE_UNAVAILABLE, again, "too many downloads at once; try again\n").into_response();
     };
-    let asked = Asked::of(&request);
+    let asked = Asked::of(&request, is_local);
     let shown = tokio::task::spawn_blocking(move || show(&face, &asker, &asked, place)).await;
     shown.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
@@ -83,17 +84,19 @@ struct Asked {
     tar: bool,
     html: bool,
     head: bool,
+    is_local: bool,
     headers: HeaderMap,
 }
 
 impl Asked {
-    fn of(request: &Request) -> Self {
+    fn of(request: &Request, is_local: bool) -> Self {
         let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         Self {
             path: request.uri().path().strip_prefix("/outputs/").unwrap_or_default().to_owned(),
             tar: request.uri().query() == Some("tar"),
             html: accept.contains("text/html"),
             head: request.method() == Method::HEAD,
+            is_local,
             headers: request.headers().clone(),
         }
     }
@@ -110,7 +113,8 @@ fn show(face: &Face, asker: &Asker, asked: &Asked, place: OwnedSemaphorePermit) 
     };
     let may_read = |output: &&Arc<Output>| match &asker.caller {
         Some(caller) => caller.may(Role::Viewer, &output.scope.tenant),
-        None => face.rooms.serve.may_read(&output.trust),
+        // Beyond this machine a tenant's are its own.
+        None => face.rooms.serve.may_read(&output.trust) && (asked.is_local || output.scope.tenant.is_empty()),
     };
     if asked.path.is_empty() {
         return index(all.iter().filter(may_read), asked.html);

@@ -152,10 +152,13 @@ impl PodGroups {
     }
 
     fn look_at(&self, uid: &str) -> PodGroup {
-        match self.layout.of_pod(uid).and_then(|group| group.populated()) {
+        let group = self.layout.of_pod(uid);
+        match group.as_ref().and_then(Group::populated) {
             Some(true) => PodGroup::Runs,
             Some(false) => PodGroup::Empty,
-            None if self.seen.contains(uid) => PodGroup::Empty,
+            // It is there, and does not tell.
+            None if group.is_some() => PodGroup::Unseen,
+            None if self.seen.contains(uid) => PodGroup::Gone,
             None => PodGroup::Unseen,
         }
     }
