@@ -314,20 +314,12 @@ impl Admission {
         }
     }
 
-    /// Ties a lease to its holder.
+    /// Ties a lease to its holder, and remembers what controls that where it is a pod.
     ///
     /// # Errors
     /// When there is no such live lease, or another holds it.
-    pub async fn bind(&self, lease: LeaseId, holder: Holder) -> Result<Lease, WriterError> {
-        self.lease_reply(Command::Bind(lease, holder)).await
-    }
-
-    /// Ties a lease to a pod, and remembers what controls that.
-    ///
-    /// # Errors
-    /// As [`Self::bind`].
-    pub async fn bind_pod(&self, lease: LeaseId, holder: Holder, controller: String) -> Result<Lease, WriterError> {
-        self.lease_reply(Command::BindPod { lease, holder, controller }).await
+    pub async fn bind(&self, lease: LeaseId, holder: Holder, controller: String) -> Result<Lease, WriterError> {
+        self.lease_reply(Command::Bind { lease, holder, controller }).await
     }
 
     /// Keeps a reservation for `span` from now.

@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stoker_core::admission::{Command, Holder, Lease};
+use stoker_core::admission::{Command, Holder, Lease, LeaseState};
 use stoker_core::cluster::Ended;
-use stoker_core::cluster::bind::{self, Act, Group};
+use stoker_core::cluster::bind::{self, Act, Group, Seen};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Span;
 use stoker_core::reason::Code;
 use stoker_core::sizing::Outcome;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Admission, now};
@@ -31,6 +32,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// An eviction that was refused (by a disruption budget, say) is asked for again so soon.
 const EVICT_AGAIN: Duration = Duration::from_secs(10);
 
+/// So many at once.
+const EVICTIONS_MAX: usize = 8;
+
 /// Looks until cancelled.
 pub(super) async fn run(
     admission: Admission,
@@ -43,8 +47,8 @@ pub(super) async fn run(
     if !view.borrow().asked {
         return;
     }
-    let mut groups = PodGroups::new(&host_root);
-    let mut asked: BTreeMap<LeaseId, Instant> = BTreeMap::new();
+    let mut groups = Groups { meter: PodGroups::new(&host_root), seen: BTreeMap::new(), at: None };
+    let mut evictions = Evictions::default();
     let mut refused: BTreeSet<(String, String)> = BTreeSet::new();
     loop {
         let changed = async {
@@ -59,16 +63,22 @@ pub(super) async fn run(
         }
         let cluster = Arc::clone(&view.borrow_and_update());
         let leases: Vec<Arc<Lease>> = admission.read(|ledger| ledger.live().cloned().collect());
-        let uids: Vec<String> = leases.iter().filter_map(|lease| Some(pod_of(lease)?.2.to_owned())).collect();
-        let looked = tokio::task::spawn_blocking(move || {
-            let seen = groups.look(uids);
-            (groups, seen)
-        });
-        let Ok((back, seen)) = looked.await else { return };
-        groups = back;
-        let grace = Span(i64::try_from(config.borrow().kubernetes.rebind_within.as_millis()).unwrap_or(i64::MAX));
-        let group = |uid: &str| seen.get(uid).copied().unwrap_or(Group::Unseen);
-        let acts = bind::decide(&leases, &cluster, group, grace, now());
+        let Some(looked) = groups.look(&leases).await else { return };
+        groups = looked;
+        let (rebind_within, ends) = {
+            let config = config.borrow();
+            (config.kubernetes.rebind_within, config.admission.time_budget == TimeBudget::End)
+        };
+        let acts = bind::decide(
+            &leases,
+            &Seen {
+                cluster: &cluster,
+                group: &|uid| groups.seen.get(uid).copied().unwrap_or(Group::Unseen),
+                held_before: &|lease, uid| admission.held_before(lease, uid),
+                grace: Span(i64::try_from(rebind_within.as_millis()).unwrap_or(i64::MAX)),
+                now: now(),
+            },
+        );
         let mut refusals = BTreeSet::new();
         for act in acts {
             if let Act::Refuse { pod, reason } = &act {
@@ -83,12 +93,35 @@ pub(super) async fn run(
             }
         }
         refused = refusals;
-        if config.borrow().admission.time_budget == TimeBudget::End {
-            evict_overdue(&leases, &kubernetes, &mut asked).await;
+        if ends && cluster.away_since.is_none() {
+            evictions.ask(&leases, &kubernetes);
         }
         if cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
             return;
         }
+    }
+}
+
+/// What there was of the pods' groups at the last look.
+struct Groups {
+    meter: PodGroups,
+    seen: BTreeMap<String, Group>,
+    at: Option<Instant>,
+}
+
+impl Groups {
+    /// Looks where that is due: pods may change a hundred times a second, and a look is some files for each.
+    async fn look(mut self, leases: &[Arc<Lease>]) -> Option<Self> {
+        if self.at.is_some_and(|at| at.elapsed() < EVERY) {
+            return Some(self);
+        }
+        let uids: Vec<String> = leases.iter().filter_map(|lease| Some(pod_of(lease)?.2.to_owned())).collect();
+        let looked = tokio::task::spawn_blocking(move || {
+            self.seen = self.meter.look(uids);
+            self.at = Some(Instant::now());
+            self
+        });
+        looked.await.ok()
     }
 }
 
@@ -106,29 +139,51 @@ fn pod_of(lease: &Lease) -> Option<(&str, &str, &str)> {
     }
 }
 
-/// Asks for the eviction of pods whose time is over, once, and again where that was refused.
-async fn evict_overdue(leases: &[Arc<Lease>], kubernetes: &Kubernetes, asked: &mut BTreeMap<LeaseId, Instant>) {
-    let overdue = |lease: &&Arc<Lease>| lease.ends_at.is_some_and(|at| at < now()) && lease.unheld_since.is_none();
-    asked.retain(|id, _| leases.iter().any(|lease| lease.id == *id));
-    for lease in leases.iter().filter(overdue) {
-        let Some((namespace, name, uid)) = pod_of(lease) else { continue };
-        if asked.get(&lease.id).is_some_and(|at| at.elapsed() < EVICT_AGAIN) {
-            continue;
-        }
-        let drained = lease.was_told(Code::ModeDrain);
-        let reason = if drained { Code::ModeDrain } else { Code::TimeBudgetExceeded }.word();
-        match kubernetes.evict(namespace, name, uid).await {
-            Ok(()) => {
-                tracing::warn!(lease = %lease.id, namespace, name, reason, "its pod is evicted");
-                let note = format!("the time of lease {} is over: {reason}", lease.id);
-                kubernetes.tell(told(&format!("{namespace}/{name}"), uid, "TimeOver", &note));
-            }
-            Err(error) => {
-                tracing::warn!(lease = %lease.id, namespace, name, reason, error, "its pod is not evicted; tried again");
+/// Evictions that were asked for.
+#[derive(Default)]
+struct Evictions {
+    /// When last, and whether that was heard.
+    asked: BTreeMap<LeaseId, (Instant, bool)>,
+    running: JoinSet<(LeaseId, bool)>,
+}
+
+impl Evictions {
+    /// Asks for those of pods whose time is over: once, and again where that was refused.
+    fn ask(&mut self, leases: &[Arc<Lease>], kubernetes: &Kubernetes) {
+        while let Some(done) = self.running.try_join_next() {
+            if let Ok((lease, was_heard)) = done {
+                self.asked.insert(lease, (Instant::now(), was_heard));
             }
         }
-        asked.insert(lease.id.clone(), Instant::now());
+        self.asked.retain(|id, _| leases.iter().any(|lease| lease.id == *id));
+        let overdue = |lease: &&Arc<Lease>| lease.ends_at.is_some_and(|at| at < now()) && lease.unheld_since.is_none();
+        for lease in leases.iter().filter(overdue) {
+            let is_due = self.asked.get(&lease.id).is_none_or(|(at, heard)| !heard && at.elapsed() >= EVICT_AGAIN);
+            if is_due && self.running.len() < EVICTIONS_MAX && pod_of(lease).is_some() {
+                self.asked.insert(lease.id.clone(), (Instant::now(), false));
+                self.running.spawn(evict(Arc::clone(lease), kubernetes.clone()));
+            }
+        }
     }
+}
+
+async fn evict(lease: Arc<Lease>, kubernetes: Kubernetes) -> (LeaseId, bool) {
+    let id = lease.id.clone();
+    let Some((namespace, name, uid)) = pod_of(&lease) else { return (id, true) };
+    let drained = lease.was_told(Code::ModeDrain);
+    let reason = if drained { Code::ModeDrain } else { Code::TimeBudgetExceeded }.word();
+    let evicted = kubernetes.evict(namespace, name, uid).await;
+    match &evicted {
+        Ok(()) => {
+            tracing::warn!(lease = %id, namespace, name, reason, "its pod is evicted");
+            let note = format!("the time of lease {id} is over: {reason}");
+            kubernetes.tell(told(&format!("{namespace}/{name}"), uid, "TimeOver", &note));
+        }
+        Err(error) => {
+            tracing::warn!(lease = %id, namespace, name, reason, error, "its pod is not evicted; tried again");
+        }
+    }
+    (id, evicted.is_ok())
 }
 
 impl Admission {
@@ -136,17 +191,35 @@ impl Admission {
         match act {
             Act::Bind { lease, holder, controller } => {
                 tracing::info!(%lease, ?holder, "bound to its pod");
-                self.tell(Command::BindPod { lease, holder, controller }).await;
+                self.tell(Command::Bind { lease, holder, controller }).await;
             }
             Act::Wait(lease) => self.tell(Command::Unheld(lease)).await,
-            Act::End(lease, None) => self.gone(vec![lease]).await,
-            Act::End(lease, Some(ended)) => {
+            // Somebody may have bound it to the next one meanwhile.
+            Act::End { lease, pod, .. } if !self.is_held_by(&lease, &pod) => {
+                tracing::debug!(%lease, pod, "its pod ended, and another has it");
+            }
+            Act::End { lease, ended: None, .. } => self.gone(vec![lease]).await,
+            Act::End { lease, ended: Some(ended), .. } => {
                 if let Err(error) = self.ended_in_pod(lease, ended).await {
                     tracing::warn!(%error, "the ledger did not take the end of a build; tried again soon");
                 }
             }
             Act::Refuse { .. } => {}
         }
+    }
+
+    /// Whether a live lease is held by the pod of this uid.
+    fn is_held_by(&self, lease: &LeaseId, uid: &str) -> bool {
+        let is = |lease: &Lease| lease.live() && pod_of(lease).is_some_and(|(_, _, of)| of == uid);
+        self.read(|ledger| ledger.lease(lease).is_some_and(|lease| is(lease)))
+    }
+
+    /// Whether a lease was held by it, and released by whom it was for.
+    fn held_before(&self, lease: &str, uid: &str) -> bool {
+        let is =
+            |lease: &Lease| lease.state == LeaseState::Released && pod_of(lease).is_some_and(|(_, _, of)| of == uid);
+        let Ok(lease) = LeaseId::try_from(lease.to_owned()) else { return false };
+        self.read(|ledger| ledger.lease(&lease).is_some_and(|lease| is(lease)))
     }
 
     /// Ends a lease as its pod did.

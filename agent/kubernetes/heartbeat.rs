@@ -12,15 +12,14 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
+use super::ANSWER_WITHIN;
 use super::rights::{Missing, Right};
 use crate::config::Configured;
 
-/// An answer that takes longer is none.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// After a failure it is tried again so soon.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Rights may come: who may not write it asks again after so long, and asks for the server's version meanwhile.
-const ASK_AGAIN: Duration = Duration::from_secs(600);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(600);
 /// Who writes the fields, for server-side apply.
 pub(super) const MANAGER: &str = "stoker";
 

@@ -36,6 +36,8 @@ use self::rights::{Missing, Right};
 use crate::config::Configured;
 use crate::config::kubernetes::Watch;
 
+/// A watch ends after a minute and begins anew: what says nothing for longer is dead.
+const SILENT_AT_MOST: Duration = Duration::from_secs(75);
 /// Events that are on their way.
 const TOLD_MAX: usize = 256;
 /// Where a pod finds the name of its namespace.
@@ -167,11 +169,7 @@ async fn follow(
     missing: Missing,
 ) {
     let client = loop {
-        let client = match config().await {
-            Ok(config) => Client::try_from(config).map_err(|error| LabelsError::Api(Box::new(error))),
-            Err(error) => Err(error),
-        };
-        match client {
+        match client().await {
             Ok(client) => break client,
             Err(error) => {
                 let trouble = error.to_string();
@@ -196,13 +194,20 @@ async fn follow(
         config,
         missing: missing.clone(),
     };
-    let (uids, uid) = tokio::sync::watch::channel(String::new());
+    let (nodes, known) = tokio::sync::watch::channel(publish::Known::default());
     let (of_node, config) = (node.clone(), configured.clone());
-    let publisher =
-        Publisher { client: client.clone(), node: of_node, config, face, told: events, missing: missing.clone(), uid };
+    let publisher = Publisher {
+        client: client.clone(),
+        node: of_node,
+        config,
+        face,
+        told: events,
+        missing: missing.clone(),
+        known,
+    };
     tokio::join!(
         heartbeat::beat(heart, told),
-        watch::follow(client, node, configured, reached, missing, (view, uids)),
+        watch::follow(client, node, configured, reached, missing, (view, nodes)),
         publisher.run()
     );
 }
@@ -216,6 +221,13 @@ pub async fn client() -> Result<Client, LabelsError> {
 }
 
 async fn config() -> Result<Config, LabelsError> {
+    let mut config = found().await?;
+    // Who asks tries again, and is to know that it was refused; and a connection that died is none.
+    (config.default_retry, config.read_timeout) = (false, Some(SILENT_AT_MOST));
+    Ok(config)
+}
+
+async fn found() -> Result<Config, LabelsError> {
     let wrong = |error: &dyn std::fmt::Display| LabelsError::Configuration(error.to_string());
     if std::env::var_os("KUBECONFIG").is_some_and(|file| !file.is_empty()) {
         let options = KubeConfigOptions::default();

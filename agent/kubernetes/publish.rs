@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
@@ -15,23 +15,23 @@ use serde_json::{Value, json};
 use stoker_core::pressure::{Gate, GateState};
 use tokio::sync::{mpsc, watch};
 
-use super::heartbeat::MANAGER;
+use super::ANSWER_WITHIN;
+use super::heartbeat::{ASK_AGAIN, MANAGER};
 use super::rights::{Missing, Right};
 use crate::config::Configured;
 use crate::config::kubernetes::Taint;
+use crate::node::jittered;
 
 /// Between two writes of the node object.
 const APART: Duration = Duration::from_secs(2);
-/// At most so much later, at random.
-const JITTER: Duration = Duration::from_secs(1);
+/// Before each, give or take a fifth.
+const PAUSE: Duration = Duration::from_secs(1);
 /// A write that failed is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
-/// An answer that takes longer is none.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often a taint that somebody else changed meanwhile is read and written anew.
-const CONFLICTS_MAX: usize = 5;
+const CONFLICTS_MAX: u32 = 5;
 const CONDITION: &str = "BuildPressure";
-const TAINT: &str = "stoker.build/pressure";
+pub(super) const TAINT: &str = "stoker.build/pressure";
 const PREFIX: &str = "stoker.build/";
 /// Of a label's key, behind the prefix.
 const NAME_BYTES_MAX: usize = 63;
@@ -80,8 +80,17 @@ pub(super) struct Publisher {
     pub(super) face: watch::Receiver<Face>,
     pub(super) told: mpsc::Receiver<Told>,
     pub(super) missing: Missing,
-    /// Of the node object, as it is watched.
-    pub(super) uid: watch::Receiver<String>,
+    /// The node object, as it is watched.
+    pub(super) known: watch::Receiver<Known>,
+}
+
+/// What a watch says of the node object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Empty: there is none.
+    pub(super) uid: String,
+    /// It has our taint.
+    pub(super) tainted: bool,
 }
 
 /// Since when it could, or could not, be tainted.
@@ -115,8 +124,8 @@ impl Publisher {
         let reporter = Reporter { controller: "stoker.build/agent".to_owned(), instance: Some(self.node.clone()) };
         let recorder = Recorder::new(self.client.clone(), reporter);
         let (mut published, mut gate) = (None::<(Wanted, String)>, None::<GateState>);
-        let mut taint = Hysteresis::default();
-        let mut wait = None::<Duration>;
+        let mut taint = None::<Hysteresis>;
+        let (mut wait, mut not_before) = (None::<Duration>, Instant::now());
         loop {
             let pause = async {
                 match wait {
@@ -126,36 +135,47 @@ impl Publisher {
             };
             tokio::select! {
                 changed = self.face.changed() => if changed.is_err() { return },
-                changed = self.uid.changed() => if changed.is_err() { return },
+                changed = self.known.changed() => if changed.is_err() { return },
                 told = self.told.recv() => {
                     let Some(told) = told else { return };
                     self.record(&recorder, told).await;
                 }
                 () = pause => {}
             }
-            let (face, uid) = (self.face.borrow_and_update().clone(), self.uid.borrow_and_update().clone());
+            let face = self.face.borrow_and_update().clone();
+            let Known { uid, tainted } = self.known.borrow_and_update().clone();
             if uid.is_empty() {
                 continue;
             }
+            // One that an agent before this one has tainted is tainted.
+            let taint = taint.get_or_insert(Hysteresis { tainted, other_since: None });
             if gate.replace(face.gate.state).is_some_and(|before| before != face.gate.state) {
                 self.record(&recorder, turned(&face.gate)).await;
             }
-            let (wanted, until) = self.wanted(&face, &mut taint);
+            let (wanted, until) = self.wanted(&face, taint);
             wait = until;
             if published.as_ref().is_some_and(|(before, of)| *before == wanted && *of == uid) {
                 continue;
             }
-            tokio::time::sleep(JITTER.mul_f64(random())).await;
-            match self.write(&face.gate, &wanted).await {
-                Ok(()) => published = Some((wanted, uid)),
-                Err(error) => {
-                    tracing::warn!(error, "the node object is not written; tried again");
-                    wait = Some(AGAIN);
-                    continue;
-                }
+            // What changes meanwhile does not bring it sooner.
+            let left = not_before.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                wait = Some(left);
+                continue;
             }
-            wait = Some(until.map_or(APART, |until| until.min(APART)));
-            tokio::time::sleep(APART).await;
+            tokio::time::sleep(jittered(PAUSE)).await;
+            not_before = Instant::now()
+                + match self.write(&face.gate, &wanted).await {
+                    Ok(()) => {
+                        published = Some((wanted, uid));
+                        APART
+                    }
+                    Err((error, again)) => {
+                        tracing::warn!(error, "the node object is not written; tried again");
+                        wait = Some(again);
+                        again
+                    }
+                };
         }
     }
 
@@ -175,7 +195,8 @@ impl Publisher {
         (Wanted { state: face.gate.state, codes, mode: face.mode.clone(), labels, taint: tainted }, until)
     }
 
-    async fn write(&self, gate: &Gate, wanted: &Wanted) -> Result<(), String> {
+    /// With the error, after how long it is tried again.
+    async fn write(&self, gate: &Gate, wanted: &Wanted) -> Result<(), (String, Duration)> {
         let written = async {
             let nodes = Api::<Node>::all(self.client.clone());
             let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
@@ -183,11 +204,11 @@ impl Publisher {
             if let Some(changed) = marks(&now, wanted) {
                 nodes.patch(&self.node, &params, &Patch::Merge(&changed)).await?;
             }
-            nodes.patch_status(&self.node, &params, &Patch::Strategic(&condition(&now, gate))).await?;
-            match wanted.taint {
-                Some(tainted) => self.taint(&nodes, &params, tainted).await,
-                None => Ok(()),
+            if let Some(changed) = condition(&now, gate) {
+                nodes.patch_status(&self.node, &params, &Patch::Strategic(&changed)).await?;
             }
+            // Switched off, it goes too.
+            self.taint(&nodes, &params, wanted.taint.unwrap_or(false)).await
         };
         match tokio::time::timeout(ANSWER_WITHIN * 3, written).await {
             Ok(Ok(())) => {
@@ -195,16 +216,17 @@ impl Publisher {
                 Ok(())
             }
             Ok(Err(error)) => {
-                self.missing.note_error(Right::WriteNode, &error);
-                Err(super::watch::words(&error))
+                let denied = self.missing.note_error(Right::WriteNode, &error);
+                Err((super::watch::words(&error), if denied { ASK_AGAIN } else { AGAIN }))
             }
-            Err(_) => Err(super::LabelsError::Late.to_string()),
+            Err(_) => Err((super::LabelsError::Late.to_string(), AGAIN)),
         }
     }
 
     /// Read, changed and written with the version that was read: the list is one value, and others have taints in it.
     async fn taint(&self, nodes: &Api<Node>, params: &PatchParams, tainted: bool) -> Result<(), kube::Error> {
-        for _ in 0..CONFLICTS_MAX {
+        let mut tries = 0;
+        loop {
             let node = nodes.get(&self.node).await?;
             let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
             let is_there = taints.iter().any(|taint| taint.key == TAINT);
@@ -222,12 +244,11 @@ impl Publisher {
             let version = node.metadata.resource_version;
             let changed = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": list}});
             match nodes.patch(&self.node, params, &Patch::Merge(&changed)).await {
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(kube::Error::Api(status)) if status.code == 409 && tries < CONFLICTS_MAX => tries += 1,
                 Err(error) => return Err(error),
                 Ok(_) => return Ok(()),
             }
         }
-        Ok(())
     }
 
     async fn record(&self, recorder: &Recorder, told: Told) {
@@ -280,11 +301,6 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// 0 to 1.
-fn random() -> f64 {
-    f64::from(u32::try_from(uuid::Uuid::now_v7().as_u128() & 0xffff).unwrap_or(0)) / 65_536.0
-}
-
 /// `MEMORY_FLOOR` as the API writes such words: `MemoryFloor`.
 fn camel(word: &str) -> String {
     let parts = word.split('_').map(|part| {
@@ -328,25 +344,30 @@ fn marks(node: &Node, wanted: &Wanted) -> Option<Value> {
     (!nothing).then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
 }
 
-/// The condition, which says since when it is so.
-fn condition(node: &Node, gate: &Gate) -> Value {
+/// The condition, which says since when it is so; nothing where it says the same already.
+fn condition(node: &Node, gate: &Gate) -> Option<Value> {
     let now = jiff::Timestamp::now();
     let status = if gate.state == GateState::Open { "False" } else { "True" };
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     let before = conditions.into_iter().flatten().find(|found| found.type_ == CONDITION && found.status == status);
+    let told = |found: &&NodeCondition| (found.reason.clone(), found.message.clone());
     let since = before.and_then(|found| found.last_transition_time.clone()).map_or(now, |time| time.0);
     let (reason, message) = match gate.reasons.first() {
         Some(first) => (camel(first.code.word()), first.message.clone()),
         None => ("BuildsMayStart".to_owned(), "builds may start".to_owned()),
     };
-    json!({"status": {"conditions": [{
+    let message = cut(message);
+    if before.as_ref().map(told) == Some((Some(reason.clone()), Some(message.clone()))) {
+        return None;
+    }
+    Some(json!({"status": {"conditions": [{
         "type": CONDITION,
         "status": status,
         "reason": reason,
-        "message": cut(message),
+        "message": message,
         "lastHeartbeatTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "lastTransitionTime": since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-    }]}})
+    }]}}))
 }
 
 #[cfg(test)]

@@ -57,13 +57,13 @@ impl Missing {
         }
     }
 
-    /// That it is missing, where that is what an error says.
-    pub(super) fn note_error(&self, right: Right, error: &kube::Error) {
-        if let kube::Error::Api(status) = error
-            && status.code == 403
-        {
+    /// That it is missing, where that is what an error says: then true.
+    pub(super) fn note_error(&self, right: Right, error: &kube::Error) -> bool {
+        let denied = matches!(error, kube::Error::Api(status) if status.code == 403);
+        if denied {
             self.note(right, true);
         }
+        denied
     }
 
     /// In words.

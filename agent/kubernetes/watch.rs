@@ -4,7 +4,7 @@
 //! of each object is what the core looks at. Changes that come together are published together.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,10 @@ use stoker_core::quantity::Timestamp;
 use tokio::sync::watch;
 
 use super::convert;
+use super::publish::{Known, TAINT};
 use super::rights::{Missing, Right};
 use crate::config::Configured;
-use crate::node::now;
+use crate::node::{jittered, now};
 
 /// More pods than these are not looked at: a kubelet takes 110 by default.
 const PODS_MAX: usize = 8192;
@@ -38,7 +39,7 @@ const BATCH: usize = 512;
 /// What the heartbeat says of the API server.
 pub(super) type Reached = watch::Receiver<Result<(), String>>;
 
-/// Doubles from [`BACKOFF`]'s first to its last, a fifth of it random.
+/// Doubles from [`BACKOFF`]'s first to its last, give or take a fifth.
 struct Growing {
     delay: Duration,
     asked: Option<Instant>,
@@ -56,8 +57,7 @@ impl Iterator for Growing {
     fn next(&mut self) -> Option<Duration> {
         let delay = self.delay;
         (self.delay, self.asked) = ((delay * 2).min(BACKOFF.1), Some(Instant::now()));
-        let random = u32::try_from(uuid::Uuid::now_v7().as_u128() & 0xff).unwrap_or(0);
-        Some(delay + delay * random / (5 * 256))
+        Some(jittered(delay))
     }
 }
 
@@ -78,11 +78,15 @@ struct Seen<T> {
     failed: Option<(Instant, String)>,
     /// The API server says that we may not look.
     denied: bool,
+    /// It was away: what changed meanwhile was not told yet.
+    behind: bool,
+    /// A watch that may go on tells what changes from then on: what is there has to be listed.
+    unlisted: bool,
 }
 
 impl<T> Seen<T> {
     const fn new() -> Self {
-        Self { all: None, listed: BTreeMap::new(), failed: None, denied: false }
+        Self { all: None, listed: BTreeMap::new(), failed: None, denied: false, behind: false, unlisted: false }
     }
 
     /// True where something may have changed.
@@ -96,7 +100,7 @@ impl<T> Seen<T> {
                 self.failed = (!self.denied).then(|| (Instant::now(), words));
                 if self.denied {
                     // What was seen before is not what is.
-                    self.all = None;
+                    (self.all, self.unlisted) = (None, true);
                 }
                 return true;
             }
@@ -118,7 +122,10 @@ impl<T> Seen<T> {
                 add(&mut self.listed, &object);
                 return false;
             }
-            Event::InitDone => self.all = Some(std::mem::take(&mut self.listed)),
+            Event::InitDone => {
+                self.all = Some(std::mem::take(&mut self.listed));
+                (self.behind, self.unlisted) = (false, false);
+            }
             Event::Apply(object) => add(self.all.get_or_insert_default(), &object),
             Event::Delete(object) => {
                 if let (Some((uid, _)), Some(all)) = (of(&object), &mut self.all) {
@@ -130,7 +137,8 @@ impl<T> Seen<T> {
     }
 
     fn trouble(&self) -> Option<&str> {
-        self.failed.as_ref().filter(|(at, _)| at.elapsed() < WELL_AFTER).map(|(_, words)| words.as_str())
+        let failed = self.failed.as_ref().filter(|(at, _)| at.elapsed() < WELL_AFTER).map(|(_, words)| words.as_str());
+        failed.or_else(|| (self.behind && !self.denied).then_some("what changed while it was away is asked for"))
     }
 }
 
@@ -157,12 +165,54 @@ pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
     words
 }
 
-fn stream<K>(api: Api<K>, field: &str) -> impl Stream<Item = Result<Event<K>, Error>> + use<K>
+type Events<K> = Pin<Box<dyn Stream<Item = Result<Event<K>, Error>> + Send>>;
+
+/// Objects that a field selects, as their watch tells of them.
+struct Watched<K, T> {
+    api: Api<K>,
+    fields: String,
+    events: Events<K>,
+    begun: Instant,
+    seen: Seen<T>,
+}
+
+impl<K, T> Watched<K, T>
 where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let config = Config::default().fields(field).timeout(WATCH_SECONDS);
-    watcher(api, config).backoff(Growing::new())
+    fn new(api: Api<K>, fields: String) -> Self {
+        Self { events: Self::events(&api, &fields), api, fields, begun: Instant::now(), seen: Seen::new() }
+    }
+
+    fn events(api: &Api<K>, fields: &str) -> Events<K> {
+        // Any version that the server has at hand, as kubelets ask: the newest would be read from the disk of etcd, with
+        // all pods of the cluster, for each node.
+        let config = Config::default().fields(fields).timeout(WATCH_SECONDS).any_semantic();
+        Box::pin(watcher(api.clone(), config).backoff(Growing::new()))
+    }
+
+    /// Lists what is there, and follows from there on.
+    fn begin_anew(&mut self) {
+        (self.events, self.begun) = (Self::events(&self.api, &self.fields), Instant::now());
+        self.seen.behind = true;
+    }
+
+    /// Lists anew where the watch alone would never tell what is there.
+    fn list_where_due(&mut self) {
+        if self.seen.unlisted && self.begun.elapsed() > BACKOFF.1 {
+            self.begin_anew();
+        }
+    }
+
+    /// What came meanwhile; true where something may have changed.
+    fn take_more(&mut self, of: impl Fn(&K) -> Option<(String, T)>) -> bool {
+        let mut changed = false;
+        for _ in 0..BATCH {
+            let Some(Some(event)) = self.events.next().now_or_never() else { break };
+            changed |= self.seen.take(event, &of);
+        }
+        changed
+    }
 }
 
 /// Publishes until the sender's receivers are gone, or the task is dropped.
@@ -172,11 +222,11 @@ pub(super) async fn follow(
     config: Configured,
     mut reached: Reached,
     missing: Missing,
-    (view, uid): (watch::Sender<Arc<Cluster>>, watch::Sender<String>),
+    (view, known): (watch::Sender<Arc<Cluster>>, watch::Sender<Known>),
 ) {
-    let mut pods_stream = pin!(stream(Api::<Pod>::all(client.clone()), &format!("spec.nodeName={node}")));
-    let mut node_stream = pin!(stream(Api::<Node>::all(client), &format!("metadata.name={node}")));
-    let (mut pods, mut nodes) = (Seen::<cluster::Pod>::new(), Seen::<cluster::Node>::new());
+    let mut pods = Watched::new(Api::<Pod>::all(client.clone()), format!("spec.nodeName={node}"));
+    let mut nodes = Watched::new(Api::<Node>::all(client), format!("metadata.name={node}"));
+    let mut was_reached = true;
     let mut away_since: Option<(Timestamp, Instant)> = None;
     let mut published: Option<Arc<Pods>> = None;
     let of_pod = |pod: &Pod| convert::pod(pod).map(|pod| (pod.uid.clone(), pod));
@@ -184,21 +234,25 @@ pub(super) async fn follow(
     loop {
         let mut changed = false;
         tokio::select! {
-            Some(event) = pods_stream.next() => changed |= pods.take(event, of_pod),
-            Some(event) = node_stream.next() => { nodes.take(event, of_node); }
+            Some(event) = pods.events.next() => changed |= pods.seen.take(event, of_pod),
+            Some(event) = nodes.events.next() => { nodes.seen.take(event, of_node); }
             answer = reached.changed() => if answer.is_err() { return },
             // Time alone makes what is known too old.
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
         tokio::time::sleep(TOGETHER).await;
-        for _ in 0..BATCH {
-            let Some(Some(event)) = pods_stream.next().now_or_never() else { break };
-            changed |= pods.take(event, of_pod);
-        }
-        while let Some(Some(event)) = node_stream.next().now_or_never() {
-            nodes.take(event, of_node);
-        }
+        changed |= pods.take_more(of_pod);
+        nodes.take_more(of_node);
         let unreached = reached.borrow_and_update().as_ref().err().cloned();
+        // After it was away the watches may be dead, or have slept: what is there is listed anew before it counts.
+        if unreached.is_none() && !was_reached {
+            pods.begin_anew();
+            nodes.begin_anew();
+        }
+        pods.list_where_due();
+        nodes.list_where_due();
+        let (pods, nodes) = (&pods.seen, &nodes.seen);
+        was_reached = unreached.is_none();
         let trouble = unreached.or_else(|| pods.trouble().or_else(|| nodes.trouble()).map(str::to_owned));
         match (&trouble, away_since) {
             (None, _) => away_since = None,
@@ -229,12 +283,14 @@ pub(super) async fn follow(
             trouble: trouble.unwrap_or_default(),
         };
         let of_node = match &cluster.node {
-            NodeState::Here(node) => node.uid.as_str(),
-            NodeState::Unknown | NodeState::Gone => "",
+            NodeState::Here(node) => {
+                Known { uid: node.uid.clone(), tainted: node.taints.iter().any(|taint| taint.key == TAINT) }
+            }
+            NodeState::Unknown | NodeState::Gone => Known::default(),
         };
-        uid.send_if_modified(|before| {
-            let differs = before != of_node;
-            of_node.clone_into(before);
+        known.send_if_modified(|before| {
+            let differs = *before != of_node;
+            *before = of_node;
             differs
         });
         view.send_if_modified(|before| {

@@ -45,3 +45,10 @@ mod tests_attack;
 mod tests_root;
 #[cfg(test)]
 mod tests_tree;
+
+/// Give or take a fifth, so that many agents and mirrors do not ask at the same moment.
+pub(crate) fn jittered(pause: std::time::Duration) -> std::time::Duration {
+    use std::hash::{BuildHasher as _, RandomState};
+    let random = u32::try_from(RandomState::new().hash_one(()) % 401).unwrap_or(200);
+    pause.saturating_mul(800 + random) / 1000
+}

@@ -40,6 +40,13 @@ pub fn alive(host_root: &Path, process: ProcessId) -> bool {
     }
 }
 
+/// The user that a process runs as; nothing where there is none of this number.
+#[must_use]
+pub fn owner(host_root: &Path, pid: i32) -> Option<u32> {
+    let place = host_root.join("proc").join(pid.to_string());
+    std::fs::metadata(place).ok().map(|found| std::os::unix::fs::MetadataExt::uid(&found))
+}
+
 /// When a process of our own `/proc` started; nothing where there is none of this number, or it cannot be read.
 #[must_use]
 pub fn start_ticks(pid: i32) -> Option<u64> {

@@ -15,6 +15,7 @@ use super::entry::{Ask, Entry};
 use super::for_a_while::ForAWhile;
 use super::listing::Wanted;
 use super::{Shared, lock};
+use crate::node::jittered;
 
 /// The longest pause between two attempts after failures.
 const BACKOFF_MAX: Duration = Duration::from_secs(30 * 60);
@@ -98,13 +99,6 @@ const fn is_trouble(code: Code) -> bool {
 pub(super) fn backoff(failures: u32) -> Duration {
     let doubled = BACKOFF_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16));
     doubled.min(BACKOFF_MAX)
-}
-
-/// Give or take a fifth, so that many agents and mirrors do not ask at the same moment.
-pub(super) fn jittered(pause: Duration) -> Duration {
-    use std::hash::{BuildHasher as _, RandomState};
-    let random = u32::try_from(RandomState::new().hash_one(()) % 401).unwrap_or(200);
-    pause.saturating_mul(800 + random) / 1000
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::backoff::{backoff, jittered};
+use super::backoff::backoff;
 use super::disk::{Paths, StorePaths, used_bytes};
 use super::listing::Wanted;
 use super::meta::Meta;
@@ -27,6 +27,7 @@ use super::read::{count_objects, count_packs};
 use super::snapshot::SnapshotPin;
 use super::view::{RepositoryState, View};
 use super::visit::visit;
+use crate::node::jittered;
 
 /// How many batches may wait.
 const BATCHES_MAX: usize = 64;

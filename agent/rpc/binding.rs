@@ -8,6 +8,7 @@ use tonic::Status;
 use super::Rooms;
 use super::asker::Asker;
 use super::error::bad;
+use crate::node::process;
 
 impl Rooms {
     /// Where the cluster is asked, and answers, a pod must run or wait on this node, as whom the request for the lease
@@ -18,10 +19,10 @@ impl Rooms {
     pub(super) async fn bind(&self, asker: &Asker, lease: LeaseId, holder: Holder) -> Result<Lease, Status> {
         let may_all = asker.caller.may_do_everything();
         let Holder::Pod { namespace, name, uid } = &holder else {
-            if !may_all && !self.is_its_own(asker, &holder) {
+            if !may_all && !self.is_its_own(asker, &holder).await {
                 return Err(bad("process", "is not the caller's own: bind a process of your user, over the socket"));
             }
-            return Ok(self.admission.bind(lease, holder).await?);
+            return Ok(self.admission.bind(lease, holder, String::new()).await?);
         };
         let cluster = self.kubernetes.view();
         let Some(pods) = cluster.pods.as_ref().filter(|_| cluster.is_current()) else {
@@ -29,7 +30,7 @@ impl Rooms {
                 let what = "cannot be looked at now, for the API server does not answer; try again when it does";
                 return Err(bad("pod", what));
             }
-            return Ok(self.admission.bind(lease, holder).await?);
+            return Ok(self.admission.bind(lease, holder, String::new()).await?);
         };
         let is_it = |pod: &&Pod| pod.live() && pod.namespace == *namespace && pod.name == *name;
         let Some(pod) = pods.get(uid).filter(is_it) else {
@@ -57,14 +58,14 @@ impl Rooms {
             );
             return Err(bad("pod", what));
         }
-        Ok(self.admission.bind_pod(lease, holder.clone(), pod.controller.clone()).await?)
+        Ok(self.admission.bind(lease, holder.clone(), pod.controller.clone()).await?)
     }
 
     /// Whether a process belongs to the caller's user.
-    fn is_its_own(&self, asker: &Asker, holder: &Holder) -> bool {
+    async fn is_its_own(&self, asker: &Asker, holder: &Holder) -> bool {
         let Holder::Process { pid, .. } = holder else { return false };
-        let place = self.identity.host_root.join("proc").join(pid.to_string());
-        let owner = std::fs::metadata(place).map(|found| std::os::unix::fs::MetadataExt::uid(&found)).ok();
+        let (root, pid) = (self.identity.host_root.clone(), i32::try_from(*pid).unwrap_or(-1));
+        let owner = tokio::task::spawn_blocking(move || process::owner(&root, pid)).await.ok().flatten();
         owner.is_some() && owner == asker.caller.identity.uid
     }
 }

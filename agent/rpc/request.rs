@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::error::bad;
 use crate::admission::Build;
-use crate::workspace::is_cache_key;
+use crate::sizing::is_cache_key;
 
 /// No node has more: 2^20 cores, an exbibyte, 2^50 inodes. Beyond them a value is a mistake, not a wish.
 const CPU_MILLIS_MAX: i64 = (1 << 20) * 1000;

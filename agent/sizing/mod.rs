@@ -12,4 +12,4 @@ pub mod spec;
 pub use cache::FactsCache;
 pub use facts::{Facts, Tree};
 pub use nickel::Nickel;
-pub use spec::{SpecError, SpecFile};
+pub use spec::{SpecError, SpecFile, is_cache_key};

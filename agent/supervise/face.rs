@@ -15,7 +15,7 @@ use crate::pressure::Pressure;
 use crate::repository::Repositories;
 
 /// Nobody reads a node object sooner.
-const EVERY: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The rooms of which it is told.
 pub(super) struct Rooms {
@@ -31,10 +31,21 @@ pub(super) async fn follow(rooms: Rooms, face: watch::Sender<Face>, cancel: Canc
         return;
     }
     let mut told_until = now();
+    let mut repositories = rooms.repositories.watch();
+    let (mut pressure, mut ledger) = (rooms.pressure.subscribe(), rooms.admission.watch());
     loop {
         super::views::tell(&face, rooms.face());
         told_until = rooms.tell_of_evictions(told_until);
-        if cancel.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+        if cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+            return;
+        }
+        let changed = tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = repositories.changed() => changed.is_ok(),
+            changed = pressure.changed() => changed.is_ok(),
+            changed = ledger.changed() => changed.is_ok(),
+        };
+        if !changed {
             return;
         }
     }

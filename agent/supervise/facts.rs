@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use stoker_core::admission::{Facts as LedgerFacts, Scheduler};
-use stoker_core::cluster::{Cluster, NodeState, Pods};
+use stoker_core::admission::Facts as LedgerFacts;
+use stoker_core::cluster::Cluster;
 use stoker_core::quantity::{Amounts, Span};
 use tokio::sync::watch;
 
@@ -63,7 +63,7 @@ pub(super) fn facts_source(
         let cluster = Arc::clone(&cluster.borrow());
         let machine =
             Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..Amounts::default() };
-        let (machine, scheduler) = within_cluster(machine, config.node.reserve, &cluster);
+        let (machine, scheduler) = cluster.room(machine, config.node.reserve);
         LedgerFacts {
             capacity: Amounts { cpu_millis: machine.cpu_millis, memory_bytes: machine.memory_bytes, ..total },
             reserve: config.node.reserve,
@@ -93,22 +93,4 @@ pub(super) fn facts_source(
             sizing: Arc::clone(&config.sizing.policy),
         }
     })
-}
-
-/// CPU and memory that there are for pods with what the operator keeps, and what the scheduler of the cluster has left.
-fn within_cluster(machine: Amounts, reserve: Amounts, cluster: &Cluster) -> (Amounts, Option<Scheduler>) {
-    let NodeState::Here(node) = &cluster.node else { return (machine, None) };
-    // A node object that says nothing of it yet bounds nothing.
-    let known = |part: u64| if part == 0 { u64::MAX } else { part };
-    let allocatable = Amounts {
-        cpu_millis: known(node.allocatable.cpu_millis),
-        memory_bytes: known(node.allocatable.memory_bytes),
-        ..Amounts::default()
-    };
-    let most = if node.pods_max == 0 { u64::MAX } else { node.pods_max };
-    let room = |pods: &Arc<Pods>| Scheduler {
-        free: allocatable.less(pods.requested()),
-        pods: most.saturating_sub(pods.live()),
-    };
-    (machine.min(allocatable.plus(reserve)), cluster.pods.as_ref().map(room))
 }

@@ -77,15 +77,6 @@ pub(super) fn is_slot(name: &str) -> bool {
     slot.is_some_and(|slot| (2..=SLOTS_MAX).contains(&slot) && slot_name(slot) == name)
 }
 
-/// The most bytes of a key.
-const KEY_BYTES_MAX: usize = 64;
-
-/// Whether a build may call a cache so: 1 to 64 of a-z, 0-9, dot, underscore and hyphen, not beginning with a dot.
-pub(crate) fn is_key(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
-    (1..=KEY_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
-}
-
 /// When files of a work tree last changed, as nanoseconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Times {
@@ -216,6 +207,7 @@ fn bound(place: &Path) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::sizing::is_cache_key;
 
     fn line(tenant: &str, keys: &[&str], commit: u8, slot: u32) -> Line {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
@@ -234,12 +226,12 @@ mod tests {
     fn what_a_slot_is_called_is_no_key() {
         let name = |slot| folder(Path::new(""), slot).to_string_lossy().into_owned();
         for slot in [2, 9, 10, SLOTS_MAX] {
-            assert!(is_slot(&name(slot)) && !is_key(&name(slot)), "{slot}");
+            assert!(is_slot(&name(slot)) && !is_cache_key(&name(slot)), "{slot}");
         }
         for neither in ["", "~", "~0", "~1", "~02", "~+2", "~99999", "~x", ".a", "A", "a/b", "ä", &"x".repeat(65)] {
-            assert!(!is_slot(neither) && !is_key(neither), "{neither}");
+            assert!(!is_slot(neither) && !is_cache_key(neither), "{neither}");
         }
-        assert!(["a", "target", "0.1-x_y", &"x".repeat(64)].into_iter().all(is_key));
+        assert!(["a", "target", "0.1-x_y", &"x".repeat(64)].into_iter().all(is_cache_key));
     }
 
     #[test]

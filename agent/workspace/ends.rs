@@ -7,7 +7,6 @@ use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::disk::blocking;
 use super::{GOES_WITHIN, LOOK_EVERY, MAKE_ROOM_EVERY, OVERLAYS, SETTLE_EVERY, Workspaces, record};
 use crate::admission::{Admission, now};
 use crate::node::Pools;
@@ -71,17 +70,12 @@ impl Workspaces {
             }
             // What is on its way out counts as gone, where it goes soon.
             let _ = tokio::time::timeout(GOES_WITHIN, self.inner.pools.drained()).await;
-            let room = self.clone();
-            let made = blocking(move || {
-                let inner = &room.inner;
-                let usable = inner.pools.usable(&inner.pool).map_err(|reason| io::Error::other(reason.message))?;
-                let disk = inner.pools.measure_one(&inner.pool).and_then(Result::ok);
-                let lacking = disk.map_or(0, |disk| disk.floor_bytes.saturating_sub(disk.free_bytes));
-                let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
-                Ok(inner.checkouts.evict(&usable, limit, lacking))
-            });
+            let inner = &self.inner;
             // A pool that is away has no room to make.
-            let _ = made.await;
+            let (pools, pool) = (inner.pools.clone(), inner.pool.clone());
+            let Ok(Ok(root)) = tokio::task::spawn_blocking(move || pools.usable(&pool)).await else { continue };
+            let limit = inner.config.borrow().workspaces.checkouts_limit.unwrap_or(u64::MAX);
+            inner.checkouts.relieve(&root, limit).await;
         }
     }
 

@@ -177,12 +177,13 @@ impl Workspaces {
             let config = self.inner.config.borrow();
             (config.workspaces.method, config.workspaces.quotas)
         };
-        let (mut tried, lasts) = method::choose(root, wanted, &self.inner.namespaces);
-        tried.quota = quota::choose(&root.join(OVERLAYS).join(method::TRIAL), quotas);
+        let (mut tried, method_lasts) = method::choose(root, wanted, &self.inner.namespaces);
+        let (found, quota_lasts) = quota::choose(&root.join(OVERLAYS).join(method::TRIAL), quotas);
+        tried.quota = found;
         self.inner.pools.discard(&root.join(OVERLAYS).join(method::TRIAL))?;
         tracing::info!(method = %tried.method, idmapped = tried.idmapped, reason = tried.reason, "workspaces");
         tracing::info!(quota = tried.quota.works, reason = tried.quota.reason, "the disk of workspaces");
-        if lasts {
+        if method_lasts && quota_lasts {
             *chosen = Some((device, tried.clone()));
         }
         Ok(tried)

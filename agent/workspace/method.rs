@@ -14,7 +14,7 @@ use crate::node::mount::{self, Overlay};
 use crate::node::namespace::Namespaces;
 
 /// What a full disk or a busy machine says, of which a method can do nothing.
-const PASSING: [i32; 5] = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+pub(super) const PASSING: [i32; 5] = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
 /// Where it is tried, among what lies beside overlays.
 pub(super) const TRIAL: &str = "trial";
 /// An owner that nothing on the node has.

@@ -61,7 +61,6 @@ use disk::{blocking, unwritable};
 /// How far a preparation is.
 pub use crate::repository::Progress;
 /// Whether a build may call a cache so.
-pub(crate) use caches::is_key as is_cache_key;
 pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
 pub use quota::Quota;

@@ -17,6 +17,7 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use stoker_core::identity::LeaseId;
 
 use super::disk::directory;
+use super::method::PASSING;
 use super::{Workspace, Workspaces};
 use crate::admission::now;
 use crate::node::quota::{self, Counted};
@@ -30,6 +31,8 @@ const COUNT: u32 = 1 << 16;
 const TRIES_MAX: u32 = 8;
 /// What the trial may write, and tries to write four times.
 const TRIAL_BYTES: u64 = 256 << 10;
+/// So many times is written, where no limit holds.
+const TRIAL_WRITES: u64 = 4;
 
 /// Whether the pool limits what workspaces hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -98,14 +101,18 @@ pub(super) fn used(path: &Path, project: u32) -> io::Result<(u64, u64)> {
     Ok((counted.bytes, counted.inodes))
 }
 
-/// Whether limits hold, tried in a directory of their own; `wanted`: the configuration has nothing against them.
-pub(super) fn choose(place: &Path, wanted: bool) -> Quota {
+/// Whether limits hold, tried in a directory of their own, and whether that lasts; `wanted`: the configuration has nothing
+/// against them.
+pub(super) fn choose(place: &Path, wanted: bool) -> (Quota, bool) {
     if !wanted {
-        return Quota { works: false, reason: "configured".to_owned() };
+        return (Quota { works: false, reason: "configured".to_owned() }, true);
     }
     match try_limit(place) {
-        Ok(()) => Quota { works: true, reason: "works on this pool".to_owned() },
-        Err(error) => Quota { works: false, reason: in_words(&error) },
+        Ok(()) => (Quota { works: true, reason: "works on this pool".to_owned() }, true),
+        Err(error) => {
+            let lasts = !error.raw_os_error().is_some_and(|code| PASSING.contains(&code));
+            (Quota { works: false, reason: in_words(&error) }, lasts)
+        }
     }
 }
 
@@ -123,6 +130,11 @@ fn in_words(error: &io::Error) -> String {
 fn try_limit(place: &Path) -> io::Result<()> {
     let home = place.join("limited");
     directory(place, 0o755)?;
+    // On a disk without room for the trial its end would be taken for the limit.
+    let free = nix::sys::statvfs::statvfs(place)?;
+    if free.blocks_available().saturating_mul(free.fragment_size()) < TRIAL_BYTES * TRIAL_WRITES * 2 {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
     directory(&home, 0o755)?;
     let project = Projects::default().claim(&home)?;
     let on = fs::File::open(&home)?;
@@ -130,7 +142,7 @@ fn try_limit(place: &Path) -> io::Result<()> {
     quota::limit(on.as_fd(), project, Counted { bytes: had.bytes.saturating_add(TRIAL_BYTES), inodes: 0 })?;
     let written = without_rights(|| {
         let file = fs::File::create(home.join("file"))?;
-        for _ in 0..4 {
+        for _ in 0..TRIAL_WRITES {
             io::Write::write_all(&mut &file, &vec![b'x'; usize::try_from(TRIAL_BYTES).unwrap_or(0)])?;
         }
         file.sync_all()
@@ -215,12 +227,19 @@ mod tests {
     }
 
     #[test]
-    fn where_no_limit_holds_it_says_why() {
+    fn why_there_is_no_quota_is_said_with_what_to_do() {
+        for (code, words) in [
+            (libc::ESRCH, "mounted with `prjquota`"),
+            (libc::ENOSYS, "Linux 5.14"),
+            (libc::EPERM, "CAP_SYS_ADMIN"),
+            (libc::EIO, "Input/output error"),
+        ] {
+            let said = in_words(&io::Error::from_raw_os_error(code));
+            assert!(said.contains(words), "{said}");
+        }
         let place = tempfile::tempdir().unwrap();
-        let found = choose(&place.path().join("trial"), true);
-        assert!(found.works || !found.reason.is_empty(), "{found:?}");
-        assert_eq!(choose(place.path(), false), Quota { works: false, reason: "configured".to_owned() });
-        let words = in_words(&io::Error::from_raw_os_error(libc::ENOSYS));
-        assert!(words.contains("mounted with `prjquota`"), "{words}");
+        let configured = Quota { works: false, reason: "configured".to_owned() };
+        assert_eq!(choose(place.path(), false), (configured, true), "it is not even tried");
+        assert!(fs::read_dir(place.path()).unwrap().next().is_none());
     }
 }

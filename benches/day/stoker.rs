@@ -251,7 +251,7 @@ impl Policy for Stoker {
             let job = self.requests[&lease.request_id];
             assert!(jobs.get(job).is_some(), "a lease of no build");
             let holder = Holder::Pod { namespace: "day".into(), name: id.to_string(), uid: id.to_string() };
-            self.tell(&Command::Bind(id, holder), now);
+            self.tell(&Command::Bind { lease: id, holder, controller: String::new() }, now);
             let given = lease.sizing.size.amounts;
             starts.push(Start { job, cpu_millis_max: given.cpu_millis, bytes_max: given.memory_bytes });
         }

@@ -135,7 +135,9 @@ async fn a_pod_that_is_deleted_without_a_release_ends_its_lease() {
     let group = made!(group);
     let workspace = prepare(&world.agent, &first).await.unwrap();
     // One that fits only when the first has gone.
-    let now = status(&world.agent).await.ledger.unwrap();
+    // Its pod counts within its lease from the first look at it on.
+    let looked = |now: &v1::Status| now.lease_use.iter().any(|seen| seen.lease_id == first && !seen.source.is_empty());
+    let now = status_until(&world.agent, "the pod is looked at", looked).await.ledger.unwrap();
     let rest = size(100, now.free.as_ref().unwrap().memory_bytes.unwrap() + 32 * MIB);
     let second = v1::AdmitRequest {
         build: Some(v1::Build { source: Some(branch(&world.url, "main")), declared: Some(rest), ..Default::default() }),
@@ -145,9 +147,9 @@ async fn a_pod_that_is_deleted_without_a_release_ends_its_lease() {
     assert!(matches!(waits.next().await, Answer::Waiting(_)));
 
     world.api.delete("pods", "builds", "first");
-    // Gone for the API, and something of it still runs: nothing ends.
-    world.api.put("pods", pod("marker", "", "0", "0"));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Gone for the API, and something of it still runs: nothing ends, though what came after it was seen.
+    world.api.put("pods", pod("marker", "none", "0", "0"));
+    wait::until(LIMIT, "a later pod was looked at", || world.agent.log().contains("there is no live lease \"none\""));
     assert_eq!(lease(&world.agent, &first).await.state(), v1::LeaseState::Bound);
     group.end();
     let over = world.ended(&first).await;
@@ -412,6 +414,12 @@ fn condition(node: &Value) -> Value {
     all.iter().find(|found| found["type"] == "BuildPressure").cloned().unwrap_or(Value::Null)
 }
 
+/// How many mirrors a node says that it has.
+fn mirrors(node: &Value) -> usize {
+    let labels = node["metadata"]["labels"].as_object().unwrap();
+    labels.keys().filter(|key| key.starts_with("stoker.build/mirror.127.0.0.1.")).count()
+}
+
 /// Condition, labels, annotations, taint and events come on transitions, and what is others' on the node stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_object_tells_what_turned_over_and_nothing_else() {
@@ -424,11 +432,7 @@ async fn the_node_object_tells_what_turned_over_and_nothing_else() {
     world.open().await;
     let now = || world.api.get("nodes", "", NODE).unwrap();
     wait::until(LIMIT, "the open gate is told", || condition(&now())["status"] == "False");
-    let mirror = |node: &Value| {
-        let labels = node["metadata"]["labels"].as_object().unwrap().clone();
-        labels.keys().filter(|key| key.starts_with("stoker.build/mirror.127.0.0.1.")).count()
-    };
-    wait::until(LIMIT, "the mirror is told", || mirror(&now()) == 1);
+    wait::until(LIMIT, "the mirror is told", || mirrors(&now()) == 1);
     let node = now();
     assert!(node["metadata"]["labels"].get("stoker.build/mirror.gone-00000000").is_none(), "{node}");
     assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], NODE);
@@ -475,7 +479,7 @@ async fn the_node_object_tells_what_turned_over_and_nothing_else() {
     world.api.delete("nodes", "", NODE);
     world.shut_by(v1::reason::Code::NodeGone).await;
     world.api.put("nodes", node_again());
-    wait::until(LIMIT, "the new node is told", || condition(&now())["status"] == "False" && mirror(&now()) == 1);
+    wait::until(LIMIT, "the new node is told", || condition(&now())["status"] == "False" && mirrors(&now()) == 1);
     // A pod that does not get its lease is told by an event of its own.
     let lease = world.granted("lease", v1::Rebind::Never).await;
     let mut thief = pod("thief", &lease, "0", "0");
@@ -560,6 +564,7 @@ async fn after_a_reboot_no_build_starts_on_an_empty_source() {
         events.iter().any(|event| event["reason"] == "LeaseNotBound" && event["regarding"]["name"] == "first")
     });
     // A new lease gives it sources again.
+    world.open().await;
     let again = world.granted("again", v1::Rebind::Never).await;
     let workspace = prepare(&world.agent, &again).await.unwrap();
     assert!(Path::new(&workspace.src).join(".git").exists());
@@ -569,6 +574,9 @@ async fn after_a_reboot_no_build_starts_on_an_empty_source() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_with_fewer_rights_says_what_is_lost() {
     let world = World::new("");
+    world.open().await;
+    let now = || world.api.get("nodes", "", NODE).unwrap();
+    wait::until(LIMIT, "all is written", || condition(&now())["status"] == "False" && mirrors(&now()) == 1);
     world.api.forbid(&[("GET", "nodes"), ("GET", "pods"), ("PATCH", "leases"), ("POST", "events"), ("PATCH", "nodes")]);
     world.api.cut_watches();
     world.api.forget_history();

@@ -166,9 +166,11 @@ impl ApiServer {
 
     /// Changes an object that is there.
     pub(crate) fn change(&self, resource: &str, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) {
-        let mut object = self.get(resource, namespace, name).unwrap_or_else(|| panic!("no {resource} {name}"));
+        let store = self.shared.store();
+        let found = store.objects.get(&key(resource, namespace, name)).cloned();
+        let mut object = found.unwrap_or_else(|| panic!("no {resource} {name}"));
         change(&mut object);
-        self.put(resource, object);
+        self.shared.put_in(store, resource, object);
     }
 
     pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
@@ -186,15 +188,19 @@ impl ApiServer {
 
     /// A kubeconfig that leads here.
     pub(crate) fn kubeconfig(&self) -> String {
-        let server = format!("http://{}", self.address);
-        json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": server}}],
-            "users": [{"name": "test", "user": {}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        })
-        .to_string()
+        kubeconfig(self.address)
     }
+}
+
+/// A kubeconfig that leads to an address.
+pub(crate) fn kubeconfig(address: SocketAddr) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "test", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    })
+    .to_string()
 }
 
 impl Drop for ApiServer {
@@ -218,8 +224,12 @@ impl Shared {
         self.store.lock().unwrap()
     }
 
-    fn put(&self, resource: &str, mut object: Value) -> Value {
-        let mut store = self.store();
+    fn put(&self, resource: &str, object: Value) -> Value {
+        self.put_in(self.store(), resource, object)
+    }
+
+    /// What was read under the same lock is what is written over.
+    fn put_in(&self, mut store: MutexGuard<'_, Store>, resource: &str, mut object: Value) -> Value {
         store.version += 1;
         let version = store.version;
         let at = key(resource, text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
@@ -501,7 +511,8 @@ fn patch(
     let new: Value = serde_json::from_slice(body).unwrap();
     let kind = headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
     let at = key(&target.resource, &target.namespace, &target.name);
-    let old = shared.store().objects.get(&at).cloned();
+    let mut store = shared.store();
+    let old = store.objects.get(&at).cloned();
     let apply = kind.starts_with("application/apply-patch");
     let Some(mut merged) = old.clone().or_else(|| apply.then(|| json!({}))) else {
         return status(404, "NotFound", &target.name);
@@ -513,13 +524,13 @@ fn patch(
     if apply {
         let manager = asked.get("fieldManager").cloned().unwrap_or_default();
         let of = (at.0.clone(), at.1.clone(), at.2.clone(), manager);
-        let before = shared.store().applied.insert(of, new.clone());
+        let before = store.applied.insert(of, new.clone());
         if let Some(before) = before {
             withdraw(&mut merged, &before, &new);
         }
     }
     merge(&mut merged, &new, !kind.starts_with("application/merge-patch"));
-    object(200, &shared.put(&target.resource, merged))
+    object(200, &shared.put_in(store, &target.resource, merged))
 }
 
 /// Takes away what a manager had applied and applies no more.

@@ -106,14 +106,7 @@ impl Cluster {
 
     /// A kubeconfig that leads here.
     pub(crate) fn kubeconfig(&self) -> String {
-        let server = format!("http://{}", self.address);
-        json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": server}}],
-            "users": [{"name": "test", "user": {}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        })
-        .to_string()
+        super::api_server::kubeconfig(self.address)
     }
 
     pub(crate) fn is(&self, mood: Mood) {

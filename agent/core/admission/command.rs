@@ -73,15 +73,13 @@ pub enum Command {
     },
     /// A caller who waits is still there.
     Await(RequestId),
-    /// The build begins.
-    Bind(LeaseId, Holder),
-    /// The build begins in a pod, or goes on in the next one of the same controller.
-    BindPod {
+    /// The build begins, or goes on in the next pod of the same controller.
+    Bind {
         /// Which.
         lease: LeaseId,
-        /// The pod.
+        /// The process, or the pod.
         holder: Holder,
-        /// What controls it.
+        /// What controls the pod; empty: nothing, or that is not known.
         controller: String,
     },
     /// The pod of this lease ended, and another may follow.

@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::cluster::Pod;
 use crate::identity::{LeaseId, TicketId};
 use crate::quantity::{Span, Timestamp};
 use crate::reason::Code;
@@ -28,8 +29,7 @@ impl Ledger {
                 self.admit(request, Ids { lease, ticket: ticket.as_ref(), ask_within }, facts, now)
             }
             Command::Await(request) => self.touch(request, facts, now),
-            Command::Bind(id, holder) => self.with(id, |lease| bind(lease, holder, now)),
-            Command::BindPod { lease, holder, controller } => self.bind_pod(lease, holder, controller, now),
+            Command::Bind { lease, holder, controller } => self.bind(lease, holder, controller, facts, now),
             Command::Unheld(id) => self.with(id, |lease| {
                 let since = lease.unheld_since.or(Some(now));
                 changed(lease, Lease { unheld_since: since, ..lease.clone() })
@@ -60,19 +60,31 @@ impl Ledger {
         match self.lease(id) {
             None => refuse(Refused::NoLease(id.clone())),
             Some(lease) if !lease.live() => refuse(Refused::Ended(id.clone(), lease.state)),
-            Some(lease) => match change(lease) {
-                (now, _) if now.holder != lease.holder && lease.holder.is_some() => {
-                    refuse(Refused::BoundToAnother(id.clone()))
-                }
-                (now, events) => (Reply::Lease(Box::new(now)), events),
-            },
+            Some(lease) => {
+                let (now, events) = change(lease);
+                (Reply::Lease(Box::new(now)), events)
+            }
         }
     }
 
     /// One that is bound goes from pod to pod only where it was asked for so, and from one that ended.
-    fn bind_pod(&self, id: &LeaseId, holder: &Holder, controller: &str, now: Timestamp) -> (Reply, Vec<Event>) {
+    fn bind(
+        &self,
+        id: &LeaseId,
+        holder: &Holder,
+        controller: &str,
+        facts: &Facts,
+        now: Timestamp,
+    ) -> (Reply, Vec<Event>) {
+        let lives = |lease: &Lease| match (&lease.holder, &facts.pods) {
+            (Some(Holder::Pod { uid, .. }), Some(pods)) => pods.get(uid).is_some_and(Pod::live),
+            _ => false,
+        };
         let follows = |lease: &Lease| {
-            lease.terms.rebind == Rebind::SameOwner && !controller.is_empty() && lease.controller == controller
+            lease.terms.rebind == Rebind::SameOwner
+                && !controller.is_empty()
+                && lease.controller == controller
+                && !lives(lease)
         };
         match self.lease(id) {
             None => refuse(Refused::NoLease(id.clone())),
@@ -81,9 +93,7 @@ impl Ledger {
                 refuse(Refused::BoundToAnother(id.clone()))
             }
             Some(lease) => {
-                let (bound, _) = bind(lease, holder, now);
-                let bound = Lease { controller: controller.into(), unheld_since: None, ..bound };
-                let (now, events) = changed(lease, bound);
+                let (now, events) = changed(lease, bound(lease, holder, controller, now));
                 (Reply::Lease(Box::new(now)), events)
             }
         }
@@ -127,16 +137,19 @@ pub(super) fn confirm(lease: &Lease) -> (Lease, Vec<Event>) {
     changed(lease, Lease { confirm_by: None, ..lease.clone() })
 }
 
-fn bind(lease: &Lease, holder: &Holder, now: Timestamp) -> (Lease, Vec<Event>) {
-    let bound = Lease {
+fn bound(lease: &Lease, holder: &Holder, controller: &str, now: Timestamp) -> Lease {
+    // Who binds it again need not know.
+    let is_known = controller.is_empty() && lease.holder.as_ref() == Some(holder);
+    Lease {
         state: LeaseState::Bound,
         confirm_by: None,
         bound_at: lease.bound_at.or(Some(now)),
         ends_at: lease.ends_at.or(Some(now.plus(lease.sizing.size.time_budget))),
         holder: Some(holder.clone()),
+        controller: if is_known { lease.controller.clone() } else { controller.into() },
+        unheld_since: None,
         ..lease.clone()
-    };
-    changed(lease, bound)
+    }
 }
 
 /// A reservation lives on from now; a bound lease has nothing to renew.

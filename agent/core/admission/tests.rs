@@ -225,7 +225,7 @@ impl Node {
     /// A lease in use by the pod of that uid.
     fn running(&mut self, request: Request, uid: &str) -> LeaseId {
         let id = self.granted(request);
-        self.lease_reply(&Command::Bind(id.clone(), pod(uid)));
+        self.lease_reply(&Command::Bind { lease: id.clone(), holder: pod(uid), controller: String::new() });
         id
     }
 

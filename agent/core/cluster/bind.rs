@@ -45,8 +45,15 @@ pub enum Act {
     },
     /// Its pod ended, and may come again: that is waited for.
     Wait(LeaseId),
-    /// Its build is over; how, where that was told.
-    End(LeaseId, Option<Ended>),
+    /// Its build is over.
+    End {
+        /// The lease.
+        lease: LeaseId,
+        /// The uid of the pod that held it.
+        pod: String,
+        /// How it ended, where that was told.
+        ended: Option<Ended>,
+    },
     /// A pod that says it has a lease that it does not get.
     Refuse {
         /// The pod's uid.
@@ -56,34 +63,42 @@ pub enum Act {
     },
 }
 
-/// What follows from the pods for the leases, at this moment.
+/// What is seen at this moment.
+pub struct Seen<'a> {
+    /// What the API server tells.
+    pub cluster: &'a Cluster,
+    /// What there is of a pod with this uid.
+    pub group: &'a dyn Fn(&str) -> Group,
+    /// Whether a lease was held by the pod with this uid, and was released.
+    pub held_before: &'a dyn Fn(&str, &str) -> bool,
+    /// How long a lease waits for its next pod.
+    pub grace: Span,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What follows from the pods for the leases.
 #[must_use]
-pub fn decide(
-    leases: &[Arc<Lease>],
-    cluster: &Cluster,
-    group: impl Fn(&str) -> Group,
-    grace: Span,
-    now: Timestamp,
-) -> Vec<Act> {
-    let claims = claims(cluster);
+pub fn decide(leases: &[Arc<Lease>], seen: &Seen<'_>) -> Vec<Act> {
+    let claims = claims(seen.cluster);
     let mut acts = Vec::new();
     let mut holders: BTreeMap<&str, &str> = BTreeMap::new();
     for lease in leases.iter().filter(|lease| lease.live()) {
         let claimed = claims.get(lease.id.as_str()).map(Vec::as_slice).unwrap_or_default();
         let holder = match (&lease.state, &lease.holder) {
             (LeaseState::Reserved, _) => reserved(lease, claimed, &mut acts),
-            (LeaseState::Bound, Some(Holder::Pod { uid, .. })) => {
-                bound(lease, uid, claimed, &Around { cluster, group: group(uid), grace, now }, &mut acts)
-            }
+            (LeaseState::Bound, Some(Holder::Pod { uid, .. })) => bound(lease, uid, claimed, seen, &mut acts),
             _ => None,
         };
         holders.insert(lease.id.as_str(), holder.unwrap_or_default());
     }
     for (lease, pods) in &claims {
-        for pod in pods {
+        for pod in pods.iter().filter(|pod| pod.live()) {
             let why = match holders.get(lease) {
                 Some(holder) if *holder == pod.uid => continue,
                 Some(holder) => not_theirs(leases, lease, holder, pod),
+                // It released the lease itself, as its last step.
+                None if (seen.held_before)(lease, &pod.uid) => continue,
                 None => format!("there is no live lease {lease:?} on this node: it ended, or belongs to another node"),
             };
             let subject = format!("{}/{}", pod.namespace, pod.name);
@@ -94,14 +109,16 @@ pub fn decide(
     acts
 }
 
-/// The live pods that name a lease, by it, in the order of their uids.
+/// The pods that name a lease, by it, those that live first, in the order of their uids. One can have begun and ended
+/// while nobody looked.
 fn claims(cluster: &Cluster) -> BTreeMap<&str, Vec<&Pod>> {
     let mut claims: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
     for pod in cluster.pods.iter().flat_map(|pods| pods.iter()) {
-        if pod.live() && !pod.ending && !pod.lease.is_empty() {
+        if !(pod.lease.is_empty() || pod.live() && pod.ending) {
             claims.entry(pod.lease.as_str()).or_default().push(pod);
         }
     }
+    claims.values_mut().for_each(|pods| pods.sort_by_key(|pod| !pod.live()));
     claims
 }
 
@@ -122,14 +139,15 @@ fn not_theirs(leases: &[Arc<Lease>], lease: &str, holder: &str, pod: &Pod) -> St
     }
 }
 
-fn holder_of(pod: &Pod) -> Holder {
-    Holder::Pod { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() }
+fn to(lease: &Lease, pod: &Pod) -> Act {
+    let holder = Holder::Pod { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+    Act::Bind { lease: lease.id.clone(), holder, controller: pod.controller.clone() }
 }
 
 /// The first pod that proves itself.
 fn reserved<'a>(lease: &Lease, claimed: &[&'a Pod], acts: &mut Vec<Act>) -> Option<&'a str> {
     let pod = claimed.iter().find(|pod| lease.terms.admit(pod))?;
-    acts.push(Act::Bind { lease: lease.id.clone(), holder: holder_of(pod), controller: pod.controller.clone() });
+    acts.push(to(lease, pod));
     Some(&pod.uid)
 }
 
@@ -140,45 +158,42 @@ fn follows(lease: &Lease, pod: &Pod) -> bool {
     same_place && pod.controller == lease.controller && (!lease.terms.names_a_pod() || lease.terms.admit(pod))
 }
 
-struct Around<'a> {
-    cluster: &'a Cluster,
-    group: Group,
-    grace: Span,
-    now: Timestamp,
-}
-
 /// Who holds it after this.
 fn bound<'a>(
     lease: &Lease,
     uid: &'a str,
     claimed: &[&'a Pod],
-    around: &Around<'_>,
+    seen: &Seen<'_>,
     acts: &mut Vec<Act>,
 ) -> Option<&'a str> {
-    let pods = around.cluster.pods.as_ref().filter(|_| around.cluster.is_current());
+    let group = (seen.group)(uid);
+    let pods = seen.cluster.pods.as_ref().filter(|_| seen.cluster.is_current());
     let ended = match pods.map(|pods| pods.get(uid)) {
         // Its group alone tells.
-        None if around.group == Group::Gone => None,
+        None if group == Group::Gone => None,
         // Told by nobody, or nobody knows: it may still begin.
         None => return Some(uid),
-        Some(_) if around.group == Group::Runs => return Some(uid),
+        Some(Some(pod)) if pod.live() => {
+            // What was thought to have ended lives; and what controls a pod may not have been known when it was bound.
+            if lease.unheld_since.is_some() || lease.controller != pod.controller {
+                acts.push(to(lease, pod));
+            }
+            return Some(uid);
+        }
+        Some(_) if group == Group::Runs => return Some(uid),
         Some(None) => None,
         Some(Some(pod)) => match pod.life {
             PodLife::Ended(ended) => Some(ended),
-            PodLife::Waiting | PodLife::Running => return Some(uid),
+            PodLife::Waiting | PodLife::Running => None,
         },
     };
     let may_come_again = lease.terms.rebind == Rebind::SameOwner
         && !lease.controller.is_empty()
         && !ended.is_some_and(|ended| ended.succeeded);
     if may_come_again {
-        let again = claimed.iter().find(|pod| pod.uid != uid && follows(lease, pod));
+        let again = claimed.iter().find(|pod| pod.live() && pod.uid != uid && follows(lease, pod));
         if let Some(pod) = again {
-            acts.push(Act::Bind {
-                lease: lease.id.clone(),
-                holder: holder_of(pod),
-                controller: pod.controller.clone(),
-            });
+            acts.push(to(lease, pod));
             return Some(&pod.uid);
         }
         match lease.unheld_since {
@@ -186,10 +201,10 @@ fn bound<'a>(
                 acts.push(Act::Wait(lease.id.clone()));
                 return Some(uid);
             }
-            Some(since) if around.now.since(since) < around.grace => return Some(uid),
+            Some(since) if seen.now.since(since) < seen.grace => return Some(uid),
             Some(_) => {}
         }
     }
-    acts.push(Act::End(lease.id.clone(), ended));
+    acts.push(Act::End { lease: lease.id.clone(), pod: uid.into(), ended });
     Some(uid)
 }

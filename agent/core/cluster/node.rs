@@ -2,9 +2,11 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::Cluster;
+use super::{Cluster, Pods};
+use crate::admission::Scheduler;
 use crate::quantity::Amounts;
 use crate::reason::{Code, Reason};
 
@@ -56,6 +58,27 @@ impl Taint {
             && !self.key.starts_with("stoker.build/")
             && !told.contains(&self.key.as_str())
             && !tolerated.contains(&self.key)
+    }
+}
+
+impl Cluster {
+    /// Of CPU and memory of the machine what there is for pods and what the operator keeps, and what the scheduler of the
+    /// cluster has left.
+    #[must_use]
+    pub fn room(&self, machine: Amounts, reserve: Amounts) -> (Amounts, Option<Scheduler>) {
+        let NodeState::Here(node) = &self.node else { return (machine, None) };
+        // A node object that says nothing of it yet bounds nothing.
+        let known = |part: u64| if part == 0 { u64::MAX } else { part };
+        let allocatable = Amounts {
+            cpu_millis: known(node.allocatable.cpu_millis),
+            memory_bytes: known(node.allocatable.memory_bytes),
+            ..Amounts::default()
+        };
+        let room = |pods: &Arc<Pods>| Scheduler {
+            free: allocatable.less(pods.requested()),
+            pods: known(node.pods_max).saturating_sub(pods.live()),
+        };
+        (machine.min(allocatable.plus(reserve)), self.pods.as_ref().map(room))
     }
 }
 

@@ -14,7 +14,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::slice::from_ref;
 
-use super::bind::{Act, Group, decide};
+use super::bind::{Act, Group, Seen, decide};
 use super::*;
 use crate::admission::tests::lease_of;
 use crate::admission::{Holder, Lease, LeaseState, Rebind, Terms};
@@ -110,7 +110,13 @@ fn held_by(pod: &Pod, rebind: Rebind) -> Lease {
 }
 
 fn acts(lease: &Lease, cluster: &Cluster, group: Group) -> Vec<Act> {
-    decide(&[Arc::new(lease.clone())], cluster, |_| group, GRACE, NOW)
+    let (group, held_before) = (|_: &str| group, |_: &str, uid: &str| uid == "before");
+    let seen = Seen { cluster, group: &group, held_before: &held_before, grace: GRACE, now: NOW };
+    decide(&[Arc::new(lease.clone())], &seen)
+}
+
+fn ends(lease: &Lease, ended: Option<Ended>) -> Act {
+    Act::End { lease: lease.id.clone(), pod: "a".into(), ended }
 }
 
 fn codes(acts: &[Act]) -> Vec<(&str, Code)> {
@@ -163,18 +169,18 @@ fn a_lease_ends_when_its_pod_has_ended_and_nothing_of_it_runs() {
         "between two containers its group is empty"
     );
     assert_eq!(acts(&lease, &cluster(from_ref(&ended)), Group::Runs), none, "something of it still runs");
-    let end = vec![Act::End(lease.id.clone(), Some(OUT_OF_MEMORY))];
+    let end = vec![ends(&lease, Some(OUT_OF_MEMORY))];
     assert_eq!(acts(&lease, &cluster(from_ref(&ended)), Group::Empty), end);
     assert_eq!(acts(&lease, &cluster(&[ended]), Group::Unseen), end, "it was never seen to run");
     assert_eq!(acts(&lease, &cluster(&[]), Group::Runs), none, "deleted by force, it still runs");
-    assert_eq!(acts(&lease, &cluster(&[]), Group::Empty), [Act::End(lease.id.clone(), None)]);
+    assert_eq!(acts(&lease, &cluster(&[]), Group::Empty), [ends(&lease, None)]);
 
     // While the API server is away its group tells.
     let away = |pods: &[Pod]| Cluster { away_since: Some(NOW), ..cluster(pods) };
     assert_eq!(acts(&lease, &away(from_ref(&held)), Group::Runs), none);
     assert_eq!(acts(&lease, &away(&[]), Group::Unseen), none, "nobody knows");
     assert_eq!(acts(&lease, &away(from_ref(&held)), Group::Empty), none, "it may be about to begin");
-    assert_eq!(acts(&lease, &away(&[held]), Group::Gone), [Act::End(lease.id.clone(), None)]);
+    assert_eq!(acts(&lease, &away(&[held]), Group::Gone), [ends(&lease, None)]);
     let untold = Cluster { pods: None, ..cluster(&[]) };
     assert_eq!(acts(&lease, &untold, Group::Unseen), none, "after a start, before the first answer");
 }
@@ -191,7 +197,7 @@ fn the_next_pod_of_the_same_job_has_it_where_that_was_asked_for() {
     assert_eq!(acts(&lease, &cluster(from_ref(&first)), Group::Empty), [Act::Wait(lease.id.clone())]);
     let waiting = |millis: i64| Lease { unheld_since: Some(Timestamp(NOW.0 - millis)), ..lease.clone() };
     assert_eq!(acts(&waiting(59_999), &cluster(from_ref(&first)), Group::Empty), Vec::new());
-    let end = [Act::End(lease.id.clone(), Some(OUT_OF_MEMORY))];
+    let end = [ends(&lease, Some(OUT_OF_MEMORY))];
     assert_eq!(acts(&waiting(60_000), &cluster(from_ref(&first)), Group::Empty), end);
 
     // Nor one that has its owner's uid in another namespace, or as somebody else.
@@ -211,7 +217,23 @@ fn the_next_pod_of_the_same_job_has_it_where_that_was_asked_for() {
     let done = Ended { succeeded: true, ..Ended::default() };
     let succeeded = Pod { life: PodLife::Ended(done), ..first };
     let found = acts(&lease, &cluster(&[succeeded, next]), Group::Empty);
-    assert_eq!(found[0], Act::End(lease.id, Some(done)));
+    assert_eq!(found[0], ends(&lease, Some(done)));
+}
+
+#[test]
+fn what_was_not_known_when_it_was_bound_is_made_good() {
+    let held = pod("a", &lease_of("one"));
+    let lease = Lease { unheld_since: Some(NOW), ..held_by(&held, Rebind::SameOwner) };
+    let again = |acts: &[Act]| matches!(acts, [Act::Bind { holder: Holder::Pod { uid, .. }, .. }] if uid == "a");
+    assert!(again(&acts(&lease, &cluster(from_ref(&held)), Group::Runs)), "it lives, and is waited for no more");
+    let by_call = Lease { controller: String::new(), ..held_by(&held, Rebind::SameOwner) };
+    assert!(again(&acts(&by_call, &cluster(from_ref(&held)), Group::Runs)));
+    // One that began and ended while nobody looked binds its lease, and ends it with the next look.
+    let ended = Pod { life: PodLife::Ended(OUT_OF_MEMORY), ..held };
+    assert!(again(&acts(&reserved(Rebind::Never), &cluster(from_ref(&ended)), Group::Unseen)));
+    // Who released its lease itself is told nothing.
+    let unknown = Pod { lease: "gone".into(), uid: "before".into(), ..pod("before", &lease_of("one")) };
+    assert_eq!(acts(&reserved(Rebind::Never), &cluster(&[unknown]), Group::Runs), []);
 }
 
 #[test]

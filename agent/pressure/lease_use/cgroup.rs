@@ -7,6 +7,8 @@
 //! pods' groups: the kubelet's `cgroup_manager_linux.go`. The groups of containers below a pod's (`cri-containerd-ID.scope`,
 //! `crio-ID.scope`, or the plain ID) need not be known: a pod's group counts all of them.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -113,7 +115,12 @@ impl Layout {
             return None;
         }
         let names = pod_names(uid);
-        let group = self.group(|home| names.iter().find(|name| home.root.join(name).is_dir()).cloned());
+        // Looked for once in each hierarchy, whichever controllers that has.
+        let found: RefCell<BTreeMap<PathBuf, Option<String>>> = RefCell::default();
+        let group = self.group(|home| {
+            let look = || names.iter().find(|name| home.root.join(name).is_dir()).cloned();
+            found.borrow_mut().entry(home.root.clone()).or_insert_with(look).clone()
+        });
         group.memory.is_some().then_some(group)
     }
 
@@ -260,6 +267,11 @@ impl Group {
             return field(&events, "populated").map(|populated| populated > 0);
         }
         place.path.is_dir().then(|| has_processes(&place.path, DEPTH_MAX, &mut GROUPS_MAX.clone()))
+    }
+
+    /// Whether there is such a group (still).
+    pub(super) fn is_there(&self) -> bool {
+        self.memory.as_ref().is_some_and(|place| place.path.is_dir())
     }
 
     /// The processes in it, not those of groups below.

@@ -7,8 +7,8 @@
 //!
 //! A look costs a few files a lease with a group, or one walk over all processes for all leases without. The next comes
 //! after 500 times what this one took, but at least a second: at most 0.2% of a core, however many leases there are.
-//! It comes sooner where a lease was bound or ended, for what it uses is then no more others', or others' again: that
-//! is 2% of a core, while leases come and go all the time.
+//! It comes sooner where a lease was bound or ended, for what it uses is then no more others', or others' again, and where
+//! pods of the node changed: that is 2% of a core, while they come and go all the time.
 
 mod cgroup;
 mod limit;
@@ -131,34 +131,45 @@ impl LeaseUse {
 #[derive(Debug)]
 pub struct PodGroups {
     layout: Layout,
-    /// Of these a group was seen.
-    seen: BTreeSet<String>,
+    /// Those that were found, by the uid of their pod.
+    found: BTreeMap<String, Group>,
 }
 
 impl PodGroups {
     /// For the machine whose root is here.
     #[must_use]
     pub fn new(host_root: &Path) -> Self {
-        Self { layout: Layout::of(host_root), seen: BTreeSet::new() }
+        Self { layout: Layout::of(host_root), found: BTreeMap::new() }
     }
 
-    /// What there is of each of these pods; others are forgotten. Blocks for a few files a pod.
+    /// What there is of each of these pods; others are forgotten. Blocks for a file or two a pod.
     pub fn look(&mut self, pods: impl IntoIterator<Item = String>) -> BTreeMap<String, PodGroup> {
         let looked: BTreeMap<String, PodGroup> =
             pods.into_iter().map(|uid| (uid.clone(), self.look_at(&uid))).collect();
-        self.seen.retain(|uid| looked.contains_key(uid));
-        self.seen.extend(looked.iter().filter(|(_, group)| **group != PodGroup::Unseen).map(|(uid, _)| uid.clone()));
+        self.found.retain(|uid, _| looked.contains_key(uid));
         looked
     }
 
-    fn look_at(&self, uid: &str) -> PodGroup {
-        let group = self.layout.of_pod(uid);
-        match group.as_ref().and_then(Group::populated) {
+    fn look_at(&mut self, uid: &str) -> PodGroup {
+        let was_found = self.found.contains_key(uid);
+        let there = |group: &Group| match group.populated() {
             Some(true) => PodGroup::Runs,
             Some(false) => PodGroup::Empty,
             // It is there, and does not tell.
-            None if group.is_some() => PodGroup::Unseen,
-            None if self.seen.contains(uid) => PodGroup::Gone,
+            None if group.is_there() => PodGroup::Unseen,
+            None => PodGroup::Gone,
+        };
+        match self.found.get(uid).map(there) {
+            Some(PodGroup::Gone) | None => {}
+            Some(known) => return known,
+        }
+        match self.layout.of_pod(uid) {
+            Some(group) => {
+                let now = there(&group);
+                self.found.insert(uid.to_owned(), group);
+                now
+            }
+            None if was_found => PodGroup::Gone,
             None => PodGroup::Unseen,
         }
     }
@@ -225,7 +236,7 @@ impl LeaseMeter {
 async fn look_on(
     host_root: PathBuf,
     mut held: watch::Receiver<HeldLeases>,
-    cluster: watch::Receiver<Arc<Cluster>>,
+    mut cluster: watch::Receiver<Arc<Cluster>>,
     views: watch::Sender<Arc<Look>>,
     stop: CancellationToken,
 ) {
@@ -233,10 +244,10 @@ async fn look_on(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = turn.comes(&mut held) => {}
+            () = turn.comes(&mut held, &mut cluster) => {}
         }
         let leases = Arc::clone(&held.borrow_and_update());
-        let around = Arc::clone(&cluster.borrow());
+        let around = Arc::clone(&cluster.borrow_and_update());
         let began = Instant::now();
         let looked = tokio::task::spawn_blocking(move || {
             let look = meter.look(&leases, &around, Instant::now(), now());
@@ -278,7 +289,7 @@ impl Turn {
         Self { soonest: Some((began + took * COST_SOON).min(latest)), latest: Some(latest) }
     }
 
-    async fn comes(&self, held: &mut watch::Receiver<HeldLeases>) {
+    async fn comes(&self, held: &mut watch::Receiver<HeldLeases>, cluster: &mut watch::Receiver<Arc<Cluster>>) {
         let until = async |at: Option<Instant>| {
             if let Some(at) = at {
                 tokio::time::sleep_until(at.into()).await;
@@ -287,6 +298,7 @@ impl Turn {
         tokio::select! {
             () = until(self.latest) => {}
             Ok(()) = held.changed() => until(self.soonest).await,
+            Ok(()) = cluster.changed() => until(self.soonest).await,
         }
     }
 }
@@ -337,6 +349,7 @@ impl Meter {
         for (lease, holder) in held.iter().take(LEASES_MAX) {
             let known = self.known.entry(lease.clone()).or_insert_with(|| Known::new(holder, at));
             known.unbound = None;
+            known.follow(holder, at);
         }
         let bound: BTreeSet<&LeaseId> = held.iter().map(|(lease, _)| lease).collect();
         for (_, known) in self.known.iter_mut().filter(|(lease, _)| !bound.contains(lease)) {
@@ -400,6 +413,17 @@ impl Known {
             cpu_millis: None,
             oom_before: None,
             unbound: None,
+        }
+    }
+
+    /// A lease that has its next pod is looked at there. What the one before used at most stays.
+    fn follow(&mut self, holder: &Holder, at: Instant) {
+        if let (From::Pod(seen, _), Holder::Pod { uid, .. }) = (&self.from, holder)
+            && seen != uid
+        {
+            let Usage { memory_bytes_peak, cpu_millis_peak, processes_peak, .. } = self.seen.peak;
+            *self = Self::new(holder, at);
+            self.seen.peak = Usage { memory_bytes_peak, cpu_millis_peak, processes_peak, ..Usage::default() };
         }
     }
 

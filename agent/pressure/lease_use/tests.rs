@@ -166,14 +166,15 @@ fn others_use_what_the_machine_uses_less_the_leases_at_that_very_look() {
 #[tokio::test]
 async fn a_lease_that_comes_or_goes_is_looked_at_soon_and_not_with_the_next_turn() {
     let (tell, mut held) = watch::channel(HeldLeases::default());
+    let mut cluster = watch::Sender::default().subscribe();
     let turn = Turn { latest: Some(Instant::now() + Duration::from_secs(3600)), ..Turn::default() };
-    assert!(turn.comes(&mut held).now_or_never().is_none());
+    assert!(turn.comes(&mut held, &mut cluster).now_or_never().is_none());
     tell.send_replace(Arc::new(vec![(lease("one"), pod(WRITTEN))]));
-    assert!(turn.comes(&mut held).now_or_never().is_some());
+    assert!(turn.comes(&mut held, &mut cluster).now_or_never().is_some());
     // Not for more than its part of the time.
     let turn = Turn::after(Instant::now(), Duration::from_secs(3600));
     tell.send_replace(HeldLeases::default());
-    assert!(turn.comes(&mut held).now_or_never().is_none());
+    assert!(turn.comes(&mut held, &mut cluster).now_or_never().is_none());
 }
 
 /// A child that holds memory, with a descendant that left its group, session and parent; ended with the test.

@@ -83,10 +83,6 @@ impl Checkouts {
         }
         let (room, root, owned) = (self.clone(), root.to_owned(), Owned::of(wanted));
         self.inner.tasks.spawn(async move {
-            if !room.has_spare_room().await {
-                lock(&room.inner.promoting).remove(&name);
-                return;
-            }
             let wanted = owned.wanted();
             let steps = watch::Sender::new(Progress::default());
             let made = room.make(&root, &name, None, &wanted, &steps, &room.inner.cancel).await;

@@ -178,9 +178,8 @@ impl Checkouts {
                 return about(lacking, Needs::default(), &disk, self.inner.pool.clone(), message);
             }
             if !lacking.is_none() {
-                let (room, root) = (self.clone(), root.to_owned());
-                let evicted = blocking(move || Ok(room.evict(&root, u64::MAX, lacking.bytes.max(1)))).await;
-                tracing::debug!(?evicted, "the pool is below its floor while a checkout is filled");
+                tracing::debug!(?lacking, "the pool is below its floor while a checkout is filled");
+                self.relieve(root, u64::MAX).await;
             }
         }
     }
@@ -188,6 +187,16 @@ impl Checkouts {
     /// What the pool has above its floor; nothing where it does not tell.
     pub(in crate::workspace) async fn has_spare_room(&self) -> bool {
         self.disk().await.is_some_and(|disk| disk.free_bytes > disk.floor_bytes)
+    }
+
+    /// Lets go of what is kept above a limit, and of what the pool's floor wants, bytes or inodes.
+    pub(in crate::workspace) async fn relieve(&self, root: &Path, limit: u64) {
+        let lacking = self.disk().await.map(|disk| Needs::default().lacking(&disk, Amounts::default()));
+        // Inodes come with the bytes of whole checkouts: one after the other until there are enough.
+        let bytes = lacking.map_or(0, |lacking| lacking.bytes.max(u64::from(lacking.inodes > 0)));
+        let (room, root) = (self.clone(), root.to_owned());
+        let evicted = blocking(move || Ok(room.evict(&root, limit, bytes))).await;
+        tracing::trace!(?evicted, "looked for room");
     }
 
     async fn disk(&self) -> Option<Filesystem> {

@@ -14,6 +14,7 @@ use crate::config::{Config, Directory, Pool, Retention as Word};
 use crate::node::files::owner;
 use crate::node::{Found, Identity, Measure, Pools, State, TRASH};
 use crate::repository::serve::SPOOL;
+use crate::sizing::is_cache_key;
 use crate::workspace::outputs::{FOLDER, Output, name};
 use crate::workspace::record::FOLDER as WORKSPACES;
 use crate::workspace::{CACHES, OVERLAYS, caches, checkouts};
@@ -275,7 +276,7 @@ impl<'a> Look<'a> {
     }
 
     fn cache(&mut self, pool: &Pool, tenant: &str, directory: &Path, found: &Found) {
-        if !(found.is_directory && found.name.to_str().is_some_and(caches::is_key)) {
+        if !(found.is_directory && found.name.to_str().is_some_and(is_cache_key)) {
             self.orphan(pool, directory, found, String::new());
             return;
         }

@@ -65,7 +65,9 @@ fn live(builds: &[Build], pass_for: Span) -> Node {
         // Whose turn came before the head's did not pass it: that one is foreseen anew.
         let in_turn = granted.iter().any(|lease| lease.place.clock >= lease.place.turn);
         let granted: Vec<_> = granted.into_iter().map(|lease| lease.id.clone()).collect();
-        granted.into_iter().for_each(|lease| drop(node.lease_reply(&Command::Bind(lease, pod("p")))));
+        granted.into_iter().for_each(|lease| {
+            drop(node.lease_reply(&Command::Bind { lease, holder: pod("p"), controller: String::new() }))
+        });
         foreseen = as_foreseen(&node, foreseen.filter(|_| !in_turn));
     }
     node

@@ -122,7 +122,7 @@ fn what_others_use_is_not_hidden_behind_a_lease_of_which_nothing_is_known() {
     let first = node.granted(request("first", 4, 20));
     let others = |node: &Node| node.ledger.totals(&node.facts).others.memory_bytes;
     assert_eq!(others(&node), 20 * GIB, "28 GiB are used, 8 of them by the system");
-    node.lease_reply(&Command::Bind(first.clone(), pod("a")));
+    node.lease_reply(&Command::Bind { lease: first.clone(), holder: pod("a"), controller: String::new() });
     assert_eq!(others(&node), 20 * GIB, "nobody has looked yet");
     assert_eq!(node.ledger.totals(&node.facts).free.memory_bytes, 14 * GIB + GIB / 2);
     assert_eq!(codes(&node.waiting(request("second", 2, 20)).reasons), [Code::MemoryHeld]);
@@ -286,7 +286,7 @@ fn what_runs_goes_on_in_maintenance() {
     let mut node = Node::new();
     let id = node.granted(request("first", 2, 4));
     node.tell(&Command::SetMode(ModeState { mode: Mode::Maintenance, ..ModeState::default() }));
-    node.lease_reply(&Command::Bind(id.clone(), pod("a")));
+    node.lease_reply(&Command::Bind { lease: id.clone(), holder: pod("a"), controller: String::new() });
     node.pass(Span::minutes(10));
     assert_eq!(node.release(&id).state, LeaseState::Released);
 }

@@ -1,5 +1,7 @@
 //! A lease from its grant to the day when it is forgotten.
 
+use crate::cluster::{Ended, Pod, PodLife, Pods};
+
 use super::*;
 
 #[test]
@@ -112,11 +114,43 @@ fn another_holder_is_refused_and_the_same_one_may_bind_again() {
     let id = node.running(request("first", 20, 40), "a");
     let bound = node.lease(&id);
     node.now = node.now.plus(Span::minutes(1));
-    assert_eq!(node.lease_reply(&Command::Bind(id.clone(), pod("a"))), bound);
-    assert_eq!(node.refused(&Command::Bind(id.clone(), pod("b"))), Refused::BoundToAnother(id.clone()));
+    assert_eq!(
+        node.lease_reply(&Command::Bind { lease: id.clone(), holder: pod("a"), controller: String::new() }),
+        bound
+    );
+    assert_eq!(
+        node.refused(&Command::Bind { lease: id.clone(), holder: pod("b"), controller: String::new() }),
+        Refused::BoundToAnother(id.clone())
+    );
     node.release(&id);
-    let refused = node.refused(&Command::Bind(id.clone(), pod("a")));
+    let refused = node.refused(&Command::Bind { lease: id.clone(), holder: pod("a"), controller: String::new() });
     assert_eq!(refused, Refused::Ended(id, LeaseState::Released));
+}
+
+#[test]
+fn a_lease_goes_to_the_next_pod_only_from_one_that_ended() {
+    let mut node = Node::new();
+    let terms = Terms { rebind: Rebind::SameOwner, ..Terms::default() };
+    let id = node.granted(Request { terms, ..request("first", 2, 4) });
+    let to = |uid: &str, controller: &str| Command::Bind {
+        lease: id.clone(),
+        holder: pod(uid),
+        controller: String::from(controller),
+    };
+    node.lease_reply(&to("a", "job"));
+    let held = |life: PodLife| {
+        let pod = Pod { uid: String::from("a"), life, ..Pod::default() };
+        Some(Arc::new(Pods::new([(String::from("a"), Arc::new(pod))].into())))
+    };
+    node.facts.pods = held(PodLife::Running);
+    assert_eq!(node.refused(&to("b", "job")), Refused::BoundToAnother(id.clone()), "it runs");
+    node.facts.pods = held(PodLife::Ended(Ended::default()));
+    assert_eq!(node.refused(&to("b", "another")), Refused::BoundToAnother(id.clone()), "of something else");
+    assert_eq!(node.lease_reply(&to("b", "job")).holder, Some(pod("b")));
+    let never = node.granted(request("second", 2, 4));
+    let bind = |uid| Command::Bind { lease: never.clone(), holder: pod(uid), controller: String::from("job") };
+    node.lease_reply(&bind("a"));
+    assert_eq!(node.refused(&bind("b")), Refused::BoundToAnother(never.clone()), "it was not asked for so");
 }
 
 #[test]
@@ -128,7 +162,7 @@ fn a_renewal_keeps_a_reservation_and_never_moves_the_end_of_a_build() {
     assert_eq!((renewed.bind_by, renewed.ends_at), (node.now.plus(Span::minutes(10)), None));
     let long = node.lease_reply(&Command::Renew(id.clone(), Span::hours(100)));
     assert_eq!(long.bind_by, node.now.plus(BIND_WITHIN_MAX), "nobody reserves for ever");
-    node.lease_reply(&Command::Bind(id.clone(), pod("a")));
+    node.lease_reply(&Command::Bind { lease: id.clone(), holder: pod("a"), controller: String::new() });
     let bound = node.lease(&id);
     node.now = node.now.plus(Span::minutes(10));
     assert_eq!(node.lease_reply(&Command::Renew(id, Span::hours(1))), bound);
@@ -163,7 +197,7 @@ fn a_clock_that_is_set_back_ends_nothing() {
         assert_eq!(node.ledger.live_count(), 2);
         assert_eq!(node.granted(request("ended", 1, 1)), ended);
     }
-    node.lease_reply(&Command::Bind(reserved, pod("b")));
+    node.lease_reply(&Command::Bind { lease: reserved, holder: pod("b"), controller: String::new() });
     assert_eq!(node.release(&bound).state, LeaseState::Released);
 }
 

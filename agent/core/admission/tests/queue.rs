@@ -70,7 +70,7 @@ fn awaiting_asking_again_renewing_and_binding_all_confirm_a_grant() {
             0 => drop(node.tell(&Command::Await(request_id("second")))),
             1 => assert_eq!(node.granted(request("second", 2, 40)), id),
             2 => drop(node.tell(&Command::Renew(id, Span::minutes(5)))),
-            _ => drop(node.tell(&Command::Bind(id, pod("b")))),
+            _ => drop(node.tell(&Command::Bind { lease: id, holder: pod("b"), controller: String::new() })),
         }
         node.pass(Span::seconds(31));
         assert_eq!(node.live(), ["second"], "way {way}");

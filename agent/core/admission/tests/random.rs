@@ -124,7 +124,11 @@ impl Node {
                 Command::Admit { request: Box::new(request), lease, ticket: ticket.then_some(place), awaited: *other }
             }
             Step::Await(name) => Command::Await(request_id(&format!("r{name}"))),
-            Step::Bind(lease, holder) => Command::Bind(self.any_lease(*lease)?, pod(&format!("pod{holder}"))),
+            Step::Bind(lease, holder) => Command::Bind {
+                lease: self.any_lease(*lease)?,
+                holder: pod(&format!("pod{holder}")),
+                controller: String::new(),
+            },
             Step::Renew(lease, span) => Command::Renew(self.any_lease(*lease)?, Span(*span)),
             Step::Release(lease, used) => Command::Release {
                 lease: self.any_lease(*lease)?,

@@ -182,7 +182,7 @@ fn a_cap_saves_no_turns_up() {
         node.release(&running);
         node.pass(Span::seconds(1));
         let id = node.ledger.lease_of(&request_id(&format!("b{number}"))).unwrap().id.clone();
-        node.lease_reply(&Command::Bind(id.clone(), pod("b")));
+        node.lease_reply(&Command::Bind { lease: id.clone(), holder: pod("b"), controller: String::new() });
         running = id;
         for number in 1..5 {
             node.tell(&Command::Await(request_id(&format!("r{number}"))));
