@@ -37,6 +37,37 @@ pub(in crate::cli) struct Args {
     /// A lease that ran out of memory: try it once more, where it stood, with the size that it is advised
     #[arg(long, value_name = "LEASE", default_value = "", hide_default_value = true)]
     retry_of: String,
+    /// Whose pod may have it: the one that names the lease by the annotation stoker.build/lease; default: nobody's
+    #[arg(long, value_name = "NAMESPACE/SERVICE_ACCOUNT", value_parser = owner)]
+    owner: Option<v1::Owner>,
+    /// Whether it lives on when its pod ends without success, for the next pod of the same Job or workflow
+    #[arg(long, value_enum, default_value_t = Rebind::Never)]
+    rebind: Rebind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Rebind {
+    Never,
+    SameOwner,
+}
+
+impl Rebind {
+    const fn message(self) -> v1::Rebind {
+        match self {
+            Self::Never => v1::Rebind::Never,
+            Self::SameOwner => v1::Rebind::SameOwner,
+        }
+    }
+}
+
+/// A service account of a namespace. Whether they are names that Kubernetes gives is the agent's to say.
+fn owner(text: &str) -> Result<v1::Owner, String> {
+    match text.split_once('/') {
+        Some((namespace, account)) if !namespace.is_empty() && !account.is_empty() => {
+            Ok(v1::Owner { namespace: namespace.to_owned(), service_account: account.to_owned() })
+        }
+        _ => Err("write NAMESPACE/SERVICE_ACCOUNT, as `builds/default`".to_owned()),
+    }
 }
 
 pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
@@ -47,7 +78,8 @@ pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
         priority: args.priority,
         retry_of: args.retry_of.clone(),
         bind_within: args.bind_within,
-        ..Default::default()
+        owner: args.owner.clone(),
+        rebind: args.rebind.message().into(),
     };
     if args.request_id.is_none() {
         screen::say(&format!("request {}", request.request_id));
