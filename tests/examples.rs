@@ -1,6 +1,8 @@
 //! The steps of `daemonset/examples`, run as their pods run them: beside an agent, and without one. Whether the
 //! manifests around them are valid is for `tests/manifests/check.py`.
 
+mod cluster;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,20 +23,25 @@ fn examples() -> PathBuf {
 }
 
 /// An agent that takes any repository of this machine.
+const CONFIGURATION: &str = "listen: {socket: $ROOT/run/stoker.sock, http: {address: \"127.0.0.1:$PORT\"}}\n\
+     node: {name: ghost, reserve: {cpu: 100m, memory: 64MiB}, rootFloor: {bytes: 1MiB, inodes: 1}}\n\
+     pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 1}}]\n\
+     repositories: {refresh: 1h, add: on-demand, allow: [127.0.0.1], protocols: [http]}\n";
+
 fn node() -> Agent {
-    Agent::start(
-        "listen: {socket: $ROOT/run/stoker.sock, http: {address: \"127.0.0.1:$PORT\"}}\n\
-         node: {reserve: {cpu: 100m, memory: 64MiB}, rootFloor: {bytes: 1MiB, inodes: 1}}\n\
-         pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 1}}]\n\
-         repositories: {refresh: 1h, add: on-demand, allow: [127.0.0.1], protocols: [http]}\n",
-    )
+    Agent::start(CONFIGURATION)
 }
 
 /// `sh SCRIPT` in a home, where `stoker` is the binary under test.
 fn sh<const N: usize>(stoker: &Stoker, args: [&str; N], more: &[(&str, &str)]) -> Invocation {
+    program(stoker, "sh", args, more)
+}
+
+/// `PROGRAM ARGS`, and the rest the same.
+fn program<const N: usize>(stoker: &Stoker, name: &str, args: [&str; N], more: &[(&str, &str)]) -> Invocation {
     let path = std::env::var("PATH").unwrap();
     let folder = Path::new(BINARY).parent().unwrap().display();
-    let mut invocation = stoker.program("sh", args).env("PATH", format!("{folder}:{path}"));
+    let mut invocation = stoker.program(name, args).env("PATH", format!("{folder}:{path}"));
     for (name, value) in more {
         invocation = invocation.env(name, value);
     }
@@ -59,6 +66,13 @@ fn result(stoker: &Stoker, name: &str) -> String {
 
 /// `admit.sh` for `main` of a repository, with more in its environment.
 fn admit(stoker: &Stoker, repo: &str, more: &[(&str, &str)]) -> Output {
+    admit_by(step, stoker, repo, more)
+}
+
+/// How a step is run.
+type Way = fn(&Stoker, &str, &[(&str, &str)]) -> Output;
+
+fn admit_by(step: Way, stoker: &Stoker, repo: &str, more: &[(&str, &str)]) -> Output {
     let place = stoker.home().join("result");
     let mut environment = vec![("REPO", repo), ("REQUEST_ID", "a-build"), ("RESULT", place.to_str().unwrap())];
     environment.extend([("CPU", "100m"), ("MEMORY", "64MiB"), ("DISK", "16MiB"), ("TIME", "10m")]);

@@ -11,9 +11,11 @@ from objects import DAEMONSET, Wrong, documents, name
 
 EXAMPLES = DAEMONSET / "examples"
 CLASS = "stoker-build"
+SOCKET = "/run/stoker"
+AUDIENCE = "stoker.build"
 # What a template of Argo Workflows has of a pod; the rest is Argo's own.
 ARGO_POD = ("nodeSelector", "priorityClassName", "initContainers", "volumes")
-ARGO_OWN = ("name", "inputs", "outputs", "container", "steps")
+ARGO_OWN = ("name", "inputs", "outputs", "container", "steps", "retryStrategy", "metadata")
 # What a step of Tekton has beside a container's fields.
 TEKTON_STEP = ("onError",)
 
@@ -74,7 +76,9 @@ def pods_of(thing):
                 raise Wrong(f"{name(thing)}: template {template['name']}: unknown {unknown}")
             if "container" in template:
                 its = {key: template[key] for key in ARGO_POD if key in template}
-                yield pod(thing, its | {"containers": [template["container"] | {"name": "main"}]})
+                made = pod(thing, its | {"containers": [template["container"] | {"name": "main"}]})
+                made["metadata"] |= template.get("metadata", {})
+                yield made
     elif kind == "Task":
         containers = []
         for step in spec["steps"]:
@@ -112,6 +116,24 @@ def rules(pod_, source):
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes:
                 raise Wrong(f"{source}: {container.get('name')} mounts {mount['name']}, which is no volume")
+        shows_a_token(container, volumes, f"{source}: {container.get('name')}")
+
+
+def shows_a_token(container, volumes, where):
+    """Raises `Wrong` where a container that reaches the agent's socket has no token to show, or a token without need."""
+    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
+    sockets = [name for name in mounts if volumes[name].get("hostPath", {}).get("path") == SOCKET]
+    tokens = [f"{path}/{file}" for name, path in mounts.items() for file in token_files(volumes[name])]
+    named = [entry["value"] for entry in container.get("env", []) if entry["name"] == "STOKER_TOKEN_FILE"]
+    if len(tokens) != len(sockets) or named != tokens:
+        raise Wrong(f"{where}: sockets {sockets}, tokens {tokens}, STOKER_TOKEN_FILE {named}")
+
+
+def token_files(volume):
+    """The names of the tokens for the agent's audience in a volume."""
+    for source in volume.get("projected", {}).get("sources", []):
+        if source.get("serviceAccountToken", {}).get("audience") == AUDIENCE:
+            yield source["serviceAccountToken"]["path"]
 
 
 def limits_of(resources, where):

@@ -1,13 +1,16 @@
 #!/bin/sh
 # Asks the agent of this node, by its socket, for room for one build, and waits in its queue. In $RESULT stands then,
 # one file each: `lease`, `node`, `commit`, and `workspace`, the folder with the sources where WORKSPACE=yes. Where no
-# agent answers, all but `commit` are empty, and the build goes on without: sources come from upstream, and nobody but
-# the scheduler holds room for it. Exits with 1 where the build can never fit.
+# agent answers, or it refuses this pod, it says which, all but `commit` are empty, and the build goes on without:
+# sources come from upstream, and nobody but the scheduler holds room for it. Exits with 1 where the build can never fit.
 #
+#   STOKER_TOKEN_FILE                         a token of the pod's service account: from a pod nobody is let in without
 #   REPO, REF_TYPE, REF_VALUE                 the source: branch, tag, pr or sha, and its name
 #   REQUEST_ID                                the same id is the same request: a retried step gets the same lease
 #   CPU, MEMORY, DISK, TIME                   what it needs (4, 8GiB, 20GiB, 1h); else its build spec, its history
 #   TENANT, PROJECT, BRANCH                   who it is for
+#   NAMESPACE, SERVICE_ACCOUNT                whose pod may have the lease
+#   REBIND                                    same-owner: when that pod is gone, the next one of its workflow; else never
 #   USER_ID, GROUP_ID                         who the workspace belongs to; root without
 set -eu
 . "$(dirname "$0")/agent.sh"
@@ -16,8 +19,8 @@ ref=$(git_ref "${REF_TYPE:-}" "${REF_VALUE:-}")
 mkdir -p "$RESULT"
 for name in lease node commit workspace; do : >"$RESULT/$name"; done
 
-if ! timeout 10 stoker status >/dev/null 2>&1; then
-    echo "admission: no agent answers on this node" >&2
+# The build goes on with what upstream has.
+without_lease() {
     case "${REF_TYPE:-}" in
         sha) commit=$REF_VALUE ;;
         *)
@@ -32,7 +35,27 @@ if ! timeout 10 stoker status >/dev/null 2>&1; then
     fi
     printf '%s' "$commit" >"$RESULT/commit"
     exit 0
-fi
+}
+
+code=0
+told=$(timeout 10 stoker status 2>&1 >/dev/null) || code=$?
+case "$code:$told" in
+    0:*) ;;
+    124:* | *'no agent answers'*)
+        echo "admission: no agent answers on this node: the build goes on without a lease" >&2
+        without_lease
+        ;;
+    *CREDENTIAL_* | *ACCESS_DENIED*)
+        printf '%s\n' "$told" >&2
+        echo "admission: the agent refuses this pod, see above: the build goes on without a lease" >&2
+        without_lease
+        ;;
+    *)
+        printf '%s\n' "$told" >&2
+        echo "admission: this pod cannot ask the agent, see above: the build goes on without a lease" >&2
+        without_lease
+        ;;
+esac
 
 case "${REF_TYPE:-}" in
     '' | head) source='head' ;;
@@ -46,8 +69,19 @@ set -- --repo "$REPO" --ref "$source" --request-id "$REQUEST_ID" --wait --bind-w
 [ -z "${TENANT:-}" ] || set -- "$@" --tenant "$TENANT"
 [ -z "${PROJECT:-}" ] || set -- "$@" --project "$PROJECT"
 [ -z "${BRANCH:-}" ] || set -- "$@" --branch "$BRANCH"
-granted=$(stoker lease admit "$@")
-eval "$granted"
+if [ -n "${NAMESPACE:-}" ] && [ -n "${SERVICE_ACCOUNT:-}" ]; then
+    set -- "$@" --owner "$NAMESPACE/$SERVICE_ACCOUNT" --rebind "${REBIND:-never}"
+fi
+code=0
+granted=$(stoker lease admit "$@") || code=$?
+case "$code" in
+    0) eval "$granted" ;;
+    2)
+        echo "admission: the agent gave no answer about this build, see above: it goes on without a lease" >&2
+        without_lease
+        ;;
+    *) exit "$code" ;;
+esac
 printf '%s' "$STOKER_LEASE" >"$RESULT/lease"
 printf '%s' "$STOKER_NODE" >"$RESULT/node"
 printf '%s' "$STOKER_COMMIT" >"$RESULT/commit"

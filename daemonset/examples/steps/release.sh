@@ -2,9 +2,10 @@
 # Ends the lease and says how the build ended, so that the next one is sized by it. It never fails: a lease that is not
 # released ends with its pod, or by its time.
 #
-#   LEASE        empty: there is none, and nothing to do
-#   EXIT_CODE    the build's, where it is known
-#   OUTCOME      succeeded or failed, where it is not
+#   STOKER_TOKEN_FILE    as for admit.sh
+#   LEASE                empty: there is none, and nothing to do
+#   EXIT_CODE            the build's, where it is known
+#   OUTCOME              succeeded or failed, where it is not
 set -eu
 [ -n "${LEASE:-}" ] || exit 0
 case "${EXIT_CODE:-}" in
