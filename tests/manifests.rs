@@ -162,13 +162,11 @@ fn every_right_of_the_agent_is_explained() {
     assert_eq!(
         all,
         [
-            "create events.",
             "create events.events.k8s.io",
             "create tokenreviews.authentication.k8s.io",
             "get nodes.",
             "list nodes.",
             "list pods.",
-            "patch events.",
             "patch events.events.k8s.io",
             "patch nodes.",
             "patch nodes/status.",
@@ -176,9 +174,7 @@ fn every_right_of_the_agent_is_explained() {
             "watch pods.",
             "create pods/eviction.",
             "create leases.coordination.k8s.io",
-            "get leases.coordination.k8s.io",
             "patch leases.coordination.k8s.io",
-            "update leases.coordination.k8s.io",
         ]
     );
     let table = include_str!("../docs/kubernetes.md");
