@@ -30,7 +30,7 @@ mod workspace;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::OsStringValueParser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Done, or yes.
@@ -62,20 +62,29 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Which agent")]
     address: Option<String>,
     /// The authorities (PEM) that vouch for the agent at --address; it is spoken to by TLS then
-    #[arg(long, global = true, env = "STOKER_CA_FILE", value_name = "FILE", help_heading = "Which agent")]
+    #[arg(long, global = true, env = "STOKER_CA_FILE", value_name = "FILE", help_heading = "Which agent",
+          value_parser = file())]
     ca_file: Option<PathBuf>,
     /// A client's certificate (PEM) that says who asks, with --key-file
-    #[arg(long, global = true, env = "STOKER_CERT_FILE", value_name = "FILE", help_heading = "Which agent")]
+    #[arg(long, global = true, env = "STOKER_CERT_FILE", value_name = "FILE", help_heading = "Which agent",
+          value_parser = file())]
     cert_file: Option<PathBuf>,
     /// The certificate's private key (PEM)
-    #[arg(long, global = true, env = "STOKER_KEY_FILE", value_name = "FILE", help_heading = "Which agent")]
+    #[arg(long, global = true, env = "STOKER_KEY_FILE", value_name = "FILE", help_heading = "Which agent",
+          value_parser = file())]
     key_file: Option<PathBuf>,
     /// A token of a service account that says who asks
-    #[arg(long, global = true, env = "STOKER_TOKEN_FILE", value_name = "FILE", help_heading = "Which agent")]
+    #[arg(long, global = true, env = "STOKER_TOKEN_FILE", value_name = "FILE", help_heading = "Which agent",
+          value_parser = file())]
     token_file: Option<PathBuf>,
     /// How answers are written
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+/// A path that may be empty: a variable that is set to nothing names no file.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 impl Common {
