@@ -1,7 +1,7 @@
 //! What `kubectl apply -k daemonset/...` would send: rendered by kubectl itself, read as a cluster reads it. Whether a
 //! cluster takes it, and whether the chart gives the same, is for `tests/manifests/check.py`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -11,9 +11,18 @@ use crate::support::stoker::Stoker;
 /// The overlays, each of them in both profiles.
 const ENVIRONMENTS: [&str; 4] = ["minikube", "single-node", "farm", "openshift"];
 
+/// The folder `daemonset`.
+fn daemonset() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset")
+}
+
 /// The rendered objects of `daemonset/PATH`.
 fn rendered_at(path: &str) -> Vec<Value> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset").join(path);
+    rendered_in(&daemonset().join(path))
+}
+
+/// The rendered objects of a kustomization.
+fn rendered_in(folder: &Path) -> Vec<Value> {
     let output = Command::new("kubectl").arg("kustomize").arg(folder).output().expect("kubectl is needed: see .ci/run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap()
@@ -240,6 +249,67 @@ fn agents_are_reached_from_the_cluster_at_one_port() {
         policy["ingress"],
         json!([{"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "http"}]}])
     );
+}
+
+/// A YAML file of `daemonset`.
+fn read(path: &str) -> Value {
+    serde_saphyr::from_str(&std::fs::read_to_string(daemonset().join(path)).unwrap()).unwrap()
+}
+
+#[test]
+fn the_network_asks_over_tls_where_that_is_opened_and_from_the_namespaces_that_are_named() {
+    let stoker = Stoker::new();
+    // Kustomize takes no absolute path.
+    let up: PathBuf = stoker.home().components().skip(1).map(|_| "..").collect();
+    let at = |path: &str| up.join(daemonset().join(path).strip_prefix("/").unwrap());
+    for environment in ENVIRONMENTS {
+        let mut configuration = read(&format!("overlays/{environment}/settings/agent.yaml"));
+        configuration["listen"]["grpc"] = read("network/listen.yaml")["listen"]["grpc"].clone();
+        let whole = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "resources": [at(&format!("overlays/{environment}/restricted"))], "components": [at("network")],
+            "configMapGenerator":
+                [{"name": "stoker", "namespace": "stoker", "behavior": "replace", "files": ["agent.yaml"]}],
+        });
+        for (name, content) in [("agent.yaml", &configuration), ("kustomization.yaml", &whole)] {
+            std::fs::write(stoker.home().join(name), content.to_string()).unwrap();
+        }
+        stoker.run(["config", "check", "agent.yaml"]).expect_code(0);
+        let objects = rendered_in(stoker.home());
+
+        // The listener, its port, its files and the way to it are the same everywhere.
+        let pod = pod(&objects);
+        let container = named(&pod["containers"], "agent");
+        let grpc = &configuration["listen"]["grpc"];
+        let port = &named(&container["ports"], "grpc")["containerPort"];
+        assert_eq!(grpc["address"], format!("0.0.0.0:{port}"));
+        let mount = named(&container["volumeMounts"], "tls");
+        assert!(mount["readOnly"] == true && mount["subPath"].is_null(), "a file that is swapped would not be seen");
+        let secret = &named(&pod["volumes"], "tls")["secret"];
+        assert_eq!((&secret["secretName"], &secret["defaultMode"]), (&"stoker-tls".into(), &0o400.into()));
+        for (field, file) in [("certificate", "tls.crt"), ("key", "tls.key")] {
+            assert_eq!(grpc["tls"][field], format!("{}/{file}", mount["mountPath"].as_str().unwrap()));
+        }
+        for name in ["stoker", "stoker-agents"] {
+            let ports = &object(&objects, "Service", name)["spec"]["ports"];
+            assert_eq!(named(ports, "grpc"), &json!({"name": "grpc", "port": port, "targetPort": "grpc"}));
+            assert_eq!(named(ports, "http")["port"], 9418);
+        }
+        let policy = &object(&objects, "NetworkPolicy", "stoker-grpc")["spec"];
+        let agents = &object(&objects, "DaemonSet", "stoker")["spec"]["selector"]["matchLabels"];
+        assert_eq!((&policy["podSelector"]["matchLabels"], &policy["policyTypes"]), (agents, &json!(["Ingress"])));
+        let named_ones = json!([{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["builds"]}]);
+        let from = json!([{"namespaceSelector": {"matchExpressions": named_ones}}]);
+        assert_eq!(policy["ingress"], json!([{"from": from, "ports": [{"protocol": "TCP", "port": "grpc"}]}]));
+        let http = &object(&objects, "NetworkPolicy", "stoker")["spec"]["ingress"][0]["ports"];
+        assert_eq!(http, &json!([{"protocol": "TCP", "port": "http"}]), "it opens HTTP alone");
+        assert_eq!(security(pod), security(self::pod(&rendered_at(&format!("overlays/{environment}/restricted")))));
+    }
+}
+
+/// What the agent's container may do.
+fn security(pod: &Value) -> &Value {
+    &named(&pod["containers"], "agent")["securityContext"]
 }
 
 #[test]

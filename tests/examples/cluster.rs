@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::support::api_server::ApiServer;
+use crate::support::authority::{Authority, swap_secret};
 use crate::support::token_review::{Cluster, of};
 use crate::support::wait;
 
@@ -81,6 +82,48 @@ fn a_pod_is_let_in_by_its_token_and_told_why_without() {
     assert_eq!(state(&agent, &lease), "LEASE_STATE_RESERVED");
     step_of_a_pod(stoker, "release.sh", &[released[0], released[1], mine]).expect_code(0);
     assert_eq!(state(&agent, &lease), "LEASE_STATE_RELEASED");
+}
+
+/// What `daemonset/network` adds to a configuration, with files and port of this machine.
+#[test]
+fn a_pod_asks_over_the_network_as_the_component_opens_it() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset/network/listen.yaml");
+    let opened = std::fs::read_to_string(path).unwrap();
+    let (cluster, authority, port) = (Cluster::start(), Authority::new("farm"), free_port());
+    let mine = opened.replace("/etc/stoker-tls", "$ROOT/tls").replace("0.0.0.0:9417", &format!("127.0.0.1:{port}"));
+    let socket = "listen:\n  socket: $ROOT/run/stoker.sock\n";
+    let mut agent = Agent::prepare(&format!(
+        "{}{}{}",
+        mine.replace("listen:\n", socket),
+        CONFIGURATION.split_once('\n').unwrap().1,
+        rule_of_the_overlays()
+    ));
+    let file = |name: &str, content: &str| {
+        let path = agent.root().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let signed = authority.server();
+    swap_secret(&agent.root().join("tls"), "first", &[("tls.crt", &signed.certificate), ("tls.key", &signed.key)]);
+    let (kubeconfig, ca) = (file("kubeconfig", &cluster.kubeconfig()), file("ca.crt", authority.pem()));
+    let token = file("token", &cluster.token(&of("builds", "default")));
+    let anothers = file("anothers", &cluster.token(&of("red", "default")));
+    agent.env("KUBECONFIG", kubeconfig);
+    agent.launch();
+    agent.wait_ready();
+
+    let address = format!("127.0.0.1:{port}");
+    let asks = |token: &str| {
+        let invocation = agent.stoker().command(["--address", &address, "--ca-file", &ca, "lease", "list"]);
+        invocation.env("STOKER_TOKEN_FILE", token).run()
+    };
+    asks(&token).expect_code(0);
+    for (shown, told) in [(anothers.as_str(), "ACCESS_DENIED"), ("", "CREDENTIAL_INVALID")] {
+        let refused = asks(shown).expect_code(2);
+        assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    }
+    let plain = agent.stoker().run(["--address", &address, "status"]).expect_code(2);
+    assert!(!plain.stderr.contains("CREDENTIAL_INVALID"), "it was asked without TLS: {}", plain.stderr);
 }
 
 /// A pod of one workflow, which names the lease as Argo's does.

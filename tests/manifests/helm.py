@@ -60,9 +60,11 @@ def comparable(things, drop=()):
                 for mark, value in marks.items()
                 if not mark.startswith("meta.helm.sh/") and (mark, value) != ("app.kubernetes.io/managed-by", "Helm")
             }
-        # Kustomize ends the configuration's name in a hash of it, the chart annotates the pod with one.
+        # Kustomize ends the configuration's name in a hash of it, the chart annotates the pod with one. What is laid over
+        # it costs it its comments.
         if thing["kind"] == "ConfigMap":
             metadata["name"] = "stoker"
+            (thing["data"]["agent.yaml"],) = documents(thing["data"]["agent.yaml"])
         if thing["kind"] == "DaemonSet":
             template = thing["spec"]["template"]
             template["metadata"].pop("annotations", None)
@@ -124,6 +126,35 @@ def elsewhere(chart):
         raise Wrong("`config` is not laid over the environment's configuration:\n" + text)
 
 
+def network(chart, validator):
+    """Where gRPC is opened to the network, the chart opens what the component does."""
+    (configuration,) = documents((DAEMONSET / "overlays/farm/settings/agent.yaml").read_text())
+    (opened,) = documents((DAEMONSET / "network/listen.yaml").read_text())
+    configuration["listen"] |= opened["listen"]
+    values = values_of("farm") | {"grpc": {"enabled": True, "namespaces": ["argo", "ci"]}}
+    named = "/spec/ingress/0/from/0/namespaceSelector/matchExpressions/0/values"
+    patch = [{"op": "replace", "path": named, "value": values["grpc"]["namespaces"]}]
+    with tempfile.TemporaryDirectory() as text:
+        folder = pathlib.Path(text).resolve()
+        there = pathlib.Path(*[".."] * (len(folder.parts) - 1), *DAEMONSET.parts[1:])
+        (folder / "agent.yaml").write_text(yaml.safe_dump(configuration))
+        whole = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [str(there / "overlays/farm/full")],
+            "components": [str(there / "network")],
+            "configMapGenerator": [
+                {"name": "stoker", "namespace": "stoker", "behavior": "replace", "files": ["agent.yaml"]}
+            ],
+            "patches": [{"target": {"kind": "NetworkPolicy", "name": "stoker-grpc"}, "patch": yaml.safe_dump(patch)}],
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(whole))
+        things = hold_against(chart, values, folder)
+    for thing in things:
+        validator.validate(thing, "the chart with gRPC")
+    print(f"chart: {len(things)} objects as in daemonset/network with daemonset/overlays/farm")
+
+
 def set_by_values(chart, validator):
     """What no values file sets arrives where it belongs."""
     values = {
@@ -131,16 +162,27 @@ def set_by_values(chart, validator):
         "imagePullSecrets": [{"name": "registry"}],
         "state": {"hostPath": "/var/mnt/system/stoker"},
         "nodeSelector": {"example.org/builds": "yes"},
+        "grpc": {"enabled": True, "secret": "farm-tls", "namespaces": ["ci"]},
     }
     things = chart.install(values)
     for thing in things:
         validator.validate(thing, "the chart with other values")
     (pod,) = (thing["spec"]["template"]["spec"] for thing in things if thing["kind"] == "DaemonSet")
+    (selector,) = (
+        thing["spec"]["ingress"][0]["from"][0]["namespaceSelector"]
+        for thing in things
+        if name(thing) == "NetworkPolicy stoker-grpc"
+    )
     found = {
         "image": dict(zip(("repository", "tag"), pod["containers"][0]["image"].split(":"))),
         "imagePullSecrets": pod["imagePullSecrets"],
         "state": {"hostPath": pod["volumes"][1]["hostPath"]["path"]},
         "nodeSelector": pod["nodeSelector"],
+        "grpc": {
+            "enabled": {"name": "grpc", "containerPort": 9417} in pod["containers"][0]["ports"],
+            "secret": pod["volumes"][-1]["secret"]["secretName"],
+            "namespaces": selector["matchExpressions"][0]["values"],
+        },
     }
     if found != values:
         raise Wrong(f"the chart with {values} has {found}")
@@ -164,7 +206,9 @@ def check(validator):
                 validator.validate(thing, f"the chart with {values}")
             print(f"chart: {len(things)} objects as in {folder_.relative_to(ROOT)}")
         elsewhere(chart)
+        network(chart, validator)
         set_by_values(chart, validator)
         refuses(chart, {"profile": "privileged"}, "profile")
         refuses(chart, {"disks": {"path": "var/mnt"}}, "disks")
         refuses(chart, {"mirrors": []}, "mirrors")
+        refuses(chart, {"grpc": {"enabled": True, "namespaces": []}}, "namespaces")

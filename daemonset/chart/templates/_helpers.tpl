@@ -11,8 +11,12 @@
 {{- define "stoker.configuration" -}}
 {{- $path := ternary (printf "overlays/%s/settings/agent.yaml" .Values.environment) "base/agent.yaml" (ne .Values.environment "") -}}
 {{- $text := include "stoker.file" (dict "root" . "path" $path) -}}
-{{- if .Values.config -}}
-{{- mergeOverwrite (fromYaml $text) (deepCopy .Values.config) | toYaml -}}
+{{- if or .Values.config .Values.grpc.enabled -}}
+{{- $whole := fromYaml $text -}}
+{{- if .Values.grpc.enabled -}}
+{{- $whole = include "stoker.file" (dict "root" . "path" "network/listen.yaml") | fromYaml | mergeOverwrite $whole -}}
+{{- end -}}
+{{- mergeOverwrite $whole (deepCopy .Values.config) | toYaml -}}
 {{- else -}}
 {{- $text -}}
 {{- end -}}
