@@ -1,11 +1,16 @@
 //! The steps in a cluster: as processes of other pods, that show a token or none; and whose pod has the lease.
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
 
 use super::*;
 use crate::support::api_server::ApiServer;
 use crate::support::authority::{Authority, swap_secret};
-use crate::support::token_review::{Cluster, of};
+use crate::support::token_review::{Claims, Cluster, of};
 use crate::support::wait;
 
 /// The rule by which all overlays let the examples in.
@@ -30,6 +35,48 @@ fn asks(kubeconfig: String, more: &str) -> Agent {
     agent.launch();
     agent.wait_ready();
     agent
+}
+
+/// One API server of two: what is asked about tokens goes to the one that signs them, all else to the other.
+struct Front {
+    kubeconfig: String,
+    _runtime: Runtime,
+}
+
+impl Front {
+    fn of(tokens: &Cluster, api: &ApiServer) -> Self {
+        let place = |kubeconfig: String| -> SocketAddr {
+            let kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
+            let server = kubeconfig["clusters"][0]["cluster"]["server"].as_str().unwrap();
+            server.strip_prefix("http://").unwrap().parse().unwrap()
+        };
+        let (tokens, others) = (place(tokens.kubeconfig()), place(api.kubeconfig()));
+        let runtime = Runtime::new().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                // One that goes in the middle is nobody's loss but its own.
+                tokio::spawn(async move { drop(Self::pass(client, tokens, others).await) });
+            }
+        });
+        let kubeconfig = api.kubeconfig().replace(&others.to_string(), &address.to_string());
+        Self { kubeconfig, _runtime: runtime }
+    }
+
+    /// Passes one request on, and the answer back; the next one has a connection of its own.
+    async fn pass(mut client: TcpStream, tokens: SocketAddr, others: SocketAddr) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await?);
+        }
+        let head = String::from_utf8(head).map_err(std::io::Error::other)?;
+        let (line, rest) = head.split_once("\r\n").unwrap();
+        let is_of_tokens = line.contains("/openid/") || line.contains("/tokenreviews");
+        let mut server = TcpStream::connect(if is_of_tokens { tokens } else { others }).await?;
+        server.write_all(format!("{line}\r\nconnection: close\r\n{rest}").as_bytes()).await?;
+        tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
+    }
 }
 
 /// A script of `steps`, as a process of a pod: the agent does not see who it is.
@@ -126,6 +173,20 @@ fn a_pod_asks_over_the_network_as_the_component_opens_it() {
     assert!(!plain.stderr.contains("CREDENTIAL_INVALID"), "it was asked without TLS: {}", plain.stderr);
 }
 
+/// So that the agent asks the API server about its node and its pods.
+const WATCHES: &str = "kubernetes: {watch: on, namespace: stoker, unlimited: size}\n";
+
+fn api_of_the_node() -> ApiServer {
+    let api = ApiServer::start();
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "ghost"}, "spec": {},
+        "status": {"allocatable": {"cpu": "30", "memory": "60Gi", "pods": "110"},
+                   "conditions": [{"type": "Ready", "status": "True"}]},
+    });
+    api.put("nodes", node);
+    api
+}
+
 /// A pod of one workflow, which names the lease as Argo's does.
 fn pod(name: &str, account: &str, lease: &str) -> Value {
     json!({
@@ -146,16 +207,8 @@ fn pod(name: &str, account: &str, lease: &str) -> Value {
 fn a_lease_goes_to_the_pod_that_its_request_named_and_to_the_next_of_its_workflow() {
     let repo = TestRepo::standard();
     let (_upstream, url) = Upstream::of(&repo);
-    let api = ApiServer::start();
-    api.put(
-        "nodes",
-        json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "ghost"}, "spec": {},
-            "status": {"allocatable": {"cpu": "30", "memory": "60Gi", "pods": "110"},
-                       "conditions": [{"type": "Ready", "status": "True"}]},
-        }),
-    );
-    let agent = asks(api.kubeconfig(), "kubernetes: {watch: on, namespace: stoker, unlimited: size}\n");
+    let api = api_of_the_node();
+    let agent = asks(api.kubeconfig(), WATCHES);
     let stoker = agent.stoker();
     let owner = [("NAMESPACE", "builds"), ("SERVICE_ACCOUNT", "builder"), ("REBIND", "same-owner")];
     admit(stoker, &url, &owner).expect_code(0);
@@ -193,4 +246,44 @@ fn a_lease_goes_to_the_pod_that_its_request_named_and_to_the_next_of_its_workflo
         let wrong = stoker.run(arguments.into_iter().chain(flags)).expect_code(64);
         assert!(wrong.stderr.contains(told), "{flags:?}: {}", wrong.stderr);
     }
+}
+
+/// Tekton's and Jenkins' way: the pod is there before its lease, and its steps have nothing but its token.
+#[test]
+fn a_pod_ties_a_lease_to_itself_with_its_token() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not shown: only root makes pid namespaces");
+        return;
+    }
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let (tokens, api) = (Cluster::start(), api_of_the_node());
+    let front = Front::of(&tokens, &api);
+    // Before the agent: its first look has them.
+    for (name, account) in [("task", "default"), ("other", "other")] {
+        let mut pod = pod(name, account, "");
+        pod["metadata"].as_object_mut().unwrap().remove("annotations");
+        api.put("pods", pod);
+    }
+    let agent = asks(front.kubeconfig.clone(), &format!("{WATCHES}{}", rule_of_the_overlays()));
+    let stoker = agent.stoker();
+    let token = agent.root().join("token");
+    let claims = Claims { pod_uid: Some("uid-task"), ..of("builds", "default") };
+    std::fs::write(&token, tokens.token(&claims)).unwrap();
+    let mine =
+        [("STOKER_TOKEN_FILE", token.to_str().unwrap()), ("NAMESPACE", "builds"), ("SERVICE_ACCOUNT", "default")];
+    admit_by(step_of_a_pod, stoker, &url, &mine).expect_code(0);
+    let lease = result(stoker, "lease");
+    let bind = |name: &str| {
+        let uid = format!("uid-{name}");
+        let its = [("LEASE", lease.as_str()), ("POD_NAME", name), ("POD_UID", &uid)];
+        step_of_a_pod(stoker, "bind.sh", &[mine[0], mine[1], its[0], its[1], its[2]]).expect_code(0).stderr
+    };
+    assert!(bind("other").contains("another service account"));
+    assert_eq!(state(&agent, &lease), "LEASE_STATE_RESERVED");
+    assert_eq!(bind("task"), "");
+    assert_eq!(state(&agent, &lease), "LEASE_STATE_BOUND");
+    step_of_a_pod(stoker, "release.sh", &[mine[0], ("LEASE", &lease), ("EXIT_CODE", "0")]).expect_code(0);
+    assert_eq!(state(&agent, &lease), "LEASE_STATE_RELEASED");
+    assert!(tokens.reviews() > 0);
 }
