@@ -22,19 +22,23 @@ enum Loss {
     Failed,
     /// Another disk is mounted in its place.
     Replaced,
-    /// Its device answers no more.
+    /// It answers no more, as its kernel does when the log cannot be written.
     Dead,
+    /// Its device is pulled out: what is in memory is still told, all else is an error.
+    Gone,
     /// An operator mounts it read-only.
     ReadOnly,
 }
 
 impl Loss {
-    const fn state(self) -> &'static str {
+    const fn state(self, kind: Kind) -> &'static str {
         match self {
             Self::Unmounted => "NotMounted",
             Self::Failed | Self::ReadOnly => "ReadOnly",
             Self::Replaced => "WrongFilesystem",
-            Self::Dead => "Failed",
+            // What the filesystem makes of it.
+            Self::Gone if matches!(kind, Kind::Ext4) => "ReadOnly",
+            Self::Dead | Self::Gone => "Failed",
         }
     }
 }
@@ -159,6 +163,7 @@ impl Scene {
                 self.other.mount();
             }
             Loss::Dead => self.disk.cut_power(),
+            Loss::Gone => self.disk.lose_device(),
             Loss::ReadOnly => self.disk.read_only(),
         }
     }
@@ -213,7 +218,7 @@ async fn comes_back(kind: Kind, loss: Loss) {
         wait::until(LIMIT, "the build writes", || src.join("file1").exists());
         scene.begin(moment).await;
         scene.lose(loss);
-        let shut = |now: &v1::Status| now.pools[0].state == loss.state() && gate_is(now, v1::GateState::Shut);
+        let shut = |now: &v1::Status| now.pools[0].state == loss.state(kind) && gate_is(now, v1::GateState::Shut);
         let now = status_until(&scene.agent, &when, shut).await;
         assert!(codes(&now.gate.unwrap().reasons).contains(&v1::reason::Code::PoolNotReady), "{when}");
         assert!(!now.pools[0].message.is_empty(), "{when}");
@@ -222,7 +227,7 @@ async fn comes_back(kind: Kind, loss: Loss) {
         match loss {
             Loss::Unmounted => assert_eq!(listing(scene.disk.path()), BTreeMap::new(), "{when}"),
             Loss::Replaced => assert_eq!(listing(scene.disk.path()), BTreeMap::new(), "{when}: on the other disk"),
-            Loss::Failed | Loss::Dead | Loss::ReadOnly => {}
+            Loss::Failed | Loss::Dead | Loss::Gone | Loss::ReadOnly => {}
         }
         build.end();
         scene.bring_back(&when);
@@ -248,7 +253,7 @@ async fn comes_back(kind: Kind, loss: Loss) {
             }
             Moment::Deletion => {}
         }
-        if matches!(loss, Loss::Failed | Loss::Dead) {
+        if matches!(loss, Loss::Failed | Loss::Dead | Loss::Gone) {
             // What the disk had not written is undone: what was thrown away can be there again. Retention finds it in time,
             // the next start at once.
             scene.agent.restart();
@@ -283,6 +288,18 @@ async fn a_disk_in_whose_place_another_was_mounted_comes_back() {
 async fn a_dead_disk_comes_back() {
     needs_root!();
     comes_back(Kind::Xfs, Loss::Dead).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_device_was_pulled_out_comes_back() {
+    needs_root!();
+    comes_back(Kind::Ext4, Loss::Gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_with_reflinks_whose_device_was_pulled_out_comes_back() {
+    needs_root!();
+    comes_back(Kind::Xfs, Loss::Gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

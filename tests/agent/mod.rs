@@ -14,6 +14,7 @@ mod lost;
 mod measured;
 mod memory;
 mod nickel;
+mod pod_view;
 mod pods;
 mod pools;
 mod power;

@@ -115,16 +115,49 @@ impl LoopFs {
         tool("xfs_io", ["-x", "-c", "shutdown"].map(OsStr::new).into_iter().chain([self.path.as_os_str()]));
     }
 
+    /// Takes its device away: whatever is not in memory can neither be read nor written, until it is mounted again.
+    #[track_caller]
+    pub(crate) fn lose_device(&self) {
+        /// `struct loop_info64`: the device ends after `size_limit` bytes.
+        #[repr(C)]
+        struct Info {
+            device_inode_rdevice_offset: [u64; 4],
+            size_limit: u64,
+            number_encryption_flags: [u32; 4],
+            names_key_init: [u64; 22],
+        }
+        const SET_STATUS_64: rustix::ioctl::Opcode = 0x4C04;
+        /// Or it would stay when nothing holds it any more.
+        const AUTOCLEAR: u32 = 4;
+        const { assert!(size_of::<Info>() == 232) };
+        let device = File::open(Path::new("/dev").join(self.device())).unwrap();
+        let nearly_nothing = Info {
+            device_inode_rdevice_offset: [0; 4],
+            size_limit: 512,
+            number_encryption_flags: [0, 0, 0, AUTOCLEAR],
+            names_key_init: [0; 22],
+        };
+        // SAFETY: the kernel reads a `struct loop_info64`, whose fields this has in their places, and keeps nothing of it.
+        #[allow(unsafe_code, reason = "the kernel gives no other way to end a device that is mounted")]
+        unsafe { rustix::ioctl::ioctl(&device, rustix::ioctl::Setter::<SET_STATUS_64, Info>::new(nearly_nothing)) }
+            .unwrap();
+    }
+
+    /// The name of the device that it is mounted from.
+    #[track_caller]
+    fn device(&self) -> String {
+        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let path = self.path.to_str().unwrap();
+        let line = table.lines().find(|line| line.split(' ').nth(1) == Some(path)).unwrap();
+        line.split(' ').next().unwrap().trim_start_matches("/dev/").to_owned()
+    }
+
     /// Lets the kernel find an error in it, on ext4: it takes no more writes.
     #[track_caller]
     pub(crate) fn find_error(&self) {
         assert_eq!(self.kind, Kind::Ext4);
         tool("mount", ["-o", "remount,errors=remount-ro"].map(OsStr::new).into_iter().chain([self.path.as_os_str()]));
-        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let path = self.path.to_str().unwrap();
-        let line = table.lines().find(|line| line.split(' ').nth(1) == Some(path)).unwrap();
-        let device = Path::new(line.split(' ').next().unwrap()).file_name().unwrap();
-        std::fs::write(Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error"), "1").unwrap();
+        std::fs::write(Path::new("/sys/fs/ext4").join(self.device()).join("trigger_fs_error"), "1").unwrap();
     }
 
     /// Mounts it read-only, as an operator does: as soon as nobody writes through its mount at that very moment.
@@ -136,6 +169,17 @@ impl LoopFs {
             status.unwrap().success()
         };
         wait::until(Duration::from_secs(60), "the disk is read-only", remount);
+    }
+
+    /// Makes the filesystem itself read-only, for all who have it mounted: what writes at that moment fails.
+    #[track_caller]
+    pub(crate) fn read_only_everywhere(&self) {
+        let remount = || {
+            let status =
+                Command::new("mount").args(["-o", "remount,ro"]).arg(&self.path).stderr(Stdio::null()).status();
+            status.unwrap().success()
+        };
+        wait::until(Duration::from_secs(60), "the filesystem is read-only", remount);
     }
 
     /// Unmounts it, where it is mounted.

@@ -156,15 +156,19 @@ impl TestRepo {
 
     /// A copy with its own objects, as a fork of it on another account.
     pub(crate) fn fork(&self) -> Self {
+        Self { names: self.names.clone(), ..Self::mirror_of(&self.path()) }
+    }
+
+    /// A copy with its own objects of any repository on this machine whose default branch is `main`.
+    pub(crate) fn mirror_of(from: &Path) -> Self {
         let place = super::place("repository-");
-        let from = self.path();
         let output = git(place.path())
             .args(["clone", "--quiet", "--mirror", "--no-hardlinks"])
             .args([from.as_os_str(), OsStr::new("project.git")])
             .output();
-        checked("fork", &output.unwrap());
+        checked("mirror", &output.unwrap());
         git_out(&place.path().join("project.git"), &["remote", "remove", "origin"]);
-        Self { place, names: self.names.clone() }
+        Self { place, names: BTreeMap::new() }
     }
 
     /// Where it is: a bare repository.

@@ -270,6 +270,7 @@ pub(crate) struct Agent {
     http: Option<u16>,
     child: Option<Child>,
     environment: Vec<(OsString, OsString)>,
+    through: Vec<OsString>,
 }
 
 impl Agent {
@@ -302,7 +303,8 @@ impl Agent {
         text.push_str(configuration);
         let http = text.contains("$PORT").then_some(port);
         let path = stoker.home().join("agent.yaml");
-        let agent = Self { stoker, configuration: path, http, child: None, environment: Vec::new() };
+        let agent =
+            Self { stoker, configuration: path, http, child: None, environment: Vec::new(), through: Vec::new() };
         agent.configure(&text);
         agent
     }
@@ -319,13 +321,20 @@ impl Agent {
         self.environment.push((name.into(), value.into()));
     }
 
+    /// Starts it through another program, which becomes it, from the next start on.
+    pub(crate) fn through<A: Into<OsString>>(&mut self, program: impl IntoIterator<Item = A>) {
+        self.through = program.into_iter().map(Into::into).collect();
+    }
+
     /// Starts the process and waits for nothing.
     #[track_caller]
     pub(crate) fn launch(&mut self) {
         assert!(self.child.is_none(), "the agent runs already");
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command =
-            self.stoker.command(["agent".as_ref(), "--config".as_ref(), self.configuration.as_os_str()]).command;
+        let own = [BINARY.as_ref(), "agent".as_ref(), "--config".as_ref(), self.configuration.as_os_str()];
+        let mut all = self.through.iter().map(OsString::as_os_str).chain(own);
+        let program = all.next().unwrap().to_str().unwrap();
+        let mut command = self.stoker.program(program, all).command;
         command.envs(self.environment.iter().cloned()).process_group(0).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
