@@ -1,5 +1,6 @@
 //! What is measured, and with which sizes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Measures Stoker beside its peers; see docs/numbers.md.
@@ -17,6 +18,9 @@ pub(crate) struct Options {
     /// Say what there is
     #[arg(long)]
     pub(crate) list: bool,
+    /// This repository, which is on this machine, in the place of the large ones that are made up
+    #[arg(long, value_name = "PATH")]
+    pub(crate) repository: Option<PathBuf>,
     /// Files of the large repository [40000; quick: 1000]
     #[arg(long)]
     files: Option<usize>,

@@ -22,6 +22,8 @@ pub(crate) fn prepare(world: &World, report: &mut Report) {
     let rounds = world.options.rounds();
     let repo = world.line();
     let last = repo.commit("main");
+    let (files, bytes) = size_of(repo);
+    let near = world.twentieth_before();
     // Other attributes at the top may give every file another form, so that nothing that is kept helps.
     let unlike: Vec<String> = (0..=rounds)
         .map(|round| repo.commit_file("main", ".gitattributes", format!("# {round}\n").as_bytes()))
@@ -51,12 +53,13 @@ pub(crate) fn prepare(world: &World, report: &mut Report) {
         let workspace = node.prepare(&url, commit, &format!("workspace-{number}"));
         let mut samples = Samples::default();
         samples.push_time(began.elapsed());
-        let files = usize::try_from(workspace.files).unwrap();
-        assert!(workspace.commit == commit && files >= world.options.files(), "{} has {files}", workspace.commit);
+        // Older commits of a real line have fewer.
+        let found = usize::try_from(workspace.files).unwrap();
+        assert!(workspace.commit == commit && found > files / 2, "{} has {found}", workspace.commit);
         samples
     };
     let mut line = |what: &str, ours: Samples, peer: Samples, target: Target| {
-        let what = format!("{what}, {} files", world.options.files());
+        let what = format!("{what}, {files} files");
         report.line(Line { what, unit: Unit::Time, ours, peer: Some(("git clone --reference", peer)), target });
     };
 
@@ -76,7 +79,7 @@ pub(crate) fn prepare(world: &World, report: &mut Report) {
     let mut round = 0;
     let near = || {
         round += 1;
-        ours(&repo.commit(&format!("{last}~{}", world.small_commits() + round)))
+        ours(&repo.commit(&format!("{last}~{}", near + round - 1)))
     };
     let (next, peer) = alternate(rounds.min(5), near, &mut clone);
     line("next commit, 5% changed", next, peer, Target::RatioMax(0.2));
@@ -93,9 +96,8 @@ pub(crate) fn prepare(world: &World, report: &mut Report) {
     }
     let (mut hundred, mut one) = (Samples::default(), Samples::default());
     let more = held("overlays") + held("workspaces") - others;
-    let files = world.options.bytes() as f64;
-    one.push(files + more / f64::from(COPIES));
-    hundred.push(files + more);
+    one.push(bytes + more / f64::from(COPIES));
+    hundred.push(bytes + more);
     let what = format!("disk of {COPIES} workspaces of one commit");
     report.line(Line {
         what,
@@ -104,6 +106,12 @@ pub(crate) fn prepare(world: &World, report: &mut Report) {
         peer: Some(("one", one)),
         target: Target::RatioMax(1.2),
     });
+}
+
+/// How many files the default branch has, and how many bytes are in them.
+fn size_of(repo: &TestRepo) -> (usize, f64) {
+    let listed = git_out(&repo.path(), &["ls-tree", "-r", "--format=%(objectsize)", "main"]);
+    (listed.lines().count(), listed.lines().filter_map(|size| size.parse::<f64>().ok()).sum())
 }
 
 /// The call that deletes a workspace, beside `rm -r` of the same files.

@@ -107,7 +107,7 @@ async fn all(agent: &Agent) -> Vec<v1::Lease> {
     }
 }
 
-fn from_environment(name: &str, otherwise: u64) -> u64 {
+pub(super) fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -307,6 +308,16 @@ async fn while_the_api_server_is_away_what_runs_goes_on() {
     assert_eq!(over.outcome(), v1::Outcome::Lost);
     assert_eq!(lease(&world.agent, &stays).await.state(), v1::LeaseState::Bound);
     assert_eq!(lease(&world.agent, &unseen).await.state(), v1::LeaseState::Bound);
+    // For ten minutes by hand: nothing that waits grows tired.
+    let away = Instant::now();
+    while away.elapsed() < Duration::from_secs(leases::from_environment("STOKER_AWAY_SECONDS", 0)) {
+        for held in [&stays, &unseen] {
+            assert_eq!(lease(&world.agent, held).await.state(), v1::LeaseState::Bound);
+        }
+        let now = status_until(&world.agent, "it answers", |_| true).await;
+        assert_eq!(codes(&now.gate.unwrap().reasons), [v1::reason::Code::ApiServerAway]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 
     // While it was away a pod was deleted, which no watch has told.
     world.api.delete("pods", "builds", "unseen");
