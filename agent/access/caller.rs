@@ -121,6 +121,14 @@ struct Grant {
     trust: Option<Vec<String>>,
 }
 
+impl Grant {
+    /// Whether it lets read what is of a trust class; none is the default one.
+    fn reads(&self, trust: &str) -> bool {
+        let trust = if trust.is_empty() { TRUST_DEFAULT } else { trust };
+        self.trust.as_ref().is_none_or(|all| all.iter().any(|class| class == trust))
+    }
+}
+
 /// Who asks, and what it was granted.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -189,9 +197,7 @@ impl Caller {
     /// Whether it has the role with a right to read repositories of a trust class.
     #[must_use]
     pub fn may_read_as(&self, role: Role, trust: &str) -> bool {
-        let trust = if trust.is_empty() { TRUST_DEFAULT } else { trust };
-        let reads = |grant: &Grant| grant.trust.as_ref().is_none_or(|all| all.iter().any(|class| class == trust));
-        self.grants.iter().any(|grant| grant.role >= role && reads(grant))
+        self.grants.iter().any(|grant| grant.role >= role && grant.reads(trust))
     }
 
     /// Whether there is nothing that it may not.
@@ -211,12 +217,9 @@ impl Caller {
     /// Whether it has the role for a tenant by a rule that lets it read the trust class too: rights of two rules do not
     /// mix.
     #[must_use]
-    pub fn may_build(&self, tenant: &str, trust: &str) -> bool {
-        let trust = if trust.is_empty() { TRUST_DEFAULT } else { trust };
-        self.grants.iter().any(|grant| {
-            let reads = grant.trust.as_ref().is_none_or(|all| all.iter().any(|class| class == trust));
-            grant.role >= Role::Scheduler && reads && self.covers(grant, tenant)
-        })
+    pub fn may_of(&self, role: Role, tenant: &str, trust: &str) -> bool {
+        let may = |grant: &Grant| grant.role >= role && grant.reads(trust) && self.covers(grant, tenant);
+        self.grants.iter().any(may)
     }
 
     /// The tenant that a request is for: the one that it names, else the caller's own.
@@ -319,7 +322,9 @@ mod tests {
         ];
         let caller = Caller::new(account("a", "x"), &rules);
         assert!(caller.may(Role::Viewer, "b") && !caller.may(Role::Scheduler, "b"));
-        assert!(caller.may_read("private") && !caller.may_build("a", "private") && caller.may_build("a", ""));
+        assert!(caller.may_read("private") && caller.may_of(Role::Viewer, "a", "private"));
+        assert!(!caller.may_of(Role::Scheduler, "a", "private") && caller.may_of(Role::Scheduler, "a", ""));
+        assert!(!caller.may_of(Role::Viewer, "b", ""));
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Admission {
         }
         if !request.retry_of.is_empty() {
             let first: LeaseId = id(format!("{field}retry_of").as_str(), request.retry_of.clone())?;
-            asker.lease(&self.0, Role::Scheduler, &first)?;
+            asker.lease_to_build(&self.0, &first)?;
         }
         asker.about("request", &request.request_id); // and not the lease that it retries
         Ok(())

@@ -47,6 +47,11 @@ impl Asker {
         self.caller.may(Role::Viewer, tenant)
     }
 
+    /// Whether it sees what belongs to a tenant, and is made of a repository of a trust class.
+    pub(super) fn sees_of(&self, tenant: &str, trust: &str) -> bool {
+        self.caller.may_of(Role::Viewer, tenant, trust)
+    }
+
     /// Puts the tenant into a scope that names none, and refuses one that is not the caller's.
     pub(super) fn claim(&self, field: &str, scope: &mut Option<v1::Scope>) -> Result<(), Status> {
         let scope = scope.get_or_insert_default();
@@ -74,7 +79,7 @@ impl Asker {
     /// The same for a source. What is malformed is refused elsewhere.
     pub(super) fn source(&self, rooms: &Rooms, tenant: &str, source: Option<&v1::Source>) -> Result<(), Status> {
         match source.and_then(|source| source.repository_url.parse::<RepositoryUrl>().ok()) {
-            Some(url) if !self.caller.may_build(tenant, &trust(rooms, &url)) => Err(not_for_you(&url)),
+            Some(url) if !self.caller.may_of(Role::Scheduler, tenant, &trust(rooms, &url)) => Err(not_for_you(&url)),
             _ => Ok(()),
         }
     }
@@ -141,10 +146,21 @@ impl Asker {
         }
     }
 
-    /// Whether a workspace is of a tenant for which it has the role.
+    /// The same, of a repository that it may read: what it may have built again, or checked out.
+    pub(super) fn lease_to_build(&self, rooms: &Rooms, id: &LeaseId) -> Result<Arc<Lease>, Status> {
+        let lease = self.lease(rooms, Role::Scheduler, id)?;
+        let url = lease.source.clone_url.parse::<RepositoryUrl>().ok();
+        let trust = url.map(|url| trust(rooms, &url)).unwrap_or_default();
+        match self.caller.may_of(Role::Scheduler, &lease.scope.tenant, &trust) {
+            true => Ok(lease),
+            false => Err(WriterError::Refused(Refused::NoLease(id.clone())).into()),
+        }
+    }
+
+    /// Whether a workspace is of a tenant for which it has the role, and of a repository that it may read.
     pub(super) fn workspace(&self, rooms: &Rooms, role: Role, id: &str) -> bool {
         self.about("workspace", id);
-        rooms.workspaces.get(id).is_some_and(|held| self.caller.may(role, &held.scope.tenant))
+        rooms.workspaces.get(id).is_some_and(|held| self.caller.may_of(role, &held.scope.tenant, &held.trust))
     }
 
     /// The node as it sees it: what is wrong with it is for those who see all of it.

@@ -63,7 +63,7 @@ pub(super) async fn list(
 ) -> Result<v1::ListOutputsResponse, Status> {
     let wanted = super::request::scope("scope", request.scope)?;
     let mut all = on_disk(rooms, |outputs| Ok(outputs.list())).await?.map_err(|reason| refusal(&reason))?;
-    all.retain(|output| is_of(output, &wanted) && asker.sees(&output.scope.tenant));
+    all.retain(|output| is_of(output, &wanted) && asker.sees_of(&output.scope.tenant, &output.trust));
     // The order of time and of the tokens.
     let key = |output: &std::sync::Arc<Output>| format!("{:016x}-{}", output.created_at.0, output.id);
     all.sort_by_cached_key(key);
@@ -89,12 +89,12 @@ pub(super) async fn delete(rooms: &Rooms, asker: &Asker, id: String) -> Result<v
     }
 }
 
-/// One of a tenant for which the caller has the role.
+/// One of a tenant for which the caller has the role, and of a repository that it may read.
 async fn its(rooms: &Rooms, asker: &Asker, role: Role, id: &str) -> Result<std::sync::Arc<Output>, Status> {
     let wanted = checked(id)?.to_owned();
     asker.about("output", id);
     let found = on_disk(rooms, move |outputs| Ok(outputs.get(&wanted))).await?;
-    found.filter(|output| asker.caller.may(role, &output.scope.tenant)).ok_or_else(|| unknown(id))
+    found.filter(|output| asker.caller.may_of(role, &output.scope.tenant, &output.trust)).ok_or_else(|| unknown(id))
 }
 
 /// On a thread that may wait: whether the pool is there is asked of its disk.

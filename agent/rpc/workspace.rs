@@ -21,7 +21,7 @@ use crate::access::Role;
 use crate::admission::{WriterError, survey};
 use crate::config::MANIFEST_FILE;
 use crate::repository::SnapshotPin;
-use crate::workspace::{Manifest, Method, Order, Preparing, Progress, Submodule, Workspace as Prepared};
+use crate::workspace::{Manifest, Method, NotBegun, Order, Preparing, Progress, Submodule, Workspace as Prepared};
 
 const LIFETIME: Span = Span::hours(24);
 const LIFETIME_MAX: Span = Span::hours(7 * 24);
@@ -56,7 +56,10 @@ impl WorkspaceService for Workspace {
         let environment = self.0.serve.build_environment().await;
         let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, .. } = request;
         let order = Order { user, group, submodules, manifest, lfs, self_contained, tmpfs_bytes, environment, ..order };
-        let mut preparing = self.0.workspaces.prepare(order).await.map_err(|reason| refusal(&reason))?;
+        let mut preparing = self.0.workspaces.prepare(order).await.map_err(|why| match why {
+            NotBegun::Anothers => in_use(),
+            NotBegun::Because(reason) => refusal(&reason),
+        })?;
         let (events, stream) = mpsc::channel(8);
         let (cancel, serve) = (self.0.cancel.clone(), self.0.serve.clone());
         self.0.tasks.spawn(async move {
@@ -95,7 +98,8 @@ impl WorkspaceService for Workspace {
     ) -> Result<Response<v1::GetWorkspaceResponse>, Status> {
         let asker = Asker::of(&request)?;
         let wanted: LeaseId = id("id", request.into_inner().id)?;
-        let found = self.0.workspaces.get(wanted.as_str()).filter(|held| asker.sees(&held.scope.tenant));
+        let sees = |held: &std::sync::Arc<Prepared>| asker.sees_of(&held.scope.tenant, &held.trust);
+        let found = self.0.workspaces.get(wanted.as_str()).filter(sees);
         let found = found.ok_or_else(|| unknown(wanted.as_str()))?;
         let workspace = Some(prepared(&found, &self.0.serve.build_environment().await));
         Ok(Response::new(v1::GetWorkspaceResponse { workspace }))
@@ -107,7 +111,8 @@ impl WorkspaceService for Workspace {
     ) -> Result<Response<v1::ListWorkspacesResponse>, Status> {
         let asker = Asker::of(&request)?;
         let request = request.into_inner();
-        let all = self.0.workspaces.list().into_iter().filter(|held| asker.sees(&held.scope.tenant));
+        let sees = |held: &std::sync::Arc<Prepared>| asker.sees_of(&held.scope.tenant, &held.trust);
+        let all = self.0.workspaces.list().into_iter().filter(sees);
         let (found, next_page_token) = page(all, |held| held.id.clone(), request.page_size, &request.page_token)?;
         let git = self.0.serve.build_environment().await;
         // Thousands of projects in each would be more than one message takes.
@@ -198,7 +203,7 @@ impl Workspace {
     }
 
     fn leased(&self, asker: &Asker, lease_id: LeaseId) -> Result<Order, Status> {
-        let lease = asker.lease(&self.0, Role::Scheduler, &lease_id)?;
+        let lease = asker.lease_to_build(&self.0, &lease_id)?;
         if !lease.live() {
             return Err(WriterError::Refused(Refused::Ended(lease_id, lease.state)).into());
         }
@@ -232,12 +237,11 @@ impl Workspace {
     ) -> Result<Order, Status> {
         let request_id: RequestId = id("unleased.request_id", wanted.request_id)?;
         let id_of_workspace = crate::workspace::unleased_id(&request_id);
-        // The same id is the same workspace: it must not be another's.
+        // The same id is the same workspace: it must not be another's. One that comes meanwhile is seen when it begins.
         if self.0.workspaces.get(&id_of_workspace).is_some()
             && !asker.workspace(&self.0, Role::Scheduler, &id_of_workspace)
         {
-            let what = "is in use; choose another, as a random one";
-            return Err(Status::already_exists(format!("unleased.request_id: {what}")));
+            return Err(in_use());
         }
         asker.about("workspace", &id_of_workspace);
         let lifetime = span("unleased.lifetime", wanted.lifetime, LIFETIME, LIFETIME_MAX)?;
@@ -263,6 +267,10 @@ impl Workspace {
             environment: BTreeMap::new(),
         })
     }
+}
+
+fn in_use() -> Status {
+    Status::already_exists("unleased.request_id: is in use; choose another, as a random one")
 }
 
 fn unknown(id: &str) -> Status {

@@ -9,6 +9,7 @@
 //! or, where the pool can do neither, files that git writes (`method`).
 
 mod ahead;
+mod begin;
 mod caches;
 mod checkouts;
 mod content;
@@ -34,7 +35,6 @@ mod trees;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use stoker_core::admission::Source;
 use stoker_core::identity::{Component, LeaseId, RequestId, Scope};
 use stoker_core::quantity::Timestamp;
-use stoker_core::reason::{Code, Reason};
+use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,6 +60,7 @@ use disk::{blocking, unwritable};
 
 /// How far a preparation is.
 pub use crate::repository::Progress;
+pub use begin::NotBegun;
 /// Whether a build may call a cache so.
 pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
@@ -375,50 +376,6 @@ impl Workspaces {
     pub async fn shutdown(&self) {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
-    }
-
-    /// Begins to prepare, or attaches to what is under way or there already.
-    ///
-    /// # Errors
-    /// When the pool is not ready or there are too many.
-    pub async fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
-        let (room, id) = (self.clone(), order.id.clone());
-        // It looks at the disk, which may not answer.
-        let begun = tokio::task::spawn_blocking(move || room.begin(order)).await;
-        begun.unwrap_or_else(|error| Err(unwritable(Path::new(&id), &io::Error::other(error))))
-    }
-
-    fn begin(&self, order: Order) -> Result<watch::Receiver<Preparing>, Reason> {
-        self.take_up_once()?;
-        self.forget_lost(&order.id)?;
-        let mut entries = self.entries();
-        self.refuse_ending(&order.id)?;
-        if let Some(entry) = entries.get(&order.id)
-            && !matches!(*entry.stage.borrow(), Preparing::Failed(_))
-        {
-            return Ok(entry.stage.clone());
-        }
-        if entries.len() >= WORKSPACES_MAX {
-            let message = format!("{} workspaces are there, at most {WORKSPACES_MAX} may be", entries.len());
-            return Err(Reason::new(Code::LeasesFull, "workspaces", message));
-        }
-        let mut line = self.line_of(&order);
-        line.slot = caches::slot(entries.values().map(|entry| &entry.line), &line);
-        let (stage, stages) = watch::channel(Preparing::Under(Progress::phase("preparing")));
-        let cancel = self.inner.cancel.child_token();
-        let entry = Entry {
-            lease: order.lease.clone(),
-            expires_at: order.expires_at,
-            stage: stages.clone(),
-            cancel: cancel.clone(),
-            pins: vec![order.pin.clone()],
-            kept: None,
-            line: line.clone(),
-        };
-        entries.insert(order.id.clone(), entry);
-        drop(entries);
-        self.inner.tasks.spawn(self.clone().prepare_now(order, line, stage, cancel));
-        Ok(stages)
     }
 
     /// How sources come into workspaces, where that was tried.

@@ -33,7 +33,8 @@ async fn farm() -> Farm {
     let node = Node::start(&format!(
         "repositories:\n  protocols: [http]\n  allow: [127.0.0.1]\n  mirrors: [{{url: \"{public}\"}}, {{url: \"{secret}\", trust: \
          secret}}]\n  serve: {{anonymous: loopback}}\naccess:\n  rules:\n    - {{role: scheduler, namespaces: [red, blue]}}\n    \
-         - {{role: scheduler, namespaces: [green], trust: [secret]}}\n    - {{role: viewer, users: [eve]}}\n"
+         - {{role: scheduler, serviceAccounts: [green/builder], trust: [secret]}}\n    - {{role: scheduler, \
+         serviceAccounts: [green/other]}}\n    - {{role: scheduler, users: [everybody], tenants: [\"*\"]}}\n"
     ));
     let (red, blue) = (node.account(&of("red", "builder")).await, node.account(&of("blue", "builder")).await);
     let green = node.account(&of("green", "builder")).await;
@@ -70,8 +71,21 @@ async fn admit(caller: &Caller, id: &str, build: v1::Build) -> Result<v1::Lease,
 }
 
 async fn prepare(caller: &Caller, lease: &str) -> Result<v1::Workspace, Status> {
-    let lease_id = v1::prepare_workspace_request::For::LeaseId(lease.to_owned());
-    let request = v1::PrepareWorkspaceRequest { r#for: Some(lease_id), ..v1::PrepareWorkspaceRequest::default() };
+    prepare_for(caller, v1::prepare_workspace_request::For::LeaseId(lease.to_owned())).await
+}
+
+async fn prepare_unleased(caller: &Caller, id: &str, url: &str, tenant: &str) -> Result<v1::Workspace, Status> {
+    let wanted = v1::Unleased {
+        request_id: id.to_owned(),
+        source: Some(source(url, "branch:main")),
+        scope: Some(v1::Scope { tenant: tenant.to_owned(), ..v1::Scope::default() }),
+        ..v1::Unleased::default()
+    };
+    prepare_for(caller, v1::prepare_workspace_request::For::Unleased(wanted)).await
+}
+
+async fn prepare_for(caller: &Caller, wanted: v1::prepare_workspace_request::For) -> Result<v1::Workspace, Status> {
+    let request = v1::PrepareWorkspaceRequest { r#for: Some(wanted), ..v1::PrepareWorkspaceRequest::default() };
     let mut events = caller.workspaces().prepare_workspace(request).await?.into_inner();
     loop {
         if let Some(v1::prepare_workspace_response::Event::Workspace(made)) = events.message().await?.unwrap().event {
@@ -255,4 +269,56 @@ async fn a_tenant_sees_and_cancels_no_ticket_of_another() {
     assert_eq!((told.ahead, told.head_request_id.as_str()), (1, ""), "{told:?}");
     assert!(told.ahead_of.iter().all(|ahead| ahead.tenant != "red"), "{told:?}");
     red.admission().cancel_ticket(v1::CancelTicketRequest { ticket_id: id() }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_without_a_lease_is_one_tenants_also_while_it_comes() {
+    let Farm { node, public, red, blue, .. } = &farm().await;
+    let is_taken = |answer: &Result<v1::Workspace, Status>| matches!(answer, Err(status) if status.code() == Code::AlreadyExists && status.message().contains("request_id"));
+    for round in 0..8 {
+        let id = format!("same-{round}");
+        let both = tokio::join!(prepare_unleased(red, &id, public, ""), prepare_unleased(blue, &id, public, ""));
+        let (made, refused) = if both.0.is_ok() { (both.0, both.1) } else { (both.1, both.0) };
+        assert!(made.is_ok() && is_taken(&refused), "{id}: {made:?} {refused:?}");
+    }
+    // Who may ask for both tenants does not get the one's for the other.
+    let everybody = node.certified(&node.authority.client("everybody", "ops")).await;
+    let made = prepare_unleased(&everybody, "mine", public, "red").await.unwrap();
+    let other = prepare_unleased(&everybody, "mine", public, "blue").await;
+    assert!(is_taken(&other), "{other:?}");
+    assert_eq!(prepare_unleased(&everybody, "mine", public, "red").await.unwrap().src, made.src, "and its own again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_of_a_repository_is_for_those_who_may_read_it() {
+    let Farm { node, secret, green, .. } = &farm().await;
+    // Of the same tenant, by a rule without the trust class.
+    let other = node.account(&of("green", "other")).await;
+    let lease = admit(green, "green-1", build(secret, "")).await.unwrap();
+    let made = prepare(green, &lease.id).await.unwrap();
+    std::fs::write(format!("{}/image", made.out), "mine").unwrap();
+    absent(prepare(&other, &lease.id).await);
+    let retry = v1::AdmitRequest { request_id: "o".into(), retry_of: lease.id.clone(), ..Default::default() };
+    absent(other.admission().admit(retry).await);
+    absent(other.workspaces().get_workspace(v1::GetWorkspaceRequest { id: made.id.clone() }).await);
+    absent(other.workspaces().delete_workspace(v1::DeleteWorkspaceRequest { id: made.id.clone() }).await);
+    let listed = other.workspaces().list_workspaces(v1::ListWorkspacesRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().workspaces, []);
+
+    let outcome = v1::Outcome::Succeeded.into();
+    let release = v1::ReleaseRequest { lease_id: lease.id.clone(), outcome, ..Default::default() };
+    green.admission().release(release).await.unwrap();
+    let outputs = |caller: &Caller| {
+        let mut client = caller.workspaces();
+        async move { client.list_outputs(v1::ListOutputsRequest::default()).await.unwrap().into_inner().outputs }
+    };
+    wait::until_async(LIMIT, "the output", || async { !outputs(green).await.is_empty() }).await;
+    let id = outputs(green).await.remove(0).id;
+    assert_eq!(outputs(&other).await, []);
+    absent(other.workspaces().get_output(v1::GetOutputRequest { id: id.clone() }).await);
+    absent(other.workspaces().delete_output(v1::DeleteOutputRequest { id: id.clone() }).await);
+    let path = format!("/outputs/{id}/image");
+    assert_eq!(get(node, &path, &bearer(node, "green")), (200, "mine".to_owned()));
+    let header = format!("Authorization: Bearer {}\r\n", node.cluster.token(&of("green", "other")));
+    assert_eq!(get(node, &path, &header).0, 404);
 }

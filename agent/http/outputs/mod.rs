@@ -112,7 +112,7 @@ fn show(face: &Face, asker: &Asker, asked: &Asked, place: OwnedSemaphorePermit) 
         }
     };
     let may_read = |output: &&Arc<Output>| match &asker.caller {
-        Some(caller) => caller.may(Role::Viewer, &output.scope.tenant),
+        Some(caller) => caller.may_of(Role::Viewer, &output.scope.tenant, &output.trust),
         // Beyond this machine a tenant's are its own.
         None => face.rooms.serve.may_read(&output.trust) && (asked.is_local || output.scope.tenant.is_empty()),
     };
