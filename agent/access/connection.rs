@@ -12,6 +12,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::caller::Identity;
+use super::tls::Tls;
 use super::{Peer, local};
 
 /// A stream, and its peer.
@@ -44,10 +45,10 @@ impl Connection<TcpStream> {
 impl Connection<TlsStream<TcpStream>> {
     /// TLS, after the handshake.
     #[must_use]
-    pub fn tls(stream: TlsStream<TcpStream>, address: SocketAddr) -> Self {
+    pub fn tls(stream: TlsStream<TcpStream>, address: SocketAddr, tls: Arc<Tls>) -> Self {
         let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = shown.iter().map(|one| one.clone().into_owned()).collect();
-        Self { peer: Peer::Tls(address, Arc::new(certificates)), stream }
+        Self { peer: Peer::Tls(address, Arc::new(certificates), tls), stream }
     }
 }
 

@@ -46,15 +46,15 @@ pub enum Peer {
     Local(Option<Arc<Identity>>),
     /// Plain TCP. gRPC is served so on loopback only, where the configuration says so.
     Plain(SocketAddr),
-    /// TLS, with the client's certificates where it showed any.
-    Tls(SocketAddr, Arc<Vec<CertificateDer<'static>>>),
+    /// TLS, with the client's certificates where it showed any, and what its listener holds them against.
+    Tls(SocketAddr, Arc<Vec<CertificateDer<'static>>>, Arc<Tls>),
 }
 
 impl Peer {
     fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Local(_) => None,
-            Self::Plain(address) | Self::Tls(address, _) => Some(address.ip().to_canonical()),
+            Self::Plain(address) | Self::Tls(address, ..) => Some(address.ip().to_canonical()),
         }
     }
 }
@@ -145,10 +145,11 @@ impl Access {
             (None, Peer::Local(None)) => Arc::new(Identity::nobody("a process that may be in a pod")),
             (None, Peer::Local(Some(process))) => Arc::clone(process),
             (None, Peer::Plain(_)) => Arc::new(Identity::loopback()),
-            (None, Peer::Tls(address, certificates)) => match certificates.first() {
-                None => Arc::new(Identity::nobody(address.ip().to_canonical().to_string())),
-                Some(_) => self.certified(certificates)?,
-            },
+            (None, Peer::Tls(address, certificates, _)) if certificates.is_empty() => {
+                Arc::new(Identity::nobody(address.ip().to_canonical().to_string()))
+            }
+            // Held against the authorities of now, not of when the connection began; never against another listener's.
+            (None, Peer::Tls(_, certificates, tls)) => tls.identity(certificates).map_err(Denied::unknown)?,
         };
         let rules = Arc::clone(&self.inner.configured.borrow().access.rules);
         Ok(Arc::new(Caller::new(identity, &rules)))
@@ -180,20 +181,7 @@ impl Access {
         found.inspect_err(|_| lock(&self.inner.limits).failed(from, rate, Instant::now()))
     }
 
-    /// Certificates are held against the authorities of now, not of when the connection began.
-    fn certified(&self, chain: &Arc<Vec<CertificateDer<'static>>>) -> Result<Arc<Identity>, Denied> {
-        let listeners = lock(&self.inner.listeners).clone();
-        let mut last = Denied::unknown("no listener asks for certificates any more");
-        for tls in &listeners {
-            match tls.identity(chain) {
-                Ok(identity) => return Ok(identity),
-                Err(why) => last = Denied::unknown(why),
-            }
-        }
-        Err(last)
-    }
-
-    /// Remembers the TLS of a listener, whose authorities vouch for clients from now on.
+    /// Remembers the TLS of a listener: what is wrong with its files is told.
     pub fn listens(&self, tls: Arc<Tls>) {
         lock(&self.inner.listeners).push(tls);
     }

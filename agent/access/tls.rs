@@ -213,11 +213,11 @@ impl Tls {
                     }
                 };
                 tune(&mut stream);
-                let (acceptor, ready) = (self.acceptor(), ready.clone());
+                let (acceptor, ready, tls) = (self.acceptor(), ready.clone(), Arc::clone(&self));
                 handshakes.spawn(async move {
                     let _place = place;
                     match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => drop(ready.send(Connection::tls(stream, address)).await),
+                        Ok(Ok(stream)) => drop(ready.send(Connection::tls(stream, address, tls)).await),
                         Ok(Err(error)) => tracing::debug!(%error, %address, "a handshake failed"),
                         Err(_) => tracing::debug!(%address, "a handshake took too long"),
                     }

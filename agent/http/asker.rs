@@ -60,7 +60,7 @@ pub(super) async fn identify(State(access): State<Access>, mut request: Request,
         (None, Some(ConnectInfo(address))) => Peer::Plain(*address),
         (None, None) => return next.run(request).await, // somebody of whom nothing is known
     };
-    if let Peer::Tls(address, _) = &peer {
+    if let Peer::Tls(address, ..) = &peer {
         extensions.insert(ConnectInfo(*address));
     }
     let token = match token(request.headers()) {
@@ -68,7 +68,7 @@ pub(super) async fn identify(State(access): State<Access>, mut request: Request,
         Err(denied) => return refused(&denied),
     };
     // Plain TCP proves nothing here: unlike gRPC's it is open to all.
-    let proves = token.is_some() || matches!(&peer, Peer::Tls(_, shown) if !shown.is_empty());
+    let proves = token.is_some() || matches!(&peer, Peer::Tls(_, shown, _) if !shown.is_empty());
     if proves {
         let known = access.caller(&peer, token.as_deref()).await;
         match known.and_then(|caller| access.count(&caller).map(|()| caller)) {

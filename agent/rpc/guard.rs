@@ -86,7 +86,7 @@ fn from(peer: &Peer) -> String {
     match peer {
         Peer::Local(Some(process)) => process.name.clone(),
         Peer::Local(None) => "the socket".to_owned(),
-        Peer::Plain(address) | Peer::Tls(address, _) => address.ip().to_canonical().to_string(),
+        Peer::Plain(address) | Peer::Tls(address, ..) => address.ip().to_canonical().to_string(),
     }
 }
 

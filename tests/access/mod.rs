@@ -97,11 +97,16 @@ impl Node {
     }
 
     fn launch(&mut self) {
+        self.begin();
+        self.agent.wait_ready();
+    }
+
+    /// Starts it, and does not wait for it.
+    fn begin(&mut self) {
         let kubeconfig = self.agent.root().join("kubeconfig");
         std::fs::write(&kubeconfig, self.cluster.kubeconfig()).unwrap();
         self.agent.env("KUBECONFIG", kubeconfig);
         self.agent.launch();
-        self.agent.wait_ready();
     }
 
     fn tls_folder(&self) -> PathBuf {

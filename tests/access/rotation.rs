@@ -6,7 +6,7 @@ use stoker_proto::v1;
 use tonic::Code;
 
 use super::{LIMIT, Node};
-use crate::support::authority::{Authority, Signed};
+use crate::support::authority::{Authority, Signed, swap_secret};
 use crate::support::stoker::Stoker;
 use crate::support::wait;
 
@@ -61,6 +61,30 @@ async fn certificates_and_authorities_change_under_way_and_calls_go_on() {
     let seen =
         async { while stream.message().await.unwrap().unwrap().status.unwrap().mode() != v1::Mode::Maintenance {} };
     tokio::time::timeout(Duration::from_secs(20), seen).await.expect("the stream goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_listeners_authority_does_not_vouch_on_the_other() {
+    let mut node = Node::prepare(ACCESS);
+    // HTTP goes on to take clients of the first authority.
+    let (old, folder) = (node.authority.server(), node.agent.root().join("http-tls"));
+    std::fs::create_dir(&folder).unwrap();
+    let files = [("tls.crt", &*old.certificate), ("tls.key", &*old.key), ("ca.crt", node.authority.pem())];
+    swap_secret(&folder, "first", &files);
+    let written = std::fs::read_to_string(node.agent.root().join("agent.yaml")).unwrap();
+    let plain = format!("http: {{address: \"127.0.0.1:{}\"}}", node.agent.http_port());
+    assert!(written.contains(&plain), "{written}");
+    let place = folder.display();
+    let tls = format!("tls: {{certificate: {place}/tls.crt, key: {place}/tls.key, clientCa: {place}/ca.crt}}");
+    node.agent.configure(&written.replace(&plain, &plain.replace('}', &format!(", {tls}}}"))));
+    node.begin();
+    wait::until(LIMIT, "the agent", || std::os::unix::net::UnixStream::connect(node.agent.socket()).is_ok());
+    let admin = node.certified(&node.authority.client("admin", "ops")).await;
+    node.status(&admin).await.unwrap();
+    let next = Authority::new("next");
+    node.present("second", &next.server(), next.pem());
+    let refused = || async { node.status(&admin).await.is_err_and(|status| status.code() == Code::Unauthenticated) };
+    wait::until_async(LIMIT, "its authority has gone from gRPC", refused).await;
 }
 
 #[test]
