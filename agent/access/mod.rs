@@ -172,13 +172,18 @@ impl Access {
         lock(&self.inner.limits).take(key, rate, Instant::now()).map_err(too_often)
     }
 
-    /// Checks a token that is not known as a good one: those that fail are counted by the address that they come from.
+    /// Checks a token that is not known as a good one. Those that somebody made up are counted by where they come from;
+    /// those that the cluster signed, and those that cannot be checked now, are no failure of who shows them.
     async fn look_at(&self, token: &str, rules: &TokenRules, peer: &Peer) -> Result<Arc<Identity>, Denied> {
         let rate = self.inner.configured.borrow().access.rate;
         let from = peer.address().map_or_else(|| "the socket".to_owned(), limit::key_of);
         lock(&self.inner.limits).may_try(&from, rate, Instant::now()).map_err(too_often)?;
-        let found = self.inner.tokens.identity(token, rules).await;
-        found.inspect_err(|_| lock(&self.inner.limits).failed(from, rate, Instant::now()))
+        self.inner.tokens.identity(token, rules).await.map_err(|failed| {
+            if failed.made_up {
+                lock(&self.inner.limits).failed(from, rate, Instant::now());
+            }
+            failed.denied
+        })
     }
 
     /// Remembers the TLS of a listener: what is wrong with its files is told.

@@ -3,7 +3,7 @@
 //! A token is held against its claims (time, audience, issuer), then against the cluster's keys, then the cluster is
 //! asked: a `TokenReview` also knows of pods and accounts that are gone. What the cluster said holds for the configured
 //! time. Where the API server does not answer, the keys that are here decide alone; without keys, and where it answers
-//! nonsense, nobody is let in.
+//! nonsense, nobody is let in. What the cluster refused once stays refused there until its time is over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -37,6 +37,8 @@ const REVIEWS_MAX: usize = 8;
 /// Keys are asked for again when they are so old, and no longer count when they are as old as that.
 const KEYS_AGE: Duration = Duration::from_secs(3600);
 const KEYS_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The longest time that the API server makes tokens for.
+const LIFETIME_SECONDS_MAX: u64 = 1 << 32;
 /// How far clocks may be apart.
 const LEEWAY_SECONDS: i64 = 30;
 /// The most groups of a user that are remembered.
@@ -46,6 +48,8 @@ const GROUPS_MAX: usize = 64;
 pub(super) struct Tokens {
     cluster: OnceCell<Client>,
     known: Mutex<HashMap<[u8; 32], Known>>,
+    /// What the cluster signed and then refused, until that would be over anyway.
+    refused: Mutex<HashMap<[u8; 32], Known>>,
     keys: tokio::sync::Mutex<KeysSeen>,
     reviews: Semaphore,
     /// Until when the API server is not asked, and whether that was told.
@@ -57,6 +61,7 @@ impl Default for Tokens {
         Self {
             cluster: OnceCell::new(),
             known: Mutex::default(),
+            refused: Mutex::default(),
             keys: tokio::sync::Mutex::default(),
             reviews: Semaphore::new(REVIEWS_MAX),
             away: Mutex::default(),
@@ -64,11 +69,33 @@ impl Default for Tokens {
     }
 }
 
+/// Why a token does not count.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) denied: Denied,
+    /// By what it says, or by its signature.
+    pub(super) made_up: bool,
+}
+
+impl Failed {
+    fn made_up(message: impl Into<String>) -> Self {
+        Self { denied: Denied::unknown(message), made_up: true }
+    }
+}
+
+impl From<Denied> for Failed {
+    fn from(denied: Denied) -> Self {
+        Self { denied, made_up: false }
+    }
+}
+
 /// What is remembered of a token: its name is its digest.
 struct Known {
-    found: Result<Arc<Identity>, Denied>,
+    found: Remembered,
     until: Instant,
 }
+
+type Remembered = Result<Arc<Identity>, Denied>;
 
 #[derive(Default)]
 struct KeysSeen {
@@ -79,38 +106,46 @@ struct KeysSeen {
 impl Tokens {
     /// What is remembered of it.
     pub(super) fn known(&self, token: &str, rules: &TokenRules) -> Option<Result<Arc<Identity>, Denied>> {
-        self.recall(&digest(token, rules))
+        recall(&self.known, &digest(token, rules))
     }
 
     /// Whose it is.
-    pub(super) async fn identity(&self, token: &str, rules: &TokenRules) -> Result<Arc<Identity>, Denied> {
+    pub(super) async fn identity(&self, token: &str, rules: &TokenRules) -> Result<Arc<Identity>, Failed> {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(Denied::unknown(format!("the token has more than {TOKEN_BYTES_MAX} bytes")));
+            return Err(Failed::made_up(format!("the token has more than {TOKEN_BYTES_MAX} bytes")));
         }
         let digest = digest(token, rules);
-        if let Some(found) = self.recall(&digest) {
-            return found;
+        if let Some(found) = recall(&self.known, &digest) {
+            return found.map_err(Failed::from);
         }
-        let read = Read::of(token).map_err(|why| Denied::unknown(format!("the token {why}")))?;
+        let read = Read::of(token).map_err(|why| Failed::made_up(format!("the token {why}")))?;
         let now = crate::admission::now().0 / 1000;
-        read.claims.check(rules, now).map_err(|why| Denied::unknown(format!("the token {why}")))?;
+        read.claims.check(rules, now).map_err(|why| Failed::made_up(format!("the token {why}")))?;
         let client = self.cluster.get_or_try_init(kubernetes::client).await;
         let client = client.map_err(|error| unchecked(format!("tokens cannot be checked here: {error}")))?;
         let signed = self.signed(client, &read).await?;
         let unavailable = |_| unchecked("the agent is stopping");
         let _place = self.reviews.acquire().await.map_err(unavailable)?;
         // Others who showed the same one may have waited for the same answer.
-        if let Some(found) = self.recall(&digest) {
-            return found;
+        if let Some(found) = recall(&self.known, &digest) {
+            return found.map_err(Failed::from);
         }
-        let left = Duration::from_secs(u64::try_from(read.claims.exp.saturating_sub(now)).unwrap_or_default());
-        let (found, holds) = self.decide(client, token, &read, signed, rules).await?;
-        self.remember(digest, Known { found: found.clone(), until: Instant::now() + holds.min(left) });
-        found
+        let left = u64::try_from(read.claims.exp.saturating_sub(now)).unwrap_or_default();
+        let left = Duration::from_secs(left.min(LIFETIME_SECONDS_MAX));
+        let before = recall(&self.refused, &digest);
+        let (found, holds) = self.decide(client, token, &read, signed.map(|()| before), rules).await?;
+        match &found {
+            Ok(_) => drop(lock(&self.refused).remove(&digest)),
+            // Whoever cannot sign cannot fill the memory either.
+            Err(_) if signed.is_none() => {}
+            Err(_) => remember(&self.refused, digest, Known { found: found.clone(), until: Instant::now() + left }),
+        }
+        remember(&self.known, digest, Known { found: found.clone(), until: Instant::now() + holds.min(left) });
+        found.map_err(|denied| Failed { denied, made_up: signed.is_none() })
     }
 
     /// Whether one of the cluster's keys made the token; `None` where there are no keys.
-    async fn signed(&self, client: &Client, read: &Read<'_>) -> Result<Option<()>, Denied> {
+    async fn signed(&self, client: &Client, read: &Read<'_>) -> Result<Option<()>, Failed> {
         let mut seen = self.keys.lock().await;
         let now = Instant::now();
         let age = seen.keys.as_ref().map(|(_, at)| now.duration_since(*at));
@@ -130,17 +165,18 @@ impl Tokens {
         let Header { alg, kid } = &read.header;
         match keys.verify(kid, alg, read.message.as_bytes(), &read.signature) {
             true => Ok(Some(())),
-            false => Err(Denied::unknown("the token is not signed by a key of this cluster")),
+            false => Err(Failed::made_up("the token is not signed by a key of this cluster")),
         }
     }
 
-    /// What becomes of a token, and for how long that holds.
+    /// What becomes of a token, and for how long that holds. `signed`: by one of the cluster's keys; with what the cluster
+    /// said of it before, where it refused it.
     async fn decide(
         &self,
         client: &Client,
         token: &str,
         read: &Read<'_>,
-        signed: Option<()>,
+        signed: Option<Option<Remembered>>,
         rules: &TokenRules,
     ) -> Result<(Result<Arc<Identity>, Denied>, Duration), Denied> {
         let away = lock(&self.away).is_some_and(|until| until > Instant::now());
@@ -158,7 +194,6 @@ impl Tokens {
             token_review::Reviewed::No(why) => {
                 *lock(&self.away) = None;
                 let found = Err(Denied::unknown(format!("the cluster refuses the token: {why}")));
-                // Whoever cannot sign cannot fill the memory either.
                 Ok((found, if signed.is_some() { rules.cache } else { Duration::ZERO }))
             }
             token_review::Reviewed::Away(why) => {
@@ -166,9 +201,12 @@ impl Tokens {
                     tracing::warn!(%why, "the API server reviews no tokens: the cluster's keys decide alone");
                     *lock(&self.away) = Some(Instant::now() + ASK_AGAIN_AFTER);
                 }
-                if signed.is_none() {
+                let Some(refused) = signed else {
                     let why = format!("the API server reviews no tokens ({why}), and its keys are not known here");
                     return Err(unchecked(why));
+                };
+                if let Some(refused) = refused {
+                    return Ok((refused, rules.cache.min(ASK_AGAIN_AFTER)));
                 }
                 let identity = read.claims.identity().map_err(|why| Denied::unknown(format!("the token {why}")))?;
                 Ok((Ok(Arc::new(identity)), rules.cache.min(ASK_AGAIN_AFTER)))
@@ -179,28 +217,28 @@ impl Tokens {
             }
         }
     }
+}
 
-    fn recall(&self, digest: &[u8; 32]) -> Option<Result<Arc<Identity>, Denied>> {
-        let mut known = lock(&self.known);
+fn recall(known: &Mutex<HashMap<[u8; 32], Known>>, digest: &[u8; 32]) -> Option<Remembered> {
+    let mut known = lock(known);
+    let now = Instant::now();
+    if known.get(digest).is_some_and(|known| known.until <= now) {
+        known.remove(digest);
+    }
+    known.get(digest).map(|known| known.found.clone())
+}
+
+fn remember(known: &Mutex<HashMap<[u8; 32], Known>>, digest: [u8; 32], one: Known) {
+    let mut known = lock(known);
+    if known.len() >= TOKENS_MAX {
         let now = Instant::now();
-        if known.get(digest).is_some_and(|known| known.until <= now) {
-            known.remove(digest);
-        }
-        known.get(digest).map(|known| known.found.clone())
+        known.retain(|_, one| one.until > now);
     }
-
-    fn remember(&self, digest: [u8; 32], one: Known) {
-        let mut known = lock(&self.known);
-        if known.len() >= TOKENS_MAX {
-            let now = Instant::now();
-            known.retain(|_, one| one.until > now);
-        }
-        if known.len() >= TOKENS_MAX {
-            let first = known.iter().min_by_key(|(_, one)| one.until).map(|(digest, _)| *digest);
-            first.and_then(|digest| known.remove(&digest));
-        }
-        known.insert(digest, one);
+    if known.len() >= TOKENS_MAX {
+        let first = known.iter().min_by_key(|(_, one)| one.until).map(|(digest, _)| *digest);
+        first.and_then(|digest| known.remove(&digest));
     }
+    known.insert(digest, one);
 }
 
 /// What the cluster said of a token holds for what was asked only.
@@ -411,16 +449,17 @@ mod tests {
         let known = |until| Known { found: Ok(Arc::clone(&identity)), until };
         let later = Instant::now() + Duration::from_secs(60);
         for i in 0..2 * TOKENS_MAX {
-            tokens.remember(
+            remember(
+                &tokens.known,
                 digest(&i.to_string(), &rules()),
                 known(later + Duration::from_millis(u64::try_from(i).unwrap())),
             );
         }
         assert_eq!(lock(&tokens.known).len(), TOKENS_MAX);
         let last = digest(&(2 * TOKENS_MAX - 1).to_string(), &rules());
-        assert!(tokens.recall(&last).is_some() && tokens.recall(&digest("0", &rules())).is_none());
-        tokens.remember(last, known(Instant::now()));
-        assert!(tokens.recall(&last).is_none(), "its time is over");
+        assert!(recall(&tokens.known, &last).is_some() && recall(&tokens.known, &digest("0", &rules())).is_none());
+        remember(&tokens.known, last, known(Instant::now()));
+        assert!(recall(&tokens.known, &last).is_none(), "its time is over");
         let other = TokenRules { audience: "other".to_owned(), ..rules() };
         assert_ne!(digest("a", &other), digest("a", &rules()), "an answer is for one audience");
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use axum::http::{Request, header};
-use http_body_util::{BodyExt as _, Limited};
+use axum::http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::Client;
 
@@ -17,7 +17,7 @@ pub enum Reviewed {
     Yes(Box<TokenReviewStatus>),
     /// It is not.
     No(String),
-    /// The API server does not answer, or wants to be asked later, or not by us.
+    /// The API server does not answer, or wants to be asked later (429, 5xx), or not by us (403).
     Away(String),
     /// It answers something that is no review of this token.
     Nonsense(String),
@@ -30,7 +30,15 @@ pub enum Reviewed {
 pub async fn keys(client: &Client, within: Duration) -> Result<Vec<u8>, String> {
     let request = Request::get("/openid/v1/jwks").header(header::ACCEPT, "application/jwk-set+json, application/json");
     let request = request.body(Vec::new()).map_err(|error| error.to_string())?;
-    ask(client, request, within).await
+    ask(client, request, within).await.map_err(|(Failure::Away(why) | Failure::Nonsense(why))| why)
+}
+
+/// Why there is no answer that counts.
+enum Failure {
+    /// It may come later, or for others.
+    Away(String),
+    /// What answers is no API server, or does not take this agent for one of its cluster.
+    Nonsense(String),
 }
 
 /// Asks the cluster for a token, for one audience.
@@ -44,11 +52,12 @@ pub async fn review(client: &Client, token: &str, audience: &str, within: Durati
     });
     let answer = match request {
         Ok(request) => ask(client, request, within).await,
-        Err(error) => Err(error),
+        Err(error) => Err(Failure::Nonsense(error)),
     };
     let answer = match answer {
         Ok(answer) => answer,
-        Err(why) => return Reviewed::Away(why),
+        Err(Failure::Away(why)) => return Reviewed::Away(why),
+        Err(Failure::Nonsense(why)) => return Reviewed::Nonsense(why),
     };
     let status = match serde_json::from_slice::<TokenReview>(&answer) {
         Ok(TokenReview { status: Some(status), .. }) => status,
@@ -67,17 +76,24 @@ pub async fn review(client: &Client, token: &str, audience: &str, within: Durati
     Reviewed::Yes(Box::new(status))
 }
 
-async fn ask(client: &Client, request: Request<Vec<u8>>, within: Duration) -> Result<Vec<u8>, String> {
+async fn ask(client: &Client, request: Request<Vec<u8>>, within: Duration) -> Result<Vec<u8>, Failure> {
     let ask = async {
-        let answer = client.send(request.map(kube::client::Body::from)).await.map_err(|error| innermost(&error))?;
+        let sent = client.send(request.map(kube::client::Body::from)).await;
+        let answer = sent.map_err(|error| Failure::Away(innermost(&error)))?;
         let status = answer.status();
         if !status.is_success() {
-            return Err(format!("it answers {status}"));
+            let later =
+                status.is_server_error() || [StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+            let why = format!("it answers {status}");
+            return Err(if later { Failure::Away(why) } else { Failure::Nonsense(why) });
         }
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        body.map(|body| body.to_bytes().to_vec()).map_err(|error| error.to_string())
+        body.map(|body| body.to_bytes().to_vec()).map_err(|error| match error.is::<LengthLimitError>() {
+            true => Failure::Nonsense(format!("its answer has more than {ANSWER_BYTES_MAX} bytes")),
+            false => Failure::Away(error.to_string()),
+        })
     };
-    let late = || Err(format!("it did not answer within {} ms", within.as_millis()));
+    let late = || Err(Failure::Away(format!("it did not answer within {} ms", within.as_millis())));
     tokio::time::timeout(within, ask).await.unwrap_or_else(|_| late())
 }
 

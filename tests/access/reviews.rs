@@ -50,7 +50,8 @@ async fn a_pods_token_does_not_outlive_it_by_more_than_the_time_of_the_cache() {
 async fn keys_decide_where_the_cluster_does_not_answer_and_nonsense_lets_nobody_in() {
     let node = Node::start(&format!("access: {{tokens: {{cache: 1s}}, {RULES}}}"));
     ask(&node, 0).await.unwrap();
-    for (number, mood) in [(1, Mood::Nonsense), (2, Mood::Deaf), (3, Mood::Confused)] {
+    let strange = [Mood::Nonsense, Mood::Deaf, Mood::Confused, Mood::Says(401), Mood::Says(404), Mood::Says(204)];
+    for (number, mood) in (100..).zip(strange) {
         node.cluster.is(mood);
         let status = ask(&node, number).await.expect_err("nonsense");
         assert_eq!(
@@ -61,7 +62,7 @@ async fn keys_decide_where_the_cluster_does_not_answer_and_nonsense_lets_nobody_
     }
     let forged = node.shows(Some(&node.cluster.forged(&fresh(4)))).await;
     let mut number = 10;
-    for mood in [Mood::Throttling, Mood::Away, Mood::Slow] {
+    for mood in [Mood::Throttling, Mood::Says(403), Mood::Away, Mood::Slow] {
         node.cluster.is(mood);
         // After one that was not answered it is left alone for a while.
         let before = node.cluster.reviews();
@@ -84,4 +85,23 @@ async fn without_keys_and_without_an_answer_nobody_is_let_in() {
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "CREDENTIAL_UNCHECKED".to_owned()));
     node.cluster.is(Mood::Well);
     wait::until_async(LIMIT, "it answers again", || async { ask(&node, 1).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_cluster_refused_is_not_good_again_when_it_is_away() {
+    let node = Node::start(&format!("access: {{tokens: {{cache: 1s}}, {RULES}}}"));
+    let pod = node.account(&Claims { pod_uid: Some("7"), ..of("red", "watcher") }).await;
+    node.status(&pod).await.unwrap();
+    node.cluster.end_pod("7");
+    let refused = || async { node.status(&pod).await.is_err_and(|status| reason(&status) == "CREDENTIAL_INVALID") };
+    wait::until_async(LIMIT, "the token of a pod that ended is refused", refused).await;
+    node.cluster.is(Mood::Away);
+    let before = node.cluster.reviews();
+    let asked_again = || async {
+        assert!(refused().await, "its keys alone would take it");
+        node.cluster.reviews() > before
+    };
+    wait::until_async(LIMIT, "what was remembered is over, and the cluster is asked in vain", asked_again).await;
+    assert!(refused().await);
+    ask(&node, 1).await.expect("another one is good by the keys alone");
 }

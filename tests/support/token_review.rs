@@ -38,6 +38,8 @@ pub(crate) enum Mood {
     Deaf,
     /// A yes that names somebody else.
     Confused,
+    /// Nothing but this status.
+    Says(u16),
 }
 
 struct Shared {
@@ -177,6 +179,7 @@ async fn review(State((shared, keys)): Shares, body: String) -> Response {
         Mood::Throttling => return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "60")]).into_response(),
         Mood::Slow => tokio::time::sleep(Duration::from_secs(30)).await,
         Mood::Nonsense => return "<html>a proxy says hello</html>".into_response(),
+        Mood::Says(code) => return StatusCode::from_u16(code).unwrap().into_response(),
         Mood::Well | Mood::Deaf | Mood::Confused => {}
     }
     let asked: Value = serde_json::from_str(&body).unwrap();
