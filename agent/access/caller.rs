@@ -3,7 +3,7 @@
 use stoker_core::retention::Glob;
 
 use super::local::Process;
-use super::{Denied, Role};
+use super::{Denied, Peer, Role};
 use crate::config::TRUST_DEFAULT;
 use crate::config::access::{AccessRule, TenantsOf};
 
@@ -155,6 +155,15 @@ impl Caller {
             }
         };
         Self { identity, grants }
+    }
+
+    /// What its calls are counted under: who it is, else where it comes from.
+    #[must_use]
+    pub fn key(&self, peer: &Peer) -> String {
+        match self.identity.way {
+            Way::None => peer.key(),
+            _ => self.identity.key(),
+        }
     }
 
     /// The most that it may do, for whomever.

@@ -27,8 +27,9 @@ impl Connection<UnixStream> {
     /// A process on the socket.
     #[must_use]
     pub fn local(stream: UnixStream) -> Self {
-        let process = local::process(&stream).map(|process| Arc::new(Identity::process(process)));
-        Self { peer: Peer::Local(process), stream }
+        let (process, from) = local::process(&stream);
+        let process = process.map(|process| Arc::new(Identity::process(process)));
+        Self { peer: Peer::Local(process, from), stream }
     }
 }
 

@@ -37,6 +37,7 @@ impl Bucket {
 pub struct Limits {
     calls: HashMap<String, Bucket>,
     failures: HashMap<String, Bucket>,
+    told: HashMap<String, Bucket>,
 }
 
 impl Limits {
@@ -60,6 +61,11 @@ impl Limits {
     /// Credentials from an address failed.
     pub fn failed(&mut self, key: String, rate: Rate, now: Instant) {
         let _ = take(&mut self.failures, key, rate, now);
+    }
+
+    /// Whether there is a line left about something.
+    pub fn tell(&mut self, key: String, rate: Rate, now: Instant) -> bool {
+        take(&mut self.told, key, rate, now).is_ok()
     }
 
     /// How many callers are counted.

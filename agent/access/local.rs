@@ -18,11 +18,17 @@ pub(super) struct Process {
     pub(super) uid: u32,
 }
 
-/// Who connected. Asked at once: later its pid may be another's.
-pub(super) fn process(stream: &UnixStream) -> Option<Process> {
-    let credentials = stream.peer_cred().ok()?;
-    let pid = credentials.pid().filter(|pid| *pid > 0)?;
-    shares_pids(Path::new("/proc"), pid).then(|| Process { pid, uid: credentials.uid() })
+/// Who connected, where it is a process of this machine, and what others are counted under: the process where its pid is
+/// seen, else its user. Asked at once: later its pid may be another's.
+pub(super) fn process(stream: &UnixStream) -> (Option<Process>, String) {
+    let Ok(credentials) = stream.peer_cred() else { return (None, "the socket".to_owned()) };
+    let uid = credentials.uid();
+    match credentials.pid().filter(|pid| *pid > 0) {
+        Some(pid) => {
+            (shares_pids(Path::new("/proc"), pid).then_some(Process { pid, uid }), format!("the socket, pid {pid}"))
+        }
+        None => (None, format!("the socket, uid {uid}")),
+    }
 }
 
 /// Whether a process is in the same pid namespace as this one, as far as that can be told.
@@ -59,7 +65,9 @@ mod tests {
     #[tokio::test]
     async fn this_process_is_one_of_this_machine() {
         let (ours, _other) = UnixStream::pair().unwrap();
-        let process = process(&ours).unwrap();
+        let (process, key) = process(&ours);
+        let process = process.unwrap();
+        assert_eq!(key, format!("the socket, pid {}", process.pid));
         assert_eq!(u32::try_from(process.pid).unwrap(), std::process::id());
         assert!(may_do_everything(process.uid));
     }

@@ -9,6 +9,7 @@
 //! [`tls`] makes listeners of certificates that change under way, `token` and `keys` check service account tokens,
 //! [`limit`] counts calls.
 
+mod audit;
 mod caller;
 mod certificate;
 mod connection;
@@ -19,7 +20,7 @@ pub mod methods;
 pub mod tls;
 mod token;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use rustls::pki_types::CertificateDer;
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 
+pub use audit::cut;
 pub use caller::{Caller, Identity, ServiceAccount, Way};
 pub use connection::Connection;
 use limit::Limits;
@@ -42,8 +44,8 @@ pub type Role = RoleWord;
 /// Who is at the other end of a connection, as far as the connection tells.
 #[derive(Debug, Clone)]
 pub enum Peer {
-    /// A process on the unix socket; none where it may be one of a pod.
-    Local(Option<Arc<Identity>>),
+    /// A process on the unix socket; none where it may be one of a pod. And what it is counted under.
+    Local(Option<Arc<Identity>>, String),
     /// Plain TCP. gRPC is served so on loopback only, where the configuration says so.
     Plain(SocketAddr),
     /// TLS, with the client's certificates where it showed any, and what its listener holds them against.
@@ -51,10 +53,20 @@ pub enum Peer {
 }
 
 impl Peer {
-    fn address(&self) -> Option<IpAddr> {
+    /// What it is counted under as long as nobody knows who it is.
+    fn key(&self) -> String {
         match self {
-            Self::Local(_) => None,
-            Self::Plain(address) | Self::Tls(address, ..) => Some(address.ip().to_canonical()),
+            Self::Local(_, from) => from.clone(),
+            Self::Plain(address) | Self::Tls(address, ..) => limit::key_of(address.ip().to_canonical()),
+        }
+    }
+
+    /// For people.
+    fn name(&self) -> String {
+        match self {
+            Self::Local(Some(process), _) => process.name.clone(),
+            Self::Local(None, from) => from.clone(),
+            Self::Plain(address) | Self::Tls(address, ..) => address.ip().to_canonical().to_string(),
         }
     }
 }
@@ -79,11 +91,6 @@ impl Denied {
         let (Self::Unknown(reason) | Self::Forbidden(reason) | Self::TooOften(reason, _) | Self::Unchecked(reason)) =
             self;
         reason
-    }
-
-    /// Of credentials that are no token.
-    pub(crate) fn no_bearer() -> Self {
-        Self::unknown("the authorization is no token: send `authorization: Bearer TOKEN`")
     }
 
     fn unknown(message: impl Into<String>) -> Self {
@@ -142,8 +149,8 @@ impl Access {
                     _ => self.look_at(token, &rules, peer).await?,
                 }
             }
-            (None, Peer::Local(None)) => Arc::new(Identity::nobody("a process that may be in a pod")),
-            (None, Peer::Local(Some(process))) => Arc::clone(process),
+            (None, Peer::Local(None, _)) => Arc::new(Identity::nobody("a process that may be in a pod")),
+            (None, Peer::Local(Some(process), _)) => Arc::clone(process),
             (None, Peer::Plain(_)) => Arc::new(Identity::loopback()),
             (None, Peer::Tls(address, certificates, _)) if certificates.is_empty() => {
                 Arc::new(Identity::nobody(address.ip().to_canonical().to_string()))
@@ -160,11 +167,31 @@ impl Access {
     ///
     /// # Errors
     /// When it asks too often.
-    pub fn count(&self, caller: &Caller) -> Result<(), Denied> {
+    pub fn count(&self, caller: &Caller, peer: &Peer) -> Result<(), Denied> {
         match caller.identity.way {
             Way::Process | Way::Loopback => Ok(()),
-            Way::Certificate | Way::Token | Way::None => self.take(caller.identity.key()),
+            Way::Certificate | Way::Token | Way::None => self.take(caller.key(peer)),
         }
+    }
+
+    /// One call of somebody who shows nothing; refuses it where too many come from there.
+    ///
+    /// # Errors
+    /// When too many do.
+    pub fn count_unknown(&self, peer: &Peer) -> Result<(), Denied> {
+        self.take(peer.key())
+    }
+
+    /// Why credentials that are no token are refused; they are counted as tokens that fail.
+    #[must_use]
+    pub fn no_bearer(&self, peer: &Peer) -> Denied {
+        let (rate, from, now) = (self.inner.configured.borrow().access.rate, peer.key(), Instant::now());
+        let mut limits = lock(&self.inner.limits);
+        if let Err(after) = limits.may_try(&from, rate, now) {
+            return too_often(after);
+        }
+        limits.failed(from, rate, now);
+        Denied::unknown("the authorization is no token: send `authorization: Bearer TOKEN`")
     }
 
     fn take(&self, key: String) -> Result<(), Denied> {
@@ -176,7 +203,7 @@ impl Access {
     /// those that the cluster signed, and those that cannot be checked now, are no failure of who shows them.
     async fn look_at(&self, token: &str, rules: &TokenRules, peer: &Peer) -> Result<Arc<Identity>, Denied> {
         let rate = self.inner.configured.borrow().access.rate;
-        let from = peer.address().map_or_else(|| "the socket".to_owned(), limit::key_of);
+        let from = peer.key();
         lock(&self.inner.limits).may_try(&from, rate, Instant::now()).map_err(too_often)?;
         self.inner.tokens.identity(token, rules).await.map_err(|failed| {
             if failed.made_up {

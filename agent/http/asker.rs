@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -63,24 +63,46 @@ pub(super) async fn identify(State(access): State<Access>, mut request: Request,
     if let Peer::Tls(address, ..) = &peer {
         extensions.insert(ConnectInfo(*address));
     }
-    let token = match token(request.headers()) {
-        Ok(token) => token,
-        Err(denied) => return refused(&denied),
-    };
+    let token = token(request.headers());
     // Plain TCP proves nothing here: unlike gRPC's it is open to all.
-    let proves = token.is_some() || matches!(&peer, Peer::Tls(_, shown, _) if !shown.is_empty());
-    if proves {
-        let known = access.caller(&peer, token.as_deref()).await;
-        match known.and_then(|caller| access.count(&caller).map(|()| caller)) {
-            Ok(caller) => drop(request.extensions_mut().insert(caller)),
-            Err(denied) => return refused(&denied),
-        }
+    let proves = token != Some(None) || matches!(&peer, Peer::Tls(_, shown, _) if !shown.is_empty());
+    if !proves {
+        let counted = if is_counted(&request) { access.count_unknown(&peer) } else { Ok(()) };
+        return match counted {
+            Ok(()) => next.run(request).await,
+            Err(denied) => super::git::elsewhere(&request).unwrap_or_else(|| refused(&denied)),
+        };
     }
+    let known = match token {
+        Some(token) => access.caller(&peer, token.as_deref()).await,
+        None => Err(access.no_bearer(&peer)),
+    };
+    let caller = match known {
+        Ok(caller) => caller,
+        Err(denied) => {
+            access.tell_refused(&peer, request.method().as_str(), request.uri().path(), &denied);
+            return refused(&denied);
+        }
+    };
+    if let Err(denied) = access.count(&caller, &peer) {
+        return refused(&denied);
+    }
+    request.extensions_mut().insert(caller);
     next.run(request).await
 }
 
-fn token(headers: &HeaderMap) -> Result<Option<String>, Denied> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+/// Whether calls of somebody who shows nothing are counted: not the probes of a kubelet, and not the second half of a
+/// clone, whose first was let through, and which needs a place of its own.
+fn is_counted(request: &Request) -> bool {
+    let path = request.uri().path();
+    let is_probe = matches!(path, "/livez" | "/readyz");
+    let is_second = path.starts_with("/git/") && request.method() == Method::POST;
+    !(is_probe || is_second)
+}
+
+/// The token of a call, where it has one; nothing where its authorization is none.
+fn token(headers: &HeaderMap) -> Option<Option<String>> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Some(None) };
     let text = value.to_str().unwrap_or_default();
     let basic = || {
         let (word, pair) = text.split_once(' ')?;
@@ -89,8 +111,7 @@ fn token(headers: &HeaderMap) -> Result<Option<String>, Denied> {
             String::from_utf8(pair).ok()?.split_once(':').map(|(user, rest)| (user.to_owned(), rest.to_owned()))?;
         Some(password)
     };
-    let token = crate::access::bearer(text).map(str::to_owned).or_else(basic);
-    token.map(Some).ok_or_else(Denied::no_bearer)
+    crate::access::bearer(text).map(str::to_owned).or_else(basic).map(Some)
 }
 
 fn refused(denied: &Denied) -> Response {

@@ -96,6 +96,20 @@ impl<'a> Target<'a> {
         let (rest, service) = found.unwrap_or((rest, Service::File));
         Self { rest, scheme, or_upstream, service }
     }
+
+    /// Where upstream lists its refs.
+    fn upstream(&self, service: &str) -> String {
+        format!("{}://{}/info/refs?service={service}", self.scheme.unwrap_or("https"), self.rest)
+    }
+}
+
+/// Upstream, for a request of a build that need not be answered here.
+pub(super) fn elsewhere(request: &Request) -> Option<Response> {
+    let target = Target::of(request.uri().path().strip_prefix("/git/")?);
+    let lists = target.service == Service::Refs && request.method() == Method::GET;
+    let writes = request.uri().query().and_then(service_of) == Some("git-receive-pack");
+    let service = if writes { "git-receive-pack" } else { "git-upload-pack" };
+    (target.or_upstream && lists).then(|| to_upstream(&target.upstream(service)))
 }
 
 async fn answer(State(serve): State<Serve>, asker: Asker, request: Request) -> Response {
@@ -105,10 +119,7 @@ async fn answer(State(serve): State<Serve>, asker: Asker, request: Request) -> R
     let target = Target::of(path.strip_prefix("/git/").unwrap_or(path));
     let service = parts.uri.query().and_then(service_of);
     let writes = target.service == Service::ReceivePack || service == Some("git-receive-pack");
-    let upstream = |service: &str| {
-        let scheme = target.scheme.unwrap_or("https");
-        format!("{scheme}://{}/info/refs?service={service}", target.rest)
-    };
+    let upstream = |service: &str| target.upstream(service);
     let redirect = target.or_upstream && target.service == Service::Refs && parts.method == Method::GET;
     let known = asker.caller.is_some();
     let serve = match asker.caller {

@@ -34,7 +34,7 @@ impl Asker {
 
     /// Says what the call is about.
     pub(super) fn about(&self, kind: &str, id: impl std::fmt::Display) {
-        *self.subject.lock().unwrap_or_else(PoisonError::into_inner) = format!("{kind} {id}");
+        *self.subject.lock().unwrap_or_else(PoisonError::into_inner) = crate::access::cut(format!("{kind} {id}"));
     }
 
     /// Whether it sees all tenants.

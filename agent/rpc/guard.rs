@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 use super::asker::{Asker, Subject};
 use crate::access::methods::{self, Method};
-use crate::access::{Access, Caller, Denied, Peer};
+use crate::access::{Access, Caller, Peer};
 
 /// By which a caller finds its change in the audit log, and which comes back to it.
 const REQUEST_ID: &str = "x-request-id";
@@ -33,25 +33,16 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
         return refused(Status::internal("nobody knows where this call comes from"));
     };
     let known = match bearer(request.headers()) {
-        Ok(token) => access.caller(&peer, token).await,
-        Err(denied) => Err(denied),
+        Some(token) => access.caller(&peer, token).await,
+        None => Err(access.no_bearer(&peer)),
     };
     let caller = match known {
         Ok(caller) => caller,
         Err(denied) => {
-            let reason = denied.reason();
-            let (who, outcome) = (from(&peer), reason.code.word());
-            tracing::info!(target: "audit", who, way = "none", method = name(method), outcome, why = reason.message, "audit");
+            access.tell_refused(&peer, name(method), "", &denied);
             return refused(denied.into());
         }
     };
-    if let Err(denied) = access.count(&caller) {
-        return refused(denied.into());
-    }
-    let may = caller.at_least(role, name(method)).and_then(|()| match method.whole_node {
-        true if !caller.may_for_all(role) => Err(caller.for_all_tenants(name(method))),
-        _ => Ok(()),
-    });
     let subject = Subject::default();
     let audit = method.changes.then(|| Audit {
         caller: Arc::clone(&caller),
@@ -60,6 +51,14 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
         request_id: request_id(request.headers()),
         began: Instant::now(),
     });
+    if let Err(denied) = access.count(&caller, &peer) {
+        let audit = audit.filter(|_| access.tells(&denied, &caller.key(&peer)));
+        return audited(audit, refused(denied.into()));
+    }
+    let may = caller.at_least(role, name(method)).and_then(|()| match method.whole_node {
+        true if !caller.may_for_all(role) => Err(caller.for_all_tenants(name(method))),
+        _ => Ok(()),
+    });
     let response = match may {
         Ok(()) => {
             request.extensions_mut().insert(Asker { caller, subject });
@@ -67,6 +66,10 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
         }
         Err(denied) => refused(denied.into()),
     };
+    audited(audit, response)
+}
+
+fn audited(audit: Option<Audit>, response: Response) -> Response {
     match audit {
         Some(audit) => audit.follow(response),
         None => response,
@@ -82,19 +85,10 @@ fn name(method: Method) -> &'static str {
     method.path.rsplit('/').next().unwrap_or(method.path)
 }
 
-fn from(peer: &Peer) -> String {
-    match peer {
-        Peer::Local(Some(process)) => process.name.clone(),
-        Peer::Local(None) => "the socket".to_owned(),
-        Peer::Plain(address) | Peer::Tls(address, ..) => address.ip().to_canonical().to_string(),
-    }
-}
-
-/// The token of a call.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Denied> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let token = value.to_str().ok().and_then(crate::access::bearer);
-    token.map(Some).ok_or_else(Denied::no_bearer)
+/// The token of a call, where it has one; nothing where its authorization is none.
+fn bearer(headers: &HeaderMap) -> Option<Option<&str>> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Some(None) };
+    value.to_str().ok().and_then(crate::access::bearer).map(Some)
 }
 
 fn request_id(headers: &HeaderMap) -> String {

@@ -3,6 +3,7 @@
 mod credentials;
 mod https;
 mod local;
+mod rates;
 mod reviews;
 mod rotation;
 mod tenants;

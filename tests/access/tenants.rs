@@ -95,7 +95,7 @@ async fn prepare_for(caller: &Caller, wanted: v1::prepare_workspace_request::For
 }
 
 /// `GET PATH` over HTTP, with a header: the status, and the body.
-fn get(node: &Node, path: &str, header: &str) -> (u16, String) {
+pub(super) fn get(node: &Node, path: &str, header: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", node.agent.http_port())).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n{header}\r\n").unwrap();
