@@ -330,6 +330,19 @@ impl Repositories {
         self.shared.get(url).map(|entry| entry.state().meta.trust.clone())
     }
 
+    /// Why a source is refused whose repository is not here and cannot come: of those that a caller may not read the same
+    /// is said.
+    #[must_use]
+    pub fn absent(&self, url: &RepositoryUrl) -> Reason {
+        self.shared.may_add(url).err().unwrap_or_else(|| absent(url))
+    }
+
+    /// Why nothing can be done with a repository that is not here.
+    #[must_use]
+    pub fn unknown(&self, url: &RepositoryUrl) -> Reason {
+        unknown(url)
+    }
+
     /// What is known of all, by key.
     #[must_use]
     pub fn list(&self) -> Vec<View> {
@@ -548,6 +561,12 @@ pub fn hidden_command(args: &[OsString]) -> Option<u8> {
         crate::node::namespace::WORD => Some(crate::node::namespace::main(rest())),
         _ => None,
     }
+}
+
+/// What is said where upstream has no such repository, or shows it to others only.
+fn absent(url: &RepositoryUrl) -> Reason {
+    let message = format!("{} is not here, and upstream has no such repository or does not show it", url.key());
+    Reason::new(Code::UpstreamNotFound, url.key(), message)
 }
 
 fn unknown(url: &RepositoryUrl) -> Reason {

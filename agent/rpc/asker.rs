@@ -79,7 +79,7 @@ impl Asker {
     /// The same for a source. What is malformed is refused elsewhere.
     pub(super) fn source(&self, rooms: &Rooms, tenant: &str, source: Option<&v1::Source>) -> Result<(), Status> {
         match source.and_then(|source| source.repository_url.parse::<RepositoryUrl>().ok()) {
-            Some(url) if !self.caller.may_of(Role::Scheduler, tenant, &trust(rooms, &url)) => Err(not_for_you(&url)),
+            Some(url) if !self.caller.may_of(Role::Scheduler, tenant, &trust(rooms, &url)) => Err(absent(rooms, &url)),
             _ => Ok(()),
         }
     }
@@ -90,10 +90,16 @@ impl Asker {
         self.caller.may_read_as(role, &trust(rooms, url))
     }
 
-    /// Refuses repositories that it may not read, as those that are not declared.
+    /// Refuses to resolve what it may not read, as what is not here and cannot come.
+    pub(super) fn resolves(&self, rooms: &Rooms, url: &RepositoryUrl) -> Result<(), Status> {
+        self.about("repository", url.key());
+        if self.may_read(rooms, Role::Scheduler, url) { Ok(()) } else { Err(absent(rooms, url)) }
+    }
+
+    /// Refuses repositories that it may not read, as those that are not here.
     pub(super) fn repository(&self, rooms: &Rooms, role: Role, url: &RepositoryUrl) -> Result<(), Status> {
         self.about("repository", url.key());
-        if self.may_read(rooms, role, url) { Ok(()) } else { Err(not_for_you(url)) }
+        if self.may_read(rooms, role, url) { Ok(()) } else { Err(refusal(&rooms.repositories.unknown(url))) }
     }
 
     /// Whether it may have a repository added: for its own trust classes, and pinned where it may pin.
@@ -125,7 +131,7 @@ impl Asker {
         self.about("repository", url.key());
         let here = rooms.repositories.trust_of(url);
         let trust = here.as_deref().unwrap_or(wanted);
-        if self.caller.may_read_as(role, trust) { Ok(()) } else { Err(not_for_you(url)) }
+        if self.caller.may_read_as(role, trust) { Ok(()) } else { Err(absent(rooms, url)) }
     }
 
     /// A lease of a tenant for which it has the role.
@@ -202,9 +208,8 @@ fn trust(rooms: &Rooms, url: &RepositoryUrl) -> String {
     rooms.repositories.trust_of(url).unwrap_or_default()
 }
 
-fn not_for_you(url: &RepositoryUrl) -> Status {
-    let message = format!("repository {url} is not declared here, or it is of a trust class that you may not read");
-    refusal(&Reason::new(Code::RepositoryNotDeclared, url.key(), message))
+fn absent(rooms: &Rooms, url: &RepositoryUrl) -> Status {
+    refusal(&rooms.repositories.absent(url))
 }
 
 fn named(field: &str, denied: Denied) -> Status {

@@ -44,7 +44,7 @@ impl RepositoryService for Repository {
         let patience = patience(&request);
         let asker = Asker::of(&request)?;
         let wanted = source("source", request.into_inner().source)?;
-        asker.repository(&self.0, Role::Scheduler, &wanted.url)?;
+        asker.resolves(&self.0, &wanted.url)?;
         let resolved = self.0.repositories.resolve_with_fork(&wanted, patience).await;
         let (resolved, fork) = resolved.map_err(|reason| refusal(&reason))?;
         let (fork_url, fork_ref) = fork.map(|fork| (fork.url, fork.reference)).unwrap_or_default();

@@ -190,17 +190,25 @@ async fn a_tenant_reads_what_its_trust_class_may_and_nothing_else() {
     let hidden = |answer: Result<(), Status>| {
         let status = answer.expect_err("it is of another trust class");
         assert_eq!((status.code(), reason(&status)), (Code::PermissionDenied, "REPOSITORY_NOT_DECLARED".to_owned()));
+        status.message().to_owned()
     };
     for (caller, mine, others) in [(red, public, secret), (green, secret, public)] {
         let resolve = |url: &str| v1::ResolveSourceRequest { source: Some(source(url, "branch:main")) };
         assert!(caller.repositories().resolve_source(resolve(mine)).await.is_ok());
-        hidden(caller.repositories().resolve_source(resolve(others)).await.map(|_| ()));
+        let told = hidden(caller.repositories().resolve_source(resolve(others)).await.map(|_| ()));
+        // As of what is not here.
+        let nowhere = others.replace("public", "nowhere").replace("secret", "nowhere");
+        let missing = hidden(caller.repositories().resolve_source(resolve(&nowhere)).await.map(|_| ()));
+        assert_eq!(told.replace(others, "URL"), missing.replace(&nowhere, "URL"));
         let listed = caller.repositories().list_repositories(v1::ListRepositoriesRequest::default()).await.unwrap();
         let urls: Vec<_> = listed.into_inner().repositories.into_iter().map(|one| one.url).collect();
         assert_eq!(urls, std::slice::from_ref(mine));
         absent(caller.repositories().get_repository(v1::GetRepositoryRequest { url: others.clone() }).await);
         let refresh = v1::RefreshRepositoryRequest { url: others.clone(), only_if_empty: false };
-        hidden(caller.repositories().refresh_repository(refresh).await.map(|_| ()));
+        let told = hidden(caller.repositories().refresh_repository(refresh).await.map(|_| ()));
+        let refresh = v1::RefreshRepositoryRequest { url: nowhere.clone(), only_if_empty: false };
+        let missing = hidden(caller.repositories().refresh_repository(refresh).await.map(|_| ()));
+        assert_eq!(told.replace(others, "URL"), missing.replace(&nowhere, "URL"));
         let add = v1::AddRepositoryRequest { url: others.clone(), ..Default::default() };
         hidden(caller.repositories().add_repository(add).await.map(|_| ()));
         let evaluate = v1::EvaluateRequest { builds: vec![build(mine, ""), build(others, "")] };
@@ -225,6 +233,17 @@ async fn a_tenant_reads_what_its_trust_class_may_and_nothing_else() {
         (secret, &of_green, 200),
     ] {
         assert_eq!(get(node, &refs(url), header).0, code, "{url} {header}");
+    }
+    // Hidden and missing are told the same, whoever asks.
+    let nowhere = secret.replace("secret", "nowhere");
+    for (hidden, header) in [(secret, ""), (secret, of_red.as_str()), (public, &of_green)] {
+        let (told, missing) = (get(node, &refs(hidden), header), get(node, &refs(&nowhere), header));
+        let path = |url: &str| url.strip_prefix("http://").unwrap().to_owned();
+        assert_eq!(
+            (told.0, told.1.replace(&path(hidden), "")),
+            (404, missing.1.replace(&path(&nowhere), "")),
+            "{header}"
+        );
     }
     // As git sends what its credential helper has.
     use base64::Engine as _;

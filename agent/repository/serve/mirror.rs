@@ -20,7 +20,7 @@ use super::super::listing::Wanted;
 use super::super::meta::Meta;
 use super::super::read::Verdict;
 use super::super::snapshot::SnapshotPin;
-use super::super::{lock, unknown};
+use super::super::{absent, lock, unknown};
 use super::{Freshness, Refusal, Serve};
 use crate::config::TRUST_DEFAULT;
 
@@ -44,8 +44,9 @@ impl Serve {
         (shared.pool.root)().map_err(unavailable)?;
         let entry = match shared.get(url) {
             Some(entry) if self.may_read(&entry.state().meta.trust) => entry,
-            Some(_) => return Err(Refusal::Unknown(shared.may_add(url).err().unwrap_or_else(|| absent(url)))),
-            None if !self.may_read("") => return Err(Refusal::Unknown(unknown(url))),
+            // The same for what is hidden and for what is not here.
+            _ if !self.may_read("") => return Err(Refusal::Unknown(unknown(url))),
+            Some(_) => return Err(Refusal::Unknown(self.inner.repositories.absent(url))),
             None => {
                 shared.may_add(url).map_err(Refusal::Unknown)?;
                 shared.insert(Meta::new(url.clone(), String::new(), false, false), true).map_err(unavailable)?
@@ -195,13 +196,6 @@ fn superseded(entry: &Entry) -> Vec<SnapshotPin> {
     };
     pins.sort_by_key(|pin| std::cmp::Reverse(pin.number()));
     pins
-}
-
-/// What is said where upstream has no such repository, or shows it to others only: for those who may not read ours, the
-/// same.
-fn absent(url: &RepositoryUrl) -> Reason {
-    let message = format!("{} is not here, and upstream has no such repository or does not show it", url.key());
-    Reason::new(Code::UpstreamNotFound, url.key(), message)
 }
 
 /// About how many bytes an answer can have that brings all of a snapshot. Blocks.
