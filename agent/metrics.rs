@@ -7,7 +7,7 @@
 //! Labels come from closed lists or from the configuration, and are bounded: a caller cannot make a series. Units are
 //! Prometheus' base units: bytes, seconds, cores, ratios from 0 to 1.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -197,6 +197,8 @@ pub struct Seen<'a> {
     pub status: &'a v1::Status,
     /// All repositories.
     pub repositories: &'a [View],
+    /// The keys of those that are named; others are counted only.
+    pub labelled: &'a BTreeSet<String>,
     /// How many requests for sources were answered how, since the start.
     pub answers: &'a BTreeMap<&'static str, u64>,
     /// How many fetches ended how, since the start.
@@ -539,13 +541,14 @@ fn repositories(seen: &Seen<'_>, all: &mut Gauges) {
     let empty = declared().filter(|repository| repository.snapshot.is_empty()).count();
     let help = "Declared mirrors that never filled: builds find nothing there";
     all.one("mirrors_empty", help, None, Some(number(empty)));
-    let ages = declared().take(SERIES_MAX).filter_map(|repository| {
+    let named = || declared().filter(|repository| seen.labelled.contains(repository.url.key())).take(SERIES_MAX);
+    let ages = named().filter_map(|repository| {
         let age = seen.now.since(repository.confirmed_at?);
         Some((label("repository", repository.url.key()), float(age.0) / 1000.0))
     });
     let help = "How long ago upstream last confirmed a declared mirror";
     all.add("mirror_age", help, Some(Unit::Seconds), ages.collect());
-    let sizes = declared().take(SERIES_MAX).map(|repository| {
+    let sizes = named().map(|repository| {
         let bytes = i64::try_from(repository.disk_bytes).unwrap_or(i64::MAX);
         (label("repository", repository.url.key()), float(bytes))
     });

@@ -12,6 +12,7 @@ mod html;
 mod outputs;
 mod page;
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -92,11 +93,28 @@ async fn overloaded(error: BoxError) -> Response {
     }
 }
 
-async fn readyz(State(face): State<Face>) -> Response {
+async fn readyz(State(face): State<Face>, asker: asker::Asker) -> Response {
     if face.rooms.cancel.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
-    ready_text(&face.rooms.status()).into_response()
+    let mut status = face.rooms.status();
+    if asker.refusal().is_some() {
+        let repositories = face.rooms.repositories.list();
+        let served = repositories.iter().filter(|one| face.rooms.serve.may_read(&one.trust)).map(|one| one.url.key());
+        let shown = status.pools.iter().map(|pool| pool.name.clone()).chain(served.map(str::to_owned)).collect();
+        without_words(&mut status, &shown);
+    }
+    ready_text(&status).into_response()
+}
+
+/// For whoever may not see the status: what is wrong, and with which pool or public mirror. Words name tenants, paths and
+/// private mirrors, and so do other subjects.
+fn without_words(status: &mut stoker_proto::v1::Status, shown: &BTreeSet<String>) {
+    let mut told = BTreeSet::new();
+    status.alarms.retain_mut(|alarm| {
+        alarm.message = if shown.contains(&alarm.subject) { alarm.subject.clone() } else { String::new() };
+        told.insert((alarm.code, alarm.message.clone())) // how many there are tells something, too
+    });
 }
 
 /// `ready`, then what should be known, one a line.
@@ -107,13 +125,17 @@ fn ready_text(status: &stoker_proto::v1::Status) -> String {
         let _ = writeln!(text, "pool {} {}", one_line(&pool.name), one_line(&pool.state));
     }
     for alarm in &status.alarms {
-        let _ = writeln!(text, "{} {}", alarm.code().as_str_name(), one_line(&alarm.message));
+        let line = format!("{} {}", alarm.code().as_str_name(), one_line(&alarm.message));
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text
 }
 
 async fn scrape(State(face): State<Face>) -> Response {
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
+    // Everybody reads this: what is not for everybody is counted, and has no name here.
+    let served = repositories.iter().filter(|one| face.rooms.serve.may_read(&one.trust));
+    let labelled = served.map(|one| one.url.key().to_owned()).collect();
     let now = crate::admission::now();
     let (fetches, heals) = (face.rooms.repositories.fetches(), face.rooms.repositories.heals());
     let (forges, answers) = (face.rooms.repositories.forge_answers(), face.rooms.repositories.answers());
@@ -121,6 +143,7 @@ async fn scrape(State(face): State<Face>) -> Response {
     let seen = Seen {
         status: &status,
         repositories: &repositories,
+        labelled: &labelled,
         repositories_bytes: (used > 0).then_some(used),
         evictions: &evictions,
         upkeep_gave_way: face.rooms.repositories.upkeep_gave_way(),

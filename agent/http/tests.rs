@@ -17,6 +17,7 @@ use tower::ServiceExt;
 
 use super::html::{Text, rough, shown};
 use super::page::{Sight, page, policy};
+use super::{ready_text, without_words};
 use crate::config::{self, NodeIdentity};
 use crate::repository::{Eviction, Progress, RepositoryState, View};
 use crate::supervise::Agent;
@@ -414,6 +415,28 @@ async fn git_is_for_this_machine_unless_the_configuration_says_otherwise() {
         assert_eq!(ask(Some(peer)).await, StatusCode::NOT_FOUND, "{peer}");
     }
     agent.stop(std::time::Duration::from_secs(5)).await;
+}
+
+#[test]
+fn who_may_not_see_the_status_learns_no_tenant_and_no_private_mirror() {
+    use v1::reason::Code;
+    let alarm = |code: Code, subject: &str, message: &str| v1::Reason {
+        code: code.into(),
+        subject: subject.to_owned(),
+        message: message.to_owned(),
+        ..v1::Reason::default()
+    };
+    let mut status = v1::Status {
+        alarms: vec![
+            alarm(Code::PoolNotReady, "data", "pool data is NotMounted: /var/mnt/data"),
+            alarm(Code::RepositoryEmpty, "example.org/private", "declared mirror https://example.org/private is empty"),
+            alarm(Code::RepositoryEmpty, "example.org/other", "declared mirror https://example.org/other is empty"),
+            alarm(Code::ModeDrain, "node", "still there are: l1 of tenant \"red\""),
+        ],
+        ..v1::Status::default()
+    };
+    without_words(&mut status, &["data".to_owned()].into());
+    assert_eq!(ready_text(&status), "ready\nPOOL_NOT_READY data\nREPOSITORY_EMPTY\nMODE_DRAIN\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

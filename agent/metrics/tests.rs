@@ -17,6 +17,7 @@ fn scraped(metrics: &Metrics, name: &str) -> String {
         .scrape(&Seen {
             status: &status,
             repositories: &repositories,
+            labelled: &repositories.iter().map(|one| one.url.key().to_owned()).collect(),
             fetches: &BTreeMap::from([("fetched", 1)]),
             answers: &BTreeMap::from([("hit", 5), ("miss", 1)]),
             heals: &BTreeMap::from([("repair", 2)]),

@@ -245,6 +245,10 @@ async fn a_tenant_reads_what_its_trust_class_may_and_nothing_else() {
             "{header}"
         );
     }
+    // Everybody may read these: they name what is public.
+    let metrics = get(node, "/metrics", "").1;
+    let named = |url: &str| metrics.contains(&format!("repository=\"{}\"", url.strip_prefix("http://").unwrap()));
+    assert!(named(public) && !named(secret), "{metrics}");
     // As git sends what its credential helper has.
     use base64::Engine as _;
     let pair = format!("token:{}", node.cluster.token(&of("green", "builder")));
