@@ -38,6 +38,10 @@ use token::Tokens;
 use crate::config::Config;
 use crate::config::access::{RoleWord, TokenRules};
 
+/// An API server that did not answer is not asked for so long: callers do not wait for it one by one, and are told when it
+/// is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// What somebody may do; each may what those before it may.
 pub type Role = RoleWord;
 
@@ -91,6 +95,16 @@ impl Denied {
         let (Self::Unknown(reason) | Self::Forbidden(reason) | Self::TooOften(reason, _) | Self::Unchecked(reason)) =
             self;
         reason
+    }
+
+    /// After how long it may be better.
+    #[must_use]
+    pub const fn again(&self) -> Option<Duration> {
+        match self {
+            Self::TooOften(_, after) => Some(*after),
+            Self::Unchecked(_) => Some(ASK_AGAIN_AFTER),
+            Self::Unknown(_) | Self::Forbidden(_) => None,
+        }
     }
 
     fn unknown(message: impl Into<String>) -> Self {

@@ -30,6 +30,7 @@ use super::caller::Identity;
 use super::connection::Connection;
 use super::{Peer, certificate, lock};
 use crate::config::TlsFiles;
+use crate::node::files::read_whole;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -265,13 +266,7 @@ impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, Http
 
 fn read(files: &TlsFiles) -> Result<Content, String> {
     let file = |name: &str, path: &Path| {
-        let read = || {
-            let mut bytes = Vec::new();
-            let file = std::fs::File::open(path)?;
-            io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX), &mut bytes)?;
-            io::Result::Ok(bytes)
-        };
-        read().map_err(|error| format!("{name}: {} cannot be read: {error}", path.display()))
+        read_whole(path, FILE_BYTES_MAX).map_err(|error| format!("{name}: {} cannot be read: {error}", path.display()))
     };
     Ok(Content {
         certificate: file("certificate", &files.certificate)?,

@@ -20,7 +20,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::caller::{Identity, ServiceAccount, Way};
 use super::keys::Keys;
-use super::{Denied, lock};
+use super::{ASK_AGAIN_AFTER, Denied, lock};
 use crate::config::access::TokenRules;
 use crate::kubernetes::{self, token_review};
 
@@ -30,8 +30,6 @@ const TOKEN_BYTES_MAX: usize = 8 << 10;
 pub(super) const TOKENS_MAX: usize = 4096;
 /// How long the API server may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// After it did not answer it is not asked for so long: callers do not wait for it one by one.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// The most reviews at a time.
 const REVIEWS_MAX: usize = 8;
 /// Keys are asked for again when they are so old, and no longer count when they are as old as that.
@@ -119,7 +117,7 @@ impl Tokens {
             return found.map_err(Failed::from);
         }
         let read = Read::of(token).map_err(|why| Failed::made_up(format!("the token {why}")))?;
-        let now = crate::admission::now().0 / 1000;
+        let now = crate::node::now().0 / 1000;
         read.claims.check(rules, now).map_err(|why| Failed::made_up(format!("the token {why}")))?;
         let client = self.cluster.get_or_try_init(kubernetes::client).await;
         let client = client.map_err(|error| unchecked(format!("tokens cannot be checked here: {error}")))?;

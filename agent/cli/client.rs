@@ -146,12 +146,7 @@ fn named(path: &Option<PathBuf>) -> Option<&Path> {
 }
 
 fn read(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path);
-    let read =
-        file.and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut bytes));
-    read.with_context(|| format!("{flag} {}", path.display()))?;
-    Ok(bytes)
+    crate::node::files::read_whole(path, FILE_BYTES_MAX).with_context(|| format!("{flag} {}", path.display()))
 }
 
 /// The innermost cause, which says more than "transport error".

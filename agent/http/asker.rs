@@ -20,7 +20,8 @@ use crate::access::{Access, Caller, Denied, Peer, Role};
 pub(super) struct Asker {
     /// Where it is known, and has a role.
     pub(super) caller: Option<Arc<Caller>>,
-    is_local: bool,
+    /// Whether it is on this machine, as far as its address tells.
+    pub(super) is_local: bool,
 }
 
 impl<S: Sync> FromRequestParts<S> for Asker {
@@ -117,13 +118,12 @@ fn token(headers: &HeaderMap) -> Option<Option<String>> {
 fn refused(denied: &Denied) -> Response {
     let reason = denied.reason();
     let text = format!("{} [{}]\n", reason.message, reason.code.word());
+    let again = denied.again().unwrap_or_default().as_millis().div_ceil(1000).max(1).to_string();
+    let again = [(header::RETRY_AFTER, again)];
     match denied {
         Denied::Unknown(_) => (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, CHALLENGE)], text).into_response(),
         Denied::Forbidden(_) => (StatusCode::FORBIDDEN, text).into_response(),
-        Denied::TooOften(_, after) => {
-            let seconds = after.as_secs().saturating_add(1).to_string();
-            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds)], text).into_response()
-        }
-        Denied::Unchecked(_) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], text).into_response(),
+        Denied::TooOften(..) => (StatusCode::TOO_MANY_REQUESTS, again, text).into_response(),
+        Denied::Unchecked(_) => (StatusCode::SERVICE_UNAVAILABLE, again, text).into_response(),
     }
 }

@@ -10,12 +10,11 @@
 //! read looks as if it were not there.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -113,7 +112,6 @@ pub(super) fn elsewhere(request: &Request) -> Option<Response> {
 }
 
 async fn answer(State(serve): State<Serve>, asker: Asker, request: Request) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     let target = Target::of(path.strip_prefix("/git/").unwrap_or(path));
@@ -121,12 +119,12 @@ async fn answer(State(serve): State<Serve>, asker: Asker, request: Request) -> R
     let writes = target.service == Service::ReceivePack || service == Some("git-receive-pack");
     let upstream = |service: &str| target.upstream(service);
     let redirect = target.or_upstream && target.service == Service::Refs && parts.method == Method::GET;
-    let known = asker.caller.is_some();
+    let may_ask = asker.caller.is_some() || asker.is_local || serve.serves_everyone();
     let serve = match asker.caller {
         Some(caller) => serve.reading(move |trust| caller.may_read(trust)),
         None => serve,
     };
-    if !known && !serve.serves_everyone() && !peer.is_some_and(|peer| peer.is_loopback()) {
+    if !may_ask {
         serve.count("forbidden");
         if redirect {
             return to_upstream(&upstream(if writes { "git-receive-pack" } else { "git-upload-pack" }));

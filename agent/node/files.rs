@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -38,6 +38,16 @@ pub(crate) fn sync_directory(dir: &Path) -> io::Result<()> {
 fn unfinished(file: &Path) -> PathBuf {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
     file.with_file_name(format!("{UNFINISHED}{name}"))
+}
+
+/// A whole file, of at most so many bytes.
+pub(crate) fn read_whole(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(file)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    match u64::try_from(read).is_ok_and(|read| read <= bytes_max) {
+        true => Ok(bytes),
+        false => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {bytes_max} bytes"))),
+    }
 }
 
 /// The record of what is called `name` in a folder.
@@ -83,6 +93,15 @@ pub(crate) fn owners(folder: &Path) -> BTreeSet<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_or_said_to_be_too_large() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "1234").unwrap();
+        assert_eq!(read_whole(file.path(), 4).unwrap(), b"1234");
+        assert_eq!(read_whole(file.path(), 3).unwrap_err().to_string(), "it has more than 3 bytes");
+        assert_eq!(read_whole(Path::new("/dev/zero"), 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
 
     #[test]
     fn what_a_kill_left_of_a_record_is_found_and_goes_with_it() {

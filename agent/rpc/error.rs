@@ -12,8 +12,6 @@ use crate::access::Denied;
 use crate::admission::{AdmissionError, WriterError};
 
 const DOMAIN: &str = "stoker.build";
-/// When the API server is asked again.
-const UNCHECKED_AGAIN: Duration = Duration::from_secs(5);
 
 /// A malformed field: which, and what is wrong with it, with the remedy.
 pub(super) fn bad(field: impl Into<String>, what: impl Into<String>) -> Status {
@@ -55,12 +53,13 @@ pub(super) fn refusal(reason: &Reason) -> Status {
 
 impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
-        let (code, again) = match &denied {
-            Denied::Unknown(_) => (Grpc::Unauthenticated, None),
-            Denied::Forbidden(_) => (Grpc::PermissionDenied, None),
-            Denied::TooOften(_, after) => (Grpc::ResourceExhausted, Some(*after)),
-            Denied::Unchecked(_) => (Grpc::Unavailable, Some(UNCHECKED_AGAIN)),
+        let code = match &denied {
+            Denied::Unknown(_) => Grpc::Unauthenticated,
+            Denied::Forbidden(_) => Grpc::PermissionDenied,
+            Denied::TooOften(..) => Grpc::ResourceExhausted,
+            Denied::Unchecked(_) => Grpc::Unavailable,
         };
+        let again = denied.again();
         let reason = denied.reason();
         let mut details = ErrorDetails::with_error_info(reason.code.word(), DOMAIN, HashMap::new());
         if again.is_some() {

@@ -10,14 +10,13 @@ mod archive;
 mod range;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::any;
@@ -59,9 +58,7 @@ pub(super) fn routes(rooms: Rooms) -> Router {
 }
 
 async fn answer(State(face): State<Face>, asker: Asker, request: Request) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
-    let is_local = peer.is_some_and(|peer| peer.is_loopback());
-    if asker.caller.is_none() && !face.rooms.serve.serves_everyone() && !is_local {
+    if asker.caller.is_none() && !face.rooms.serve.serves_everyone() && !asker.is_local {
         let why = "outputs are served to clients of this machine only; see repositories.serve.anonymous\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
@@ -73,7 +70,7 @@ async fn answer(State(face): State<Face>, asker: Asker, request: Request) -> Res
         let again = [(header::RETRY_AFTER, RETRY_AFTER)];
         return (StatusCode::SERVICE_UNAVAILABLE, again, "too many downloads at once; try again\n").into_response();
     };
-    let asked = Asked::of(&request, is_local);
+    let asked = Asked::of(&request);
     let shown = tokio::task::spawn_blocking(move || show(&face, &asker, &asked, place)).await;
     shown.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
@@ -84,19 +81,17 @@ struct Asked {
     tar: bool,
     html: bool,
     head: bool,
-    is_local: bool,
     headers: HeaderMap,
 }
 
 impl Asked {
-    fn of(request: &Request, is_local: bool) -> Self {
+    fn of(request: &Request) -> Self {
         let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         Self {
             path: request.uri().path().strip_prefix("/outputs/").unwrap_or_default().to_owned(),
             tar: request.uri().query() == Some("tar"),
             html: accept.contains("text/html"),
             head: request.method() == Method::HEAD,
-            is_local,
             headers: request.headers().clone(),
         }
     }
@@ -114,7 +109,7 @@ fn show(face: &Face, asker: &Asker, asked: &Asked, place: OwnedSemaphorePermit) 
     let may_read = |output: &&Arc<Output>| match &asker.caller {
         Some(caller) => caller.may_of(Role::Viewer, &output.scope.tenant, &output.trust),
         // Beyond this machine a tenant's are its own.
-        None => face.rooms.serve.may_read(&output.trust) && (asked.is_local || output.scope.tenant.is_empty()),
+        None => face.rooms.serve.may_read(&output.trust) && (asker.is_local || output.scope.tenant.is_empty()),
     };
     if asked.path.is_empty() {
         return index(all.iter().filter(may_read), asked.html);
