@@ -48,7 +48,7 @@ impl AdmissionService for Admission {
         let mut request = request.into_inner();
         self.claim(&asker, "", &mut request)?;
         let order = order("", request)?;
-        let answer = self.0.admission.admit(order, patience).await?;
+        let answer = asker.admit(&self.0, order, patience).await?;
         self.0.metrics.answered(&answer);
         let decision = Some(decision(&answer, self.0.name()));
         Ok(Response::new(v1::AdmitResponse { node: Some(self.0.node()), decision }))
@@ -66,7 +66,7 @@ impl AdmissionService for Admission {
             let told = tokio::select! {
                 () = rooms.cancel.cancelled() => Err(Status::unavailable("the agent is stopping")),
                 () = answers.closed() => return,
-                told = wait_for(&rooms, order, patience, &answers) => told,
+                told = wait_for(&rooms, &asker, order, patience, &answers) => told,
             };
             if let Err(status) = told {
                 let _ = answers.send(Err(status)).await;

@@ -2,8 +2,9 @@
 //! looks as if it were not there.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use stoker_core::admission::{Lease, Refused};
+use stoker_core::admission::{Answer, Lease, Refused};
 use stoker_core::identity::{LeaseId, TicketId};
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
@@ -13,7 +14,7 @@ use tonic::{Request, Status};
 use super::Rooms;
 use super::error::refusal;
 use crate::access::{Caller, Denied, Role};
-use crate::admission::WriterError;
+use crate::admission::{AdmissionError, Order, WriterError};
 
 /// What a call is about, for the audit log.
 pub(super) type Subject = Arc<Mutex<String>>;
@@ -94,6 +95,23 @@ impl Asker {
     pub(super) fn resolves(&self, rooms: &Rooms, url: &RepositoryUrl) -> Result<(), Status> {
         self.about("repository", url.key());
         if self.may_read(rooms, Role::Scheduler, url) { Ok(()) } else { Err(absent(rooms, url)) }
+    }
+
+    /// Admits a build.
+    pub(super) async fn admit(&self, rooms: &Rooms, order: Order, patience: Duration) -> Result<Answer, Status> {
+        let url = order.build.as_ref().map(|build| build.source.url.clone());
+        rooms.admission.admit(order, patience).await.map_err(|error| match (error, url) {
+            (AdmissionError::Source(reason), Some(url)) => self.unresolved(rooms, &url, &reason),
+            (error, _) => error.into(),
+        })
+    }
+
+    /// Why a source is not resolved. What upstream does not have or does not show is told of as what the caller may not
+    /// read, unless it is declared for it to read.
+    pub(super) fn unresolved(&self, rooms: &Rooms, url: &RepositoryUrl, reason: &Reason) -> Status {
+        let is_declared = || rooms.repositories.get(url).is_some_and(|view| view.declared);
+        let tells = !reason.code.upstream_says_no() || self.caller.may_read_all(Role::Viewer) || is_declared();
+        if tells { refusal(reason) } else { absent(rooms, url) }
     }
 
     /// Refuses repositories that it may not read, as those that are not here.

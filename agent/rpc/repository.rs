@@ -46,7 +46,7 @@ impl RepositoryService for Repository {
         let wanted = source("source", request.into_inner().source)?;
         asker.resolves(&self.0, &wanted.url)?;
         let resolved = self.0.repositories.resolve_with_fork(&wanted, patience).await;
-        let (resolved, fork) = resolved.map_err(|reason| refusal(&reason))?;
+        let (resolved, fork) = resolved.map_err(|reason| asker.unresolved(&self.0, &wanted.url, &reason))?;
         let (fork_url, fork_ref) = fork.map(|fork| (fork.url, fork.reference)).unwrap_or_default();
         let age: Span = crate::admission::now().since(resolved.as_of);
         let resolved = v1::Resolved {

@@ -22,13 +22,14 @@ const UNSENT_MAX: usize = 64;
 /// Takes a place, then tells each change until it is granted or rejected. While it runs, the ticket lives.
 pub(super) async fn wait_for(
     rooms: &Rooms,
+    asker: &Asker,
     order: Order,
     patience: Duration,
     answers: &mpsc::Sender<Result<v1::AwaitAdmissionResponse, Status>>,
 ) -> Result<(), Status> {
     let mut waiter = rooms.admission.wait_for(order.request_id.clone());
     let request_id = order.request_id.clone();
-    let mut answer = rooms.admission.admit(order.clone(), patience).await?;
+    let mut answer = asker.admit(rooms, order.clone(), patience).await?;
     let mut told: Option<v1::await_admission_response::Decision> = None;
     loop {
         if told.is_none() || !matches!(answer, Answer::Waiting(_)) {
@@ -55,7 +56,7 @@ pub(super) async fn wait_for(
                 Answer::Rejected(vec![cancelled(&request_id)], Some(waiting.sizing.into()))
             }
             // It ran out, as where the clock was set: take a place anew.
-            None => rooms.admission.admit(order.clone(), patience).await?,
+            None => asker.admit(rooms, order.clone(), patience).await?,
         };
     }
 }

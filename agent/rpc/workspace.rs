@@ -247,7 +247,8 @@ impl Workspace {
         let lifetime = span("unleased.lifetime", wanted.lifetime, LIFETIME, LIFETIME_MAX)?;
         let scope = super::request::scope("unleased.scope", wanted.scope)?;
         let from = source("unleased.source", wanted.source)?;
-        let resolved = self.0.repositories.resolve(&from, patience).await.map_err(|reason| refusal(&reason))?;
+        let resolved = self.0.repositories.resolve(&from, patience).await;
+        let resolved = resolved.map_err(|reason| asker.unresolved(&self.0, &from.url, &reason))?;
         Ok(Order {
             id: id_of_workspace,
             lease: None,

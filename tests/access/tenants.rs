@@ -27,11 +27,15 @@ struct Farm {
 }
 
 async fn farm() -> Farm {
+    farm_that_adds("declared").await
+}
+
+async fn farm_that_adds(add: &str) -> Farm {
     let upstream = Upstream::start();
     let (one, other) = (TestRepo::standard(), TestRepo::standard());
     let (public, secret) = (upstream.host("public", &one), upstream.host("secret", &other));
     let node = Node::start(&format!(
-        "repositories:\n  protocols: [http]\n  allow: [127.0.0.1]\n  mirrors: [{{url: \"{public}\"}}, {{url: \"{secret}\", trust: \
+        "repositories:\n  protocols: [http]\n  add: {add}\n  allow: [127.0.0.1]\n  mirrors: [{{url: \"{public}\"}}, {{url: \"{secret}\", trust: \
          secret}}]\n  serve: {{anonymous: loopback}}\naccess:\n  rules:\n    - {{role: scheduler, namespaces: [red, blue]}}\n    \
          - {{role: scheduler, serviceAccounts: [green/builder], trust: [secret]}}\n    - {{role: scheduler, \
          serviceAccounts: [green/other]}}\n    - {{role: scheduler, users: [everybody], tenants: [\"*\"]}}\n"
@@ -68,6 +72,12 @@ async fn admit(caller: &Caller, id: &str, build: v1::Build) -> Result<v1::Lease,
         Some(v1::admit_response::Decision::Granted(lease)) => Ok(lease),
         other => panic!("{id}: {other:?}"),
     }
+}
+
+async fn awaited(caller: &Caller, build: v1::Build) -> Result<(), Status> {
+    let admit = v1::AdmitRequest { request_id: "awaited".into(), build: Some(build), ..Default::default() };
+    let request = v1::AwaitAdmissionRequest { admit: Some(admit) };
+    caller.admission().await_admission(request).await?.into_inner().message().await.map(|_| ())
 }
 
 async fn prepare(caller: &Caller, lease: &str) -> Result<v1::Workspace, Status> {
@@ -292,6 +302,33 @@ async fn a_tenant_sees_and_cancels_no_ticket_of_another() {
     assert_eq!((told.ahead, told.head_request_id.as_str()), (1, ""), "{told:?}");
     assert!(told.ahead_of.iter().all(|ahead| ahead.tenant != "red"), "{told:?}");
     red.admission().cancel_ticket(v1::CancelTicketRequest { ticket_id: id() }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_hidden_is_told_of_as_what_upstream_does_not_have() {
+    let Farm { public, secret, red, .. } = &farm_that_adds("on-demand").await;
+    let nowhere = public.replace("public", "nowhere");
+    let resolve = async |url: &str| {
+        let request = v1::ResolveSourceRequest { source: Some(source(url, "branch:main")) };
+        red.repositories().resolve_source(request).await.map(|_| ())
+    };
+    let told = async |url: &str| {
+        let answers = [
+            resolve(url).await,
+            admit(red, "b", build(url, "")).await.map(|_| ()),
+            awaited(red, build(url, "")).await,
+            prepare_unleased(red, "w", url, "").await.map(|_| ()),
+        ];
+        answers.map(|answer| {
+            let status = answer.expect_err(url);
+            (status.code(), reason(&status), status.message().replace(url.trim_start_matches("http://"), ""))
+        })
+    };
+    let (missing, hidden) = (told(&nowhere).await, told(secret).await);
+    assert_eq!((missing[0].0, missing[0].1.as_str()), (Code::NotFound, "UPSTREAM_NOT_FOUND"));
+    assert!(missing.iter().all(|one| *one == missing[0]), "{missing:?}");
+    assert_eq!(missing, hidden);
+    resolve(public).await.expect("what it may read");
 }
 
 #[tokio::test(flavor = "multi_thread")]
