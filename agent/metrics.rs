@@ -21,6 +21,7 @@ use stoker_core::admission::Answer;
 use stoker_core::quantity::Timestamp;
 use stoker_proto::v1;
 
+use crate::access::Denied;
 use crate::node::State;
 use crate::repository::{LfsCounts, RepositoryState, View, serve};
 
@@ -84,10 +85,35 @@ struct Evicted {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    face: &'static str,
+    reason: &'static str,
+}
+
+/// By which face somebody asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// gRPC, by the socket or the network.
+    Grpc,
+    /// HTTP.
+    Http,
+}
+
+impl Face {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
 /// What happened since the agent started. Cheap to clone: all clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     admissions: Family<Admission, Counter>,
+    refused: Family<Refused, Counter>,
 }
 
 impl Metrics {
@@ -102,6 +128,12 @@ impl Metrics {
         self.admissions.get_or_create(&Admission { decision, reason }).inc();
     }
 
+    /// A call was refused for who asked, or how often. What looks as if it were not there is not counted.
+    pub fn refused(&self, face: Face, denied: &Denied) {
+        let reason = denied.reason().code.word();
+        self.refused.get_or_create(&Refused { face: face.word(), reason }).inc();
+    }
+
     /// All metrics as OpenMetrics text; see [`CONTENT_TYPE`].
     ///
     /// # Errors
@@ -113,6 +145,8 @@ impl Metrics {
             "Answers to requests for admission, by decision and first reason",
             self.admissions.clone(),
         );
+        let help = "Calls that were refused for who asked, or how often, by face and reason";
+        registry.register("refused_calls", help, self.refused.clone());
         let fetches = Family::<Fetch, Counter>::default();
         for (outcome, count) in seen.fetches {
             fetches.get_or_create(&Fetch { outcome }).inc_by(*count);

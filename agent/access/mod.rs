@@ -107,11 +107,11 @@ impl Denied {
         }
     }
 
-    fn unknown(message: impl Into<String>) -> Self {
+    pub(crate) fn unknown(message: impl Into<String>) -> Self {
         Self::Unknown(Reason::new(Code::CredentialInvalid, "", message))
     }
 
-    fn forbidden(subject: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn forbidden(subject: &str, message: impl Into<String>) -> Self {
         Self::Forbidden(Reason::new(Code::AccessDenied, subject, message))
     }
 }

@@ -14,6 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::access::{Access, Caller, Denied, Peer, Role};
+use crate::metrics::{Face, Metrics};
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -36,15 +37,15 @@ impl<S: Sync> FromRequestParts<S> for Asker {
 
 impl Asker {
     /// Why the status page, which shows the builds of all tenants, is not for this client, where it is not.
-    pub(super) fn refusal(&self) -> Option<Response> {
+    pub(super) fn refusal(&self) -> Option<Denied> {
         match &self.caller {
             Some(caller) if caller.may_for_all(Role::Viewer) => None,
             None if self.is_local => None,
-            Some(caller) => Some(refused(&caller.for_all_tenants("this page"))),
+            Some(caller) => Some(caller.for_all_tenants("this page")),
             None => {
                 let why =
-                    "this page is for clients of this machine, and for viewers who send a token: see access.rules\n";
-                Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, CHALLENGE)], why).into_response())
+                    "this page is for clients of this machine, and for viewers who send a token: see access.rules";
+                Some(Denied::unknown(why))
             }
         }
     }
@@ -54,7 +55,12 @@ impl Asker {
 const CHALLENGE: &str = "Basic realm=\"stoker, with a token as password\"";
 
 /// Says who asks, for the handlers; refuses credentials that are wrong.
-pub(super) async fn identify(State(access): State<Access>, mut request: Request, next: Next) -> Response {
+pub(super) async fn identify(
+    State((access, metrics)): State<(Access, Metrics)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let deny = |denied: &Denied| refused(&metrics, denied);
     let extensions = request.extensions_mut();
     let peer = match (extensions.get::<ConnectInfo<Peer>>(), extensions.get::<ConnectInfo<SocketAddr>>()) {
         (Some(ConnectInfo(peer)), _) => peer.clone(),
@@ -71,7 +77,7 @@ pub(super) async fn identify(State(access): State<Access>, mut request: Request,
         let counted = if is_counted(&request) { access.count_unknown(&peer) } else { Ok(()) };
         return match counted {
             Ok(()) => next.run(request).await,
-            Err(denied) => super::git::elsewhere(&request).unwrap_or_else(|| refused(&denied)),
+            Err(denied) => super::git::elsewhere(&request).unwrap_or_else(|| deny(&denied)),
         };
     }
     let known = match token {
@@ -82,11 +88,11 @@ pub(super) async fn identify(State(access): State<Access>, mut request: Request,
         Ok(caller) => caller,
         Err(denied) => {
             access.tell_refused(&peer, request.method().as_str(), request.uri().path(), &denied);
-            return refused(&denied);
+            return deny(&denied);
         }
     };
     if let Err(denied) = access.count(&caller, &peer) {
-        return refused(&denied);
+        return deny(&denied);
     }
     request.extensions_mut().insert(caller);
     next.run(request).await
@@ -115,7 +121,9 @@ fn token(headers: &HeaderMap) -> Option<Option<String>> {
     crate::access::bearer(text).map(str::to_owned).or_else(basic).map(Some)
 }
 
-fn refused(denied: &Denied) -> Response {
+/// The answer to whoever is refused.
+pub(super) fn refused(metrics: &Metrics, denied: &Denied) -> Response {
+    metrics.refused(Face::Http, denied);
     let reason = denied.reason();
     let text = format!("{} [{}]\n", reason.message, reason.code.word());
     let again = denied.again().unwrap_or_default().as_millis().div_ceil(1000).max(1).to_string();

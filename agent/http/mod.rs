@@ -47,7 +47,7 @@ struct Face {
 pub fn routes(rooms: Rooms) -> Router {
     let git = git::routes(rooms.serve.clone());
     let outputs = outputs::routes(rooms.clone());
-    let access = rooms.access.clone();
+    let asked = (rooms.access.clone(), rooms.metrics.clone());
     let face = Face { metrics: rooms.metrics.clone(), rooms };
     let guard = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
@@ -64,7 +64,7 @@ pub fn routes(rooms: Rooms) -> Router {
         .with_state(face)
         .merge(git)
         .merge(outputs)
-        .layer(from_fn_with_state(access, asker::identify))
+        .layer(from_fn_with_state(asked, asker::identify))
         .layer(map_response(guarded))
 }
 
@@ -166,8 +166,8 @@ async fn scrape(State(face): State<Face>) -> Response {
 
 /// `/`, or `/?still` for one that does not load itself again.
 async fn page(State(face): State<Face>, asker: asker::Asker, uri: Uri) -> Response {
-    if let Some(refusal) = asker.refusal() {
-        return refusal;
+    if let Some(denied) = asker.refusal() {
+        return asker::refused(&face.metrics, &denied);
     }
     let (status, repositories) = (face.rooms.status(), face.rooms.repositories.list());
     let (leases, tickets) = face

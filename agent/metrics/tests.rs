@@ -114,9 +114,11 @@ fn what_happens_is_counted_under_its_first_reason() {
     let waiting = Waiting { ticket: None, position: 0, retry_after: Span(5000), reasons: reasons.clone(), sizing };
     metrics.answered(&Answer::Waiting(Box::new(waiting)));
     metrics.clone().answered(&Answer::Rejected(reasons, None));
+    metrics.refused(Face::Http, &Denied::unknown("no token of ours"));
     let text = scraped(&metrics, "ghost");
     let series = parse(&text);
     for name in [
+        "stoker_refused_calls_total{face=\"http\",reason=\"CREDENTIAL_INVALID\"}",
         "stoker_admissions_total{decision=\"wait\",reason=\"MEMORY_HELD\"}",
         "stoker_admissions_total{decision=\"rejected\",reason=\"MEMORY_HELD\"}",
         "stoker_fetches_total{outcome=\"fetched\"}",

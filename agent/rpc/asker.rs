@@ -15,6 +15,7 @@ use super::Rooms;
 use super::error::refusal;
 use crate::access::{Caller, Denied, Role};
 use crate::admission::{AdmissionError, Order, WriterError};
+use crate::metrics::{Face, Metrics};
 
 /// What a call is about, for the audit log.
 pub(super) type Subject = Arc<Mutex<String>>;
@@ -24,6 +25,7 @@ pub(super) type Subject = Arc<Mutex<String>>;
 pub(super) struct Asker {
     pub(super) caller: Arc<Caller>,
     pub(super) subject: Subject,
+    pub(super) metrics: Metrics,
 }
 
 impl Asker {
@@ -31,6 +33,11 @@ impl Asker {
     pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let known = request.extensions().get::<Self>().cloned();
         known.ok_or_else(|| Status::internal("nobody knows who asks"))
+    }
+
+    fn deny(&self, denied: Denied) -> Status {
+        self.metrics.refused(Face::Grpc, &denied);
+        denied.into()
     }
 
     /// Says what the call is about.
@@ -57,7 +64,7 @@ impl Asker {
     pub(super) fn claim(&self, field: &str, scope: &mut Option<v1::Scope>) -> Result<(), Status> {
         let scope = scope.get_or_insert_default();
         let tenant = self.caller.tenant(Role::Scheduler, &scope.tenant);
-        scope.tenant = tenant.map_err(|denied| named(field, denied))?;
+        scope.tenant = tenant.map_err(|denied| self.deny(named(field, denied)))?;
         Ok(())
     }
 
@@ -128,7 +135,7 @@ impl Asker {
         wanted: &v1::AddRepositoryRequest,
     ) -> Result<(), Status> {
         let role = if wanted.pin { Role::Operator } else { Role::Scheduler };
-        self.caller.at_least(role, "adding a pinned repository")?;
+        self.caller.at_least(role, "adding a pinned repository").map_err(|denied| self.deny(denied))?;
         self.repository_of(rooms, role, url, &wanted.trust)
     }
 
@@ -139,7 +146,7 @@ impl Asker {
             None if self.caller.may_read_all(Role::Operator) => Ok(()),
             None => {
                 let what = "an import without target.url is for operators of all trust classes: name the repository";
-                Err(Denied::Forbidden(Reason::new(Code::AccessDenied, "target.url", what)).into())
+                Err(self.deny(Denied::Forbidden(Reason::new(Code::AccessDenied, "target.url", what))))
             }
         }
     }
@@ -230,12 +237,12 @@ fn absent(rooms: &Rooms, url: &RepositoryUrl) -> Status {
     refusal(&rooms.repositories.absent(url))
 }
 
-fn named(field: &str, denied: Denied) -> Status {
+fn named(field: &str, denied: Denied) -> Denied {
     match denied {
         Denied::Forbidden(reason) => {
             let message = format!("{field}: {}", reason.message);
-            Denied::Forbidden(Reason { message, ..reason }).into()
+            Denied::Forbidden(Reason { message, ..reason })
         }
-        other => other.into(),
+        other => other,
     }
 }

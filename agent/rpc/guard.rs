@@ -16,7 +16,8 @@ use tonic::{Code, Status};
 
 use super::asker::{Asker, Subject};
 use crate::access::methods::{self, Method};
-use crate::access::{Access, Caller, Peer};
+use crate::access::{Access, Caller, Denied, Peer};
+use crate::metrics::{Face, Metrics};
 
 /// By which a caller finds its change in the audit log, and which comes back to it.
 const REQUEST_ID: &str = "x-request-id";
@@ -24,13 +25,21 @@ const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_MAX: usize = 128;
 
 /// Lets a call through to its service, or refuses it.
-pub(super) async fn guard(State(access): State<Access>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State((access, metrics)): State<(Access, Metrics)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some(method) = methods::of(request.uri().path()) else {
         return refused(Status::unimplemented("no such method: another version of the agent may have it"));
     };
     let Some(role) = method.role else { return next.run(request).await };
     let Some(peer) = request.extensions().get::<Peer>().cloned() else {
         return refused(Status::internal("nobody knows where this call comes from"));
+    };
+    let deny = |denied: Denied| {
+        metrics.refused(Face::Grpc, &denied);
+        refused(denied.into())
     };
     let known = match bearer(request.headers()) {
         Some(token) => access.caller(&peer, token).await,
@@ -40,7 +49,7 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
         Ok(caller) => caller,
         Err(denied) => {
             access.tell_refused(&peer, name(method), "", &denied);
-            return refused(denied.into());
+            return deny(denied);
         }
     };
     let subject = Subject::default();
@@ -53,7 +62,7 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
     });
     if let Err(denied) = access.count(&caller, &peer) {
         let audit = audit.filter(|_| access.tells(&denied, &caller.key(&peer)));
-        return audited(audit, refused(denied.into()));
+        return audited(audit, deny(denied));
     }
     let may = caller.at_least(role, name(method)).and_then(|()| match method.whole_node {
         true if !caller.may_for_all(role) => Err(caller.for_all_tenants(name(method))),
@@ -61,10 +70,10 @@ pub(super) async fn guard(State(access): State<Access>, mut request: Request, ne
     });
     let response = match may {
         Ok(()) => {
-            request.extensions_mut().insert(Asker { caller, subject });
+            request.extensions_mut().insert(Asker { caller, subject, metrics: metrics.clone() });
             next.run(request).await
         }
-        Err(denied) => refused(denied.into()),
+        Err(denied) => deny(denied),
     };
     audited(audit, response)
 }

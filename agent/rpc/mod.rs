@@ -164,7 +164,7 @@ impl Rooms {
                 WorkspaceServiceServer::new(workspace::Workspace(self.clone()))
                     .max_decoding_message_size(MESSAGE_BYTES_MAX),
             );
-        let guarded = axum::middleware::from_fn_with_state(self.access.clone(), guard::guard);
+        let guarded = axum::middleware::from_fn_with_state((self.access.clone(), self.metrics.clone()), guard::guard);
         Ok(routes.routes().into_axum_router().layer(guarded).into())
     }
 }

@@ -11,7 +11,8 @@ use crate::support::token_review::{Claims, Mood, of};
 use crate::support::wait;
 use crate::support::wire::reason;
 
-const ACCESS: &str = "access: {rate: {perSecond: 1, burst: 3}, rules: [{role: viewer, namespaces: [red]}]}";
+const ACCESS: &str = "access: {rate: {perSecond: 1, burst: 3}, rules: [{role: viewer, serviceAccounts: [red/watcher]}, {role: scheduler, \
+                      serviceAccounts: [red/builder]}]}";
 
 fn lines(node: &Node, parts: &[&str]) -> usize {
     let log = node.agent.log();
@@ -88,4 +89,17 @@ async fn what_is_refused_by_rate_has_its_line_and_not_one_for_each_call() {
     wait::until(LIMIT, "the line of credentials that failed over HTTP", || {
         lines(&node, &["127.0.0.1", "GET", "/outputs/x", "CREDENTIAL_INVALID"]) == 1
     });
+    // All of them are counted.
+    let claims =
+        v1::Build { scope: Some(v1::Scope { tenant: "blue".into(), ..Default::default() }), ..Default::default() };
+    let red = node.account(&of("red", "builder")).await;
+    let evaluate = v1::EvaluateRequest { builds: vec![claims] };
+    assert_eq!(red.admission().evaluate(evaluate).await.unwrap_err().code(), Code::PermissionDenied);
+    let metrics = get(&node, "/metrics", "").1;
+    let count = |face: &str, reason: &str| {
+        let name = format!("stoker_refused_calls_total{{face=\"{face}\",reason=\"{reason}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<usize>().ok()).unwrap_or_default()
+    };
+    assert_eq!((count("grpc", "RATE_LIMITED"), count("http", "CREDENTIAL_INVALID")), (refused, 1), "{metrics}");
+    assert_eq!(count("grpc", "ACCESS_DENIED"), 60 - refused + 1, "{metrics}");
 }

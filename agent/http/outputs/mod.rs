@@ -25,9 +25,9 @@ use futures_util::stream;
 use rustix::fs::Dir;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::asker::Asker;
+use super::asker::{Asker, refused};
 use super::html::Text;
-use crate::access::Role;
+use crate::access::{Denied, Role};
 use crate::node::Opened;
 use crate::rpc::Rooms;
 use crate::workspace::outputs::{Output, name};
@@ -59,8 +59,8 @@ pub(super) fn routes(rooms: Rooms) -> Router {
 
 async fn answer(State(face): State<Face>, asker: Asker, request: Request) -> Response {
     if asker.caller.is_none() && !face.rooms.serve.serves_everyone() && !asker.is_local {
-        let why = "outputs are served to clients of this machine only; see repositories.serve.anonymous\n";
-        return (StatusCode::FORBIDDEN, why).into_response();
+        let why = "outputs are served to clients of this machine only; see repositories.serve.anonymous";
+        return refused(&face.rooms.metrics, &Denied::forbidden("outputs", why));
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "outputs are read-only\n")
