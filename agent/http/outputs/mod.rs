@@ -3,8 +3,9 @@
 //!
 //! Who may read is decided as for git (see [`super::git`]): clients on this machine, or all where the configuration says
 //! so, and of the outputs those whose repository is of a trust class that is served; callers with a role read those of
-//! their tenants. Another one looks as if it were not there. What a build left may be hostile: everything is opened beneath the output, links are shown and never followed,
-//! pipes and devices are never opened, and names are written so that nothing takes them for something else.
+//! their tenants and trust classes. Another one looks as if it were not there. What a build left may be hostile:
+//! everything is opened beneath the output, links are shown and never followed, pipes and devices are never opened, and
+//! names are written so that nothing takes them for something else.
 
 mod archive;
 mod range;
