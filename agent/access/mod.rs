@@ -13,6 +13,7 @@ mod audit;
 mod caller;
 mod certificate;
 mod connection;
+mod judged;
 mod keys;
 pub mod limit;
 mod local;
@@ -31,6 +32,7 @@ use tokio::sync::watch;
 pub use audit::cut;
 pub use caller::{Caller, Identity, ServiceAccount, Way};
 pub use connection::Connection;
+use judged::Judged;
 use limit::Limits;
 use tls::Tls;
 use token::Tokens;
@@ -126,6 +128,7 @@ struct Inner {
     configured: watch::Receiver<Arc<Config>>,
     tokens: Tokens,
     limits: Mutex<Limits>,
+    judged: Mutex<Judged>,
     /// TLS of each listener that has it, by the field of its section.
     listeners: Mutex<Vec<Arc<Tls>>>,
 }
@@ -144,6 +147,7 @@ impl Access {
             configured,
             tokens: Tokens::default(),
             limits: Mutex::new(Limits::default()),
+            judged: Mutex::default(),
             listeners: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -173,7 +177,11 @@ impl Access {
             (None, Peer::Tls(_, certificates, tls)) => tls.identity(certificates).map_err(Denied::unknown)?,
         };
         let rules = Arc::clone(&self.inner.configured.borrow().access.rules);
-        Ok(Arc::new(Caller::new(identity, &rules)))
+        Ok(match identity.way {
+            // Nothing is to be judged, and nothing keeps these.
+            Way::None | Way::Loopback => Arc::new(Caller::new(identity, &rules)),
+            Way::Process | Way::Certificate | Way::Token => lock(&self.inner.judged).caller(identity, &rules),
+        })
     }
 
     /// One call of a caller; refuses it where it asks too often. Processes of this machine that may do everything are
