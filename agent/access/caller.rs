@@ -337,6 +337,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_counted_by_network_and_others_by_who_they_are() {
+        let from = |last: u16| {
+            Peer::Plain((std::net::Ipv6Addr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]), 4000 + last).into())
+        };
+        let nobody = |last: u16| Caller::new(Arc::new(Identity::nobody(last.to_string())), &[]).key(&from(last));
+        assert_eq!(nobody(1), nobody(2), "one host has all addresses of a /64");
+        let known = |name: &str, last: u16| Caller::new(account("a", name), &[]).key(&from(last));
+        assert_eq!(known("x", 1), known("x", 2), "wherever it asks from");
+        assert!(known("x", 1) != known("y", 1) && known("x", 1) != nobody(1));
+    }
+
+    #[test]
     fn whoever_no_rule_means_has_no_rights() {
         let caller = Caller::new(account("a", "x"), &[AccessRule { users: globs(&["b"]), ..rule(Role::Operator) }]);
         assert!(caller.role().is_none() && !caller.may_read("") && caller.at_least(Role::Viewer, "it").is_err());
