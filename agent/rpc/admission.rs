@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::asker::Asker;
-use super::convert::{decision, lease, reasons, ticket};
+use super::convert::{decision, reasons, ticket};
 use super::error::bad;
 use super::explain::evaluation;
 use super::request::{Field, build, id, outcome, page, span, terms, usage};
@@ -102,7 +102,7 @@ impl AdmissionService for Admission {
         };
         asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let bound = self.0.bind(&asker, lease_id, holder).await?;
-        Ok(Response::new(v1::BindResponse { lease: Some(lease(&bound, self.0.name())) }))
+        Ok(Response::new(v1::BindResponse { lease: Some(asker.shown(&self.0, &bound)) }))
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
@@ -112,7 +112,7 @@ impl AdmissionService for Admission {
         let span = span("reserve_for", request.reserve_for, BIND_WITHIN, BIND_WITHIN_MAX)?;
         asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let renewed = self.0.admission.renew(lease_id, span).await?;
-        Ok(Response::new(v1::RenewResponse { lease: Some(lease(&renewed, self.0.name())) }))
+        Ok(Response::new(v1::RenewResponse { lease: Some(asker.shown(&self.0, &renewed)) }))
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseResponse>, Status> {
@@ -123,14 +123,14 @@ impl AdmissionService for Admission {
         let usage = request.measured.map(|measured| usage("measured", measured)).transpose()?;
         asker.lease(&self.0, Role::Scheduler, &lease_id)?;
         let ended = self.0.admission.release(lease_id, outcome, request.exit_code, usage).await?;
-        Ok(Response::new(v1::ReleaseResponse { lease: Some(lease(&ended, self.0.name())) }))
+        Ok(Response::new(v1::ReleaseResponse { lease: Some(asker.shown(&self.0, &ended)) }))
     }
 
     async fn get_lease(&self, request: Request<v1::GetLeaseRequest>) -> Result<Response<v1::GetLeaseResponse>, Status> {
         let asker = Asker::of(&request)?;
         let lease_id: LeaseId = id("lease_id", request.into_inner().lease_id)?;
         let found = asker.lease(&self.0, Role::Viewer, &lease_id)?;
-        Ok(Response::new(v1::GetLeaseResponse { lease: Some(lease(&found, self.0.name())) }))
+        Ok(Response::new(v1::GetLeaseResponse { lease: Some(asker.shown(&self.0, &found)) }))
     }
 
     async fn list_leases(
@@ -156,7 +156,7 @@ impl AdmissionService for Admission {
             page(matching.cloned(), |lease| lease.id.to_string(), request.page_size, &request.page_token)
         });
         let (leases, next_page_token) = listed?;
-        let leases = leases.iter().map(|held| lease(held, self.0.name())).collect();
+        let leases = leases.iter().map(|held| asker.shown(&self.0, held)).collect();
         Ok(Response::new(v1::ListLeasesResponse { leases, next_page_token, watch_token }))
     }
 

@@ -167,6 +167,15 @@ impl Asker {
         its.ok_or_else(|| WriterError::Refused(Refused::NoLease(id.clone())).into())
     }
 
+    /// A lease as it sees it: of what is built, only what it may read.
+    pub(super) fn shown(&self, rooms: &Rooms, lease: &Lease) -> v1::Lease {
+        let told = super::convert::lease(lease, rooms.name());
+        if self.sees_all() || self.sees_of(&lease.scope.tenant, &trust_of(rooms, lease)) {
+            return told;
+        }
+        v1::Lease { source: None, ..told }
+    }
+
     /// A ticket of a tenant for which it has the role.
     pub(super) fn ticket(&self, rooms: &Rooms, role: Role, id: &TicketId) -> Result<(), Status> {
         self.about("ticket", id);
@@ -180,9 +189,7 @@ impl Asker {
     /// The same, of a repository that it may read: what it may have built again, or checked out.
     pub(super) fn lease_to_build(&self, rooms: &Rooms, id: &LeaseId) -> Result<Arc<Lease>, Status> {
         let lease = self.lease(rooms, Role::Scheduler, id)?;
-        let url = lease.source.clone_url.parse::<RepositoryUrl>().ok();
-        let trust = url.map(|url| trust(rooms, &url)).unwrap_or_default();
-        match self.caller.may_of(Role::Scheduler, &lease.scope.tenant, &trust) {
+        match self.caller.may_of(Role::Scheduler, &lease.scope.tenant, &trust_of(rooms, &lease)) {
             true => Ok(lease),
             false => Err(WriterError::Refused(Refused::NoLease(id.clone())).into()),
         }
@@ -231,6 +238,12 @@ impl Asker {
 
 fn trust(rooms: &Rooms, url: &RepositoryUrl) -> String {
     rooms.repositories.trust_of(url).unwrap_or_default()
+}
+
+/// Of what a lease is for.
+fn trust_of(rooms: &Rooms, lease: &Lease) -> String {
+    let url = lease.source.clone_url.parse::<RepositoryUrl>().ok();
+    url.map(|url| trust(rooms, &url)).unwrap_or_default()
 }
 
 fn absent(rooms: &Rooms, url: &RepositoryUrl) -> Status {

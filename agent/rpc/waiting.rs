@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::Rooms;
 use super::asker::Asker;
-use super::convert::{awaited, lease};
+use super::convert::awaited;
 use super::error::bad;
 use crate::admission::{Order, TokenError};
 
@@ -88,7 +88,7 @@ pub(super) fn watch(
     let rooms = rooms.clone();
     rooms.tasks.clone().spawn(async move {
         let tell = |held: Option<&stoker_core::admission::Lease>, token: &str| v1::WatchLeasesResponse {
-            lease: held.map(|held| lease(held, rooms.name())),
+            lease: held.map(|held| asker.shown(&rooms, held)),
             watch_token: token.to_owned(),
         };
         if let Some(live) = state {

@@ -110,8 +110,11 @@ pub(crate) fn prepare(world: &World, report: &mut Report) {
 
 /// How many files the default branch has, and how many bytes are in them.
 fn size_of(repo: &TestRepo) -> (usize, f64) {
-    let listed = git_out(&repo.path(), &["ls-tree", "-r", "--format=%(objectsize)", "main"]);
-    (listed.lines().count(), listed.lines().filter_map(|size| size.parse::<f64>().ok()).sum())
+    // Submodules have no size.
+    let listed = git_out(&repo.path(), &["ls-tree", "-r", "--long", "main"]);
+    let size = |line: &str| line.split_ascii_whitespace().nth(3)?.parse::<f64>().ok();
+    let sizes = listed.lines().filter_map(size);
+    (sizes.clone().count(), sizes.sum())
 }
 
 /// The call that deletes a workspace, beside `rm -r` of the same files.

@@ -358,6 +358,13 @@ async fn what_is_made_of_a_repository_is_for_those_who_may_read_it() {
     let made = prepare(green, &lease.id).await.unwrap();
     std::fs::write(format!("{}/image", made.out), "mine").unwrap();
     absent(prepare(&other, &lease.id).await);
+    // Its tenant's lease is seen, but not what it builds.
+    let wanted = || v1::GetLeaseRequest { lease_id: lease.id.clone() };
+    let seen = |answer: v1::GetLeaseResponse| answer.lease.unwrap().source;
+    assert_eq!(seen(other.admission().get_lease(wanted()).await.unwrap().into_inner()), None);
+    assert!(seen(green.admission().get_lease(wanted()).await.unwrap().into_inner()).is_some());
+    let listed = other.admission().list_leases(v1::ListLeasesRequest::default()).await.unwrap().into_inner().leases;
+    assert_eq!(listed.iter().map(|lease| lease.source.clone()).collect::<Vec<_>>(), [None]);
     let retry = v1::AdmitRequest { request_id: "o".into(), retry_of: lease.id.clone(), ..Default::default() };
     absent(other.admission().admit(retry).await);
     absent(other.workspaces().get_workspace(v1::GetWorkspaceRequest { id: made.id.clone() }).await);
