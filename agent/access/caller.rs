@@ -209,6 +209,17 @@ impl Caller {
         self.grants.iter().any(|grant| grant.role >= role && grant.reads(trust))
     }
 
+    /// Whether it may what another may, and is the same.
+    pub(super) fn may_as(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.grants == other.grants
+    }
+
+    /// Whether what it may can end while it asks. A process of this machine that may everything is asked once.
+    #[must_use]
+    pub fn can_be_revoked(&self) -> bool {
+        matches!(self.identity.way, Way::Certificate | Way::Token) || !self.may_do_everything()
+    }
+
     /// Whether there is nothing that it may not.
     #[must_use]
     pub fn may_do_everything(&self) -> bool {

@@ -44,6 +44,9 @@ use crate::config::access::{RoleWord, TokenRules};
 /// is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// While an answer lasts its caller is looked at as often as tokens are, within these.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 /// What somebody may do; each may what those before it may.
 pub type Role = RoleWord;
 
@@ -182,6 +185,25 @@ impl Access {
             Way::None | Way::Loopback => Arc::new(Caller::new(identity, &rules)),
             Way::Process | Way::Certificate | Way::Token => lock(&self.inner.judged).caller(identity, &rules),
         })
+    }
+
+    /// Waits until a caller is no longer who it was, or may no longer what it could. One that cannot be checked now keeps
+    /// what it has: what runs goes on.
+    pub async fn revoked(&self, peer: &Peer, token: Option<&str>, before: &Caller) -> Denied {
+        let mut configured = self.inner.configured.clone();
+        loop {
+            let every = configured.borrow_and_update().access.tokens.cache.clamp(LOOK_AGAIN.0, LOOK_AGAIN.1);
+            tokio::select! {
+                changed = configured.changed() => if changed.is_err() { return std::future::pending().await },
+                () = tokio::time::sleep(every) => {}
+            }
+            match self.caller(peer, token).await {
+                Ok(now) if now.may_as(before) => {}
+                Ok(_) => return Denied::forbidden("", "what you may has changed meanwhile: ask again"),
+                Err(denied @ (Denied::Unknown(_) | Denied::Forbidden(_))) => return denied,
+                Err(Denied::TooOften(..) | Denied::Unchecked(_)) => {}
+            }
+        }
     }
 
     /// One call of a caller; refuses it where it asks too often. Processes of this machine that may do everything are

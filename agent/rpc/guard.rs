@@ -15,6 +15,7 @@ use hyper::body::{Frame, SizeHint};
 use tonic::{Code, Status};
 
 use super::asker::{Asker, Subject};
+use super::lasting::{Revoked, lasting};
 use crate::access::methods::{self, Method};
 use crate::access::{Access, Caller, Denied, Peer};
 use crate::metrics::{Face, Metrics};
@@ -41,9 +42,13 @@ pub(super) async fn guard(
         metrics.refused(Face::Grpc, &denied);
         refused(denied.into())
     };
-    let known = match bearer(request.headers()) {
-        Some(token) => access.caller(&peer, token).await,
+    let token = match bearer(request.headers()) {
+        Some(token) => Ok(token.map(str::to_owned)),
         None => Err(access.no_bearer(&peer)),
+    };
+    let known = match &token {
+        Ok(token) => access.caller(&peer, token.as_deref()).await,
+        Err(denied) => Err(denied.clone()),
     };
     let caller = match known {
         Ok(caller) => caller,
@@ -70,8 +75,18 @@ pub(super) async fn guard(
     });
     let response = match may {
         Ok(()) => {
-            request.extensions_mut().insert(Asker { caller, subject, metrics: metrics.clone() });
-            next.run(request).await
+            let asker = Asker { caller: Arc::clone(&caller), subject, metrics: metrics.clone() };
+            request.extensions_mut().insert(asker);
+            let response = next.run(request).await;
+            if caller.can_be_revoked() {
+                let token = token.ok().flatten();
+                let look = move || -> Revoked {
+                    Box::pin(async move { access.revoked(&peer, token.as_deref(), &caller).await })
+                };
+                lasting(response, look)
+            } else {
+                response
+            }
         }
         Err(denied) => deny(denied),
     };

@@ -12,6 +12,7 @@ mod error;
 mod explain;
 mod guard;
 mod holders;
+mod lasting;
 mod lease_use;
 mod node;
 mod output;

@@ -1,5 +1,9 @@
 //! The cluster's word on tokens: remembered, and missed.
 
+use futures_util::FutureExt as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use stoker_proto::v1::{WatchLeasesRequest, WatchLeasesResponse};
 use tonic::Code;
 
 use super::{LIMIT, Node};
@@ -104,4 +108,30 @@ async fn what_the_cluster_refused_is_not_good_again_when_it_is_away() {
     wait::until_async(LIMIT, "what was remembered is over, and the cluster is asked in vain", asked_again).await;
     assert!(refused().await);
     ask(&node, 1).await.expect("another one is good by the keys alone");
+}
+
+/// A watch ends when its caller may no longer have it: its pod ended, or the rules say otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_lasts_ends_with_its_callers_right_to_it() {
+    let node = Node::start(&format!("access: {{tokens: {{cache: 1s}}, {RULES}}}"));
+    let pod = node.account(&Claims { pod_uid: Some("7"), ..of("red", "watcher") }).await;
+    let other = node.account(&fresh(1)).await;
+    let request = WatchLeasesRequest::default;
+    let mut of_pod = pod.admission().watch_leases(request()).await.unwrap().into_inner();
+    let mut of_other = other.admission().watch_leases(request()).await.unwrap().into_inner();
+    let mut of_root = node.agent.admission().await.watch_leases(request()).await.unwrap().into_inner();
+    for watch in [&mut of_pod, &mut of_other, &mut of_root] {
+        watch.message().await.unwrap().expect("what there is");
+    }
+    let end = async |watch: &mut tonic::Streaming<WatchLeasesResponse>| {
+        tokio::time::timeout(LIMIT, watch.message()).await.expect("it ends").expect_err("with its reason")
+    };
+    node.cluster.end_pod("7");
+    assert_eq!(reason(&end(&mut of_pod).await), "CREDENTIAL_INVALID");
+    let before = std::fs::read_to_string(node.agent.root().join("agent.yaml")).unwrap();
+    node.agent.configure(&before.replace("namespaces: [red]", "namespaces: [blue]"));
+    kill(Pid::from_raw(node.agent.pid().cast_signed()), Signal::SIGHUP).unwrap();
+    assert_eq!(reason(&end(&mut of_other).await), "ACCESS_DENIED");
+    let silent = of_root.message().now_or_never();
+    assert!(silent.is_none(), "others' watches go on");
 }
