@@ -20,6 +20,10 @@ use super::{Common, ERROR, USAGE, screen};
 /// Where a node's agent listens unless somebody says otherwise.
 pub(crate) const SOCKET: &str = "/run/stoker/stoker.sock";
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// So often an agent over the network is asked whether it is still there, also while a call waits for hours, and so long
+/// it has to say so: one that lost its power closes no connection.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
+const ALIVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The most bytes of a file that says who asks.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -63,14 +67,10 @@ impl Client {
 
     /// The agent that the options name, else the node's.
     pub(crate) async fn of(common: &Common) -> anyhow::Result<Self> {
-        let bearer = bearer(common)?;
-        if let Some(address) = &common.address {
-            let endpoint = endpoint(common, address, &bearer)?;
-            let channel = endpoint.connect_timeout(CONNECT_WITHIN).connect().await;
-            let channel =
-                channel.map_err(|error| anyhow::anyhow!("no agent answers at {address}: {}", cause(&error)))?;
-            return Ok(Self { channel, bearer });
+        if let Some(address) = common.address() {
+            return Self::at_address(common, address, common.server_name()).await;
         }
+        let bearer = bearer(common)?;
         let path = common.socket();
         let found = Self::at_socket(&path).await.map_err(|error| {
             let path = path.display();
@@ -80,6 +80,19 @@ impl Client {
             )
         })?;
         Ok(Self { bearer, ..found })
+    }
+
+    /// The agent at an address, whose certificate is for `server_name`, without one for the address itself.
+    pub(crate) async fn at_address(common: &Common, address: &str, server_name: Option<&str>) -> anyhow::Result<Self> {
+        let bearer = bearer(common)?;
+        let endpoint = endpoint(common, address, server_name, &bearer)?.connect_timeout(CONNECT_WITHIN);
+        // The whole of it: who takes the connection and says nothing is no agent either.
+        let channel = match tokio::time::timeout(CONNECT_WITHIN, endpoint.connect()).await {
+            Ok(channel) => channel.map_err(|error| cause(&error)),
+            Err(_) => Err(format!("nothing within {} s", CONNECT_WITHIN.as_secs())),
+        };
+        let channel = channel.map_err(|why| anyhow::anyhow!("no agent answers at {address}: {why}"))?;
+        Ok(Self { channel, bearer })
     }
 
     fn way(&self) -> Way {
@@ -114,10 +127,11 @@ fn bearer(common: &Common) -> anyhow::Result<Bearer> {
 }
 
 /// How an address is spoken to: by TLS where somebody vouches for it. What says who asks goes nowhere else in the clear.
-fn endpoint(common: &Common, address: &str, bearer: &Bearer) -> anyhow::Result<Endpoint> {
+fn endpoint(common: &Common, address: &str, server_name: Option<&str>, bearer: &Bearer) -> anyhow::Result<Endpoint> {
     let scheme = if named(&common.ca_file).is_some() { "https" } else { "http" };
     let endpoint = Endpoint::try_from(format!("{scheme}://{address}"));
     let endpoint = endpoint.map_err(|_| anyhow::anyhow!("--address {address:?} is not HOST:PORT"))?;
+    let endpoint = endpoint.http2_keep_alive_interval(ALIVE_EVERY).keep_alive_timeout(ALIVE_WITHIN);
     let identity = match (named(&common.cert_file), named(&common.key_file)) {
         (Some(certificate), Some(key)) => {
             Some(Identity::from_pem(read("--cert-file", certificate)?, read("--key-file", key)?))
@@ -137,11 +151,15 @@ fn endpoint(common: &Common, address: &str, bearer: &Bearer) -> anyhow::Result<E
     if let Some(identity) = identity {
         tls = tls.identity(identity);
     }
-    endpoint.tls_config(tls).map_err(|error| anyhow::anyhow!("TLS to {address}: {}", cause(&error)))
+    if let Some(name) = server_name {
+        tls = tls.domain_name(name);
+    }
+    let as_whom = server_name.map(|name| format!(" as {name}")).unwrap_or_default();
+    endpoint.tls_config(tls).map_err(|error| anyhow::anyhow!("TLS to {address}{as_whom}: {}", cause(&error)))
 }
 
 /// A file that was named; an empty variable names none.
-fn named(path: &Option<PathBuf>) -> Option<&Path> {
+pub(crate) fn named(path: &Option<PathBuf>) -> Option<&Path> {
     path.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 

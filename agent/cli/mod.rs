@@ -31,7 +31,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Done, or yes.
 pub(crate) const DONE: u8 = 0;
@@ -59,8 +60,11 @@ pub(crate) struct Common {
           value_parser = OsStringValueParser::new())]
     socket: Option<OsString>,
     /// The agent's gRPC address, as 127.0.0.1:9417; comes before any socket
-    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Which agent")]
+    #[arg(long, global = true, env = "STOKER_ADDRESS", value_name = "HOST:PORT", help_heading = "Which agent")]
     address: Option<String>,
+    /// The name that the agent's certificate is for, where it is reached by another
+    #[arg(long, global = true, env = "STOKER_SERVER_NAME", value_name = "NAME", help_heading = "Which agent")]
+    server_name: Option<String>,
     /// The authorities (PEM) that vouch for the agent at --address; it is spoken to by TLS then
     #[arg(long, global = true, env = "STOKER_CA_FILE", value_name = "FILE", help_heading = "Which agent",
           value_parser = file())]
@@ -92,6 +96,16 @@ impl Common {
     fn socket(&self) -> PathBuf {
         let named = self.socket.as_ref().filter(|path| !path.is_empty());
         named.map_or_else(|| PathBuf::from(client::SOCKET), PathBuf::from)
+    }
+
+    /// The address that was named. An empty `STOKER_ADDRESS` names none.
+    fn address(&self) -> Option<&str> {
+        self.address.as_deref().filter(|address| !address.is_empty())
+    }
+
+    /// Whom its certificate is to name, where that is not the address. An empty `STOKER_SERVER_NAME` names nobody.
+    fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref().filter(|name| !name.is_empty())
     }
 }
 
@@ -149,6 +163,17 @@ enum Command {
     Config(config::Command),
 }
 
+/// What was asked for. A socket that is named comes before an address that only the environment has.
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(args)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    if is_flag("socket") && !is_flag("address") {
+        cli.common.address = None;
+    }
+    Ok(cli)
+}
+
 /// Runs the command line and says with which code to exit.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
@@ -156,7 +181,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     if let Some(code) = crate::repository::hidden_command(&args) {
         return code;
     }
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
             // A pipe that nobody reads is no reason to fail differently.

@@ -32,7 +32,7 @@ impl Host {
     /// always one of that state.
     pub(super) async fn find(common: &Common, state: Option<&Path>) -> Result<Self> {
         let Some(state) = state else {
-            if common.address.is_some() {
+            if common.address().is_some() {
                 return Ok(Self { client: Client::of(common).await?, own: None, state: None });
             }
             let socket = common.socket();
