@@ -18,6 +18,7 @@ mod commands;
 mod examples;
 mod faces;
 mod faults;
+mod fleet;
 mod forges;
 mod git_http;
 mod harness;

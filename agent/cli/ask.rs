@@ -68,6 +68,11 @@ fn told(failure: &Failure) -> (String, u8) {
     }
 }
 
+/// Why there is no answer, in words.
+pub(crate) fn words(failure: &Failure) -> String {
+    told(failure).0
+}
+
 /// A refusal in words: what, which reason, which field, when to try again.
 pub(crate) fn refusal(status: &Status) -> String {
     let mut text = client::words(status);

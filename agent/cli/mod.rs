@@ -11,6 +11,7 @@ mod client;
 mod config;
 mod doctor;
 mod explain;
+mod fleet;
 mod json;
 mod lease;
 mod measure;
@@ -31,6 +32,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -103,6 +105,11 @@ impl Common {
         self.address.as_deref().filter(|address| !address.is_empty())
     }
 
+    /// Whether agents over the network show certificates.
+    fn speaks_tls(&self) -> bool {
+        client::named(&self.ca_file).is_some()
+    }
+
     /// Whom its certificate is to name, where that is not the address. An empty `STOKER_SERVER_NAME` names nobody.
     fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref().filter(|name| !name.is_empty())
@@ -168,6 +175,11 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(args)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    let asks_all = matches!(&cli.command, Command::Lease(command) if command.asks_all());
+    if asks_all && (is_flag("socket") || is_flag("address")) {
+        let what = "--fleet asks all agents of a name: leave out --socket and --address\n";
+        return Err(Cli::command().error(ErrorKind::ArgumentConflict, what));
+    }
     if is_flag("socket") && !is_flag("address") {
         cli.common.address = None;
     }

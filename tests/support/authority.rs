@@ -37,7 +37,12 @@ impl Authority {
 
     /// For a server on this machine.
     pub(crate) fn server(&self) -> Signed {
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        self.server_of(&["127.0.0.1", "localhost"])
+    }
+
+    /// For a server of these names and no others.
+    pub(crate) fn server_of(&self, names: &[&str]) -> Signed {
+        let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 

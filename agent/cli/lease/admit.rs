@@ -1,13 +1,17 @@
 //! `stoker lease admit`: asks for a lease, and with `--wait` until there is an answer other than "wait".
 
+use std::collections::BTreeMap;
+
 use stoker_proto::v1;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::ask::{self, Ended, Failure, within};
 use super::super::client::Client;
+use super::super::fleet::{self, Fleet};
 use super::super::screen::{self, Steps};
 use super::super::table::{self, View};
 use super::super::{Common, DONE, Format, NO, amount, json};
+use super::search::{self, Placed};
 use super::{Build, show};
 
 /// Ask again later, as `EX_TEMPFAIL` of sysexits(3).
@@ -19,6 +23,9 @@ const INTERRUPTED: u8 = 130;
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     build: Build,
+    /// Ask all agents of this name, and take the best; with --wait, wait on the best three
+    #[arg(long, value_name = "NAME:PORT", value_parser = fleet::name, conflicts_with = "retry_of")]
+    pub(super) fleet: Option<fleet::Name>,
     /// What this request is called: the same id is the same request, and gets the same lease; default: a new one
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
@@ -84,6 +91,16 @@ pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
     if args.request_id.is_none() {
         screen::say(&format!("request {}", request.request_id));
     }
+    if let Some(name) = &args.fleet {
+        let fleet = Fleet::new(common, name, &request.request_id);
+        return match search::admit(fleet, &request, args.wait).await? {
+            Some(Placed { address, answer }) => {
+                let server_name = common.speaks_tls().then(|| fleet.server_name());
+                tell(common.output, &answer, Some(&Place { address: address.to_string(), server_name }))
+            }
+            None => Ok(INTERRUPTED),
+        };
+    }
     let client = Client::of(common).await?;
     let answer = if args.wait {
         match wait(&client, &request).await? {
@@ -93,11 +110,18 @@ pub(super) async fn admit(common: &Common, args: &Args) -> Ended {
     } else {
         client.admission().admit(within(ask::UPSTREAM, request)).await?.into_inner()
     };
-    tell(common.output, &answer)
+    tell(common.output, &answer, None)
+}
+
+/// Where what follows is asked for, where that was searched for.
+struct Place<'a> {
+    address: String,
+    /// Whom the certificate names, where there is one.
+    server_name: Option<&'a str>,
 }
 
 /// Writes the answer, and gives the exit code that stands for it.
-fn tell(format: Format, answer: &v1::AdmitResponse) -> Ended {
+fn tell(format: Format, answer: &v1::AdmitResponse, place: Option<&Place<'_>>) -> Ended {
     use v1::admit_response::Decision;
     let code = match &answer.decision {
         Some(Decision::Granted(lease)) if lease.ended_at.is_some() => NO,
@@ -106,13 +130,19 @@ fn tell(format: Format, answer: &v1::AdmitResponse) -> Ended {
         Some(Decision::Rejected(_)) => NO,
         None => return Err(anyhow::anyhow!("the agent's answer has no decision; is it of another version?").into()),
     };
+    let address = place.map(|place| place.address.as_str()).unwrap_or_default();
     match (format, &answer.decision) {
         (Format::Env, Some(Decision::Granted(lease))) if code == DONE => {
-            screen::data(&environment(lease, answer.node.as_ref()))
+            screen::data(&environment(lease, answer.node.as_ref(), place))
         }
         // What a shell sources has nothing but assignments.
-        (Format::Env, _) => screen::say(show::decision(answer, &View::stdout()).trim_end()),
-        (format, _) => json::answer(format, answer, |answer| show::decision(answer, &View::stdout()))?,
+        (Format::Env, _) => screen::say(show::decision(answer, address, &View::stdout()).trim_end()),
+        (Format::Json | Format::Yaml, _) if place.is_some() => {
+            let mut value = json::value(answer)?;
+            value["address"] = address.into();
+            ask::value(format, &value, |_| String::new())?;
+        }
+        (format, _) => json::answer(format, answer, |answer| show::decision(answer, address, &View::stdout()))?,
     }
     if let Some(Decision::Granted(lease)) = &answer.decision
         && code == NO
@@ -122,54 +152,82 @@ fn tell(format: Format, answer: &v1::AdmitResponse) -> Ended {
     Ok::<u8, Failure>(code)
 }
 
+/// Why it waits, told once for each node and each change.
+pub(super) struct Notes {
+    steps: Steps,
+    told: BTreeMap<String, Vec<i32>>,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self { steps: Steps::new(), told: BTreeMap::new() }
+    }
+}
+
+impl Notes {
+    /// `node`: where it waits on several.
+    pub(super) fn waits(&mut self, node: Option<&str>, waiting: &v1::Waiting) {
+        let codes: Vec<i32> = waiting.reasons.iter().map(|reason| reason.code).collect();
+        let told = self.told.entry(node.unwrap_or_default().to_owned()).or_default();
+        let place = node.map(|node| format!(" on {}", screen::safe(node))).unwrap_or_default();
+        if codes != *told {
+            for reason in &waiting.reasons {
+                self.steps.note(&format!("waits{place}: {}", table::reason_line(reason)));
+            }
+            *told = codes;
+        }
+        let position = waiting.ticket.as_ref().map_or(0, |ticket| ticket.position);
+        self.steps.under_way("waiting", &format!("at place {position} of the queue{place}"), 0, 0);
+    }
+
+    pub(super) fn say(&mut self, what: &str) {
+        self.steps.note(what);
+    }
+}
+
 /// Waits in the queue. None where somebody interrupted: then the place is given up.
 async fn wait(client: &Client, request: &v1::AdmitRequest) -> Result<Option<v1::AdmitResponse>, Failure> {
-    use v1::await_admission_response::Decision;
-    let mut admission = client.admission();
-    let mut steps = Steps::new();
-    let mut told: Vec<i32> = Vec::new();
+    let mut notes = Notes::default();
     let mut ticket: Option<String> = None;
-    let interrupted = interrupted();
-    tokio::pin!(interrupted);
-    let asked = async { admission.await_admission(v1::AwaitAdmissionRequest { admit: Some(request.clone()) }).await };
-    let mut answers = tokio::select! {
-        () = &mut interrupted => return leave(client, ticket).await,
-        answers = asked => answers?.into_inner(),
+    let waits = |_: &str, waiting: &v1::Waiting| {
+        notes.waits(None, waiting);
+        ticket = waiting.ticket.as_ref().map(|ticket| ticket.id.clone());
     };
+    let answer = tokio::select! {
+        () = interrupted() => None,
+        answer = decided(client, request, waits) => Some(answer?),
+    };
+    match answer {
+        Some(answer) => Ok(Some(answer)),
+        // Nobody awaits the place any more, so it can be left.
+        None => leave(client, ticket).await,
+    }
+}
+
+/// Awaits the decision in one agent's queue; `waits` hears its node's name, and why not yet.
+pub(super) async fn decided(
+    client: &Client,
+    request: &v1::AdmitRequest,
+    mut waits: impl FnMut(&str, &v1::Waiting),
+) -> Result<v1::AdmitResponse, Failure> {
+    use v1::await_admission_response::Decision;
+    let request = v1::AwaitAdmissionRequest { admit: Some(request.clone()) };
+    let mut answers = client.admission().await_admission(request.clone()).await?.into_inner();
     loop {
-        let answer = tokio::select! {
-            () = &mut interrupted => {
-                // Who still awaits a place wants it.
-                drop(answers);
-                return leave(client, ticket).await;
-            }
-            answer = answers.message() => answer?,
-        };
-        let Some(v1::AwaitAdmissionResponse { node, decision: Some(decision) }) = answer else {
-            return Err(anyhow::anyhow!(
-                "the agent ended the stream before it decided; ask again with --request-id {}",
-                request.request_id
-            )
-            .into());
+        let Some(v1::AwaitAdmissionResponse { node, decision: Some(decision) }) = answers.message().await? else {
+            let id = request.admit.map(|admit| admit.request_id).unwrap_or_default();
+            let text = format!("the agent ended the stream before it decided; ask again with --request-id {id}");
+            return Err(anyhow::anyhow!(text).into());
         };
         let decision = match decision {
             Decision::Granted(lease) => v1::admit_response::Decision::Granted(lease),
             Decision::Rejected(rejection) => v1::admit_response::Decision::Rejected(rejection),
             Decision::Waiting(waiting) => {
-                let codes: Vec<i32> = waiting.reasons.iter().map(|reason| reason.code).collect();
-                if codes != told {
-                    for reason in &waiting.reasons {
-                        steps.note(&format!("waits: {}", table::reason_line(reason)));
-                    }
-                    told = codes;
-                }
-                let place = waiting.ticket.as_ref().map_or(0, |ticket| ticket.position);
-                steps.under_way("waiting", &format!("at place {place} of the queue"), 0, 0);
-                ticket = waiting.ticket.map(|ticket| ticket.id);
+                waits(node.as_ref().map(|node| node.name.as_str()).unwrap_or_default(), &waiting);
                 continue;
             }
         };
-        return Ok(Some(v1::AdmitResponse { node, decision: Some(decision) }));
+        return Ok(v1::AdmitResponse { node, decision: Some(decision) });
     }
 }
 
@@ -189,7 +247,8 @@ async fn leave(client: &Client, ticket: Option<String>) -> Result<Option<v1::Adm
     Ok(None)
 }
 
-async fn interrupted() {
+/// Until somebody wants it to end.
+pub(super) async fn interrupted() {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return std::future::pending().await;
     };
@@ -200,11 +259,12 @@ async fn interrupted() {
 }
 
 /// Assignments for `sh`. Everything is quoted: no value can run anything.
-fn environment(lease: &v1::Lease, node: Option<&v1::Node>) -> String {
+fn environment(lease: &v1::Lease, node: Option<&v1::Node>, place: Option<&Place<'_>>) -> String {
     let source = lease.source.clone().unwrap_or_default();
     let size = lease.sizing.as_ref().and_then(|sizing| sizing.size).unwrap_or_default();
     let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
-    let values = [
+    let affinity = lease.affinity.clone().unwrap_or_default();
+    let mut values = vec![
         ("STOKER_LEASE", lease.id.clone()),
         ("STOKER_REQUEST_ID", lease.request_id.clone()),
         ("STOKER_NODE", node.map(|node| node.name.clone()).unwrap_or_default()),
@@ -214,7 +274,14 @@ fn environment(lease: &v1::Lease, node: Option<&v1::Node>) -> String {
         ("STOKER_CPU_MILLIS", number(size.cpu_millis)),
         ("STOKER_MEMORY_BYTES", number(size.memory_bytes)),
         ("STOKER_DISK_BYTES", number(size.disk_bytes)),
+        ("STOKER_AFFINITY_KEY", affinity.key),
+        ("STOKER_AFFINITY_VALUES", affinity.values.join(",")),
     ];
+    // Where one agent was named, it is for whoever named it to name it again.
+    if let Some(place) = place {
+        values.push(("STOKER_ADDRESS", place.address.clone()));
+        values.push(("STOKER_SERVER_NAME", place.server_name.unwrap_or_default().to_owned()));
+    }
     values.into_iter().map(|(name, value)| format!("{name}={}\n", quoted(&value))).collect()
 }
 
@@ -234,7 +301,7 @@ mod tests {
         let mut granted = lease("01k2f9r7c4m8x0aq", 4, 8, None);
         let nasty = "refs/heads/it's $(touch x) `id` \"q\" \\ \n two";
         granted.source.as_mut().unwrap().clone_ref = nasty.to_owned();
-        let script = format!("{}printf %s \"$STOKER_CLONE_REF\"", environment(&granted, None));
+        let script = format!("{}printf %s \"$STOKER_CLONE_REF\"", environment(&granted, None, None));
         let read = std::process::Command::new("sh").arg("-c").arg(&script).output().unwrap();
         assert_eq!(String::from_utf8(read.stdout).unwrap(), nasty);
         assert!(script.starts_with("STOKER_LEASE='01k2f9r7c4m8x0aq'\n"), "{script}");

@@ -1,6 +1,9 @@
 //! `stoker lease`: may a build start here, and what became of those that did.
 
 mod admit;
+mod evaluate;
+mod give_back;
+mod search;
 mod show;
 
 use stoker_proto::v1;
@@ -8,14 +11,14 @@ use tonic::Status;
 
 use super::ask::{self, Ended, Failure, PAGE, within};
 use super::client::Client;
-use super::{Common, DONE, NO, amount};
+use super::{Common, DONE, amount};
 
 pub(crate) use show::{resource_word, state_word};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Ask whether a build fits, how big it is, and when it could start; changes nothing (exit 0: it fits now)
-    Evaluate(Build),
+    Evaluate(evaluate::Args),
     /// Ask for a lease (exit 0: granted, 75: wait, 1: rejected)
     Admit(admit::Args),
     /// Tie a lease to the pod or process that uses it
@@ -45,6 +48,15 @@ impl Command {
     /// Whether an answer can be sourced by a shell.
     pub(super) const fn gives_environment(&self) -> bool {
         matches!(self, Self::Admit(_))
+    }
+
+    /// Whether it is for all agents of a name.
+    pub(super) const fn asks_all(&self) -> bool {
+        match self {
+            Self::Admit(args) => args.fleet.is_some(),
+            Self::Evaluate(args) => args.fleet.is_some(),
+            _ => false,
+        }
     }
 }
 
@@ -199,19 +211,10 @@ impl State {
 pub(super) async fn run(common: &Common, command: &Command) -> u8 {
     let ended = match command {
         Command::Admit(args) => admit::admit(common, args).await,
-        Command::Evaluate(build) => evaluate(common, build).await,
+        Command::Evaluate(args) => evaluate::evaluate(common, args).await,
         others => obey(common, others).await,
     };
     ask::exit(ended)
-}
-
-async fn evaluate(common: &Common, build: &Build) -> Ended {
-    let builds = vec![build.message()?];
-    let client = Client::of(common).await?;
-    let answer = client.admission().evaluate(within(ask::SOON, v1::EvaluateRequest { builds })).await?.into_inner();
-    let fits = answer.evaluations.iter().any(|found| found.verdict() == v1::Verdict::Fits);
-    ask::answer(common.output, &answer, show::evaluations)?;
-    Ok::<u8, Failure>(if fits { DONE } else { NO })
 }
 
 async fn obey(common: &Common, command: &Command) -> Ended {

@@ -229,18 +229,20 @@ fn retry(fields: &mut Fields, retry: Option<&v1::RetryAdvice>) {
     fields.reasons("", &retry.reasons);
 }
 
-/// What was decided: the lease, or why there is none and what to do.
-pub(super) fn decision(answer: &v1::AdmitResponse, view: &View) -> String {
+/// What was decided: the lease, or why there is none and what to do; and where that agent is, if it was searched for.
+pub(super) fn decision(answer: &v1::AdmitResponse, address: &str, view: &View) -> String {
     use v1::admit_response::Decision;
     let node = answer.node.as_ref().map(|node| node.name.as_str()).unwrap_or_default();
     let mut fields = Fields::new();
     match &answer.decision {
         Some(Decision::Granted(granted)) => {
             fields.put("granted", cell(format!("by {node}")).tone(Tone::Good));
+            fields.add("address", address);
             tell(&mut fields, granted, view);
         }
         Some(Decision::Waiting(waiting)) => {
             fields.put("wait", cell(format!("told by {node}")).tone(Tone::Warn));
+            fields.add("address", address);
             fields.reasons("why", &waiting.reasons);
             if let Some(ticket) = &waiting.ticket {
                 fields.add("ticket", format!("{}, place {} of the queue", ticket.id, ticket.position));
@@ -263,24 +265,32 @@ pub(super) fn decision(answer: &v1::AdmitResponse, view: &View) -> String {
     fields.render(view)
 }
 
+pub(super) fn verdict(verdict: v1::Verdict) -> Cell {
+    let (word, tone) = match verdict {
+        v1::Verdict::Fits => ("fits now", Tone::Good),
+        v1::Verdict::Waits => ("must wait", Tone::Warn),
+        v1::Verdict::Never => ("never fits", Tone::Bad),
+        v1::Verdict::Unspecified => ("unknown", Tone::Warn),
+    };
+    cell(word).tone(tone)
+}
+
+pub(super) const fn source_word(source: v1::SourceState) -> &'static str {
+    match source {
+        v1::SourceState::Checkout => "checked out already",
+        v1::SourceState::Mirror => "mirrored",
+        v1::SourceState::None => "not here",
+        v1::SourceState::Unspecified => "",
+    }
+}
+
 /// What would become of each build.
 pub(super) fn evaluations(answer: &v1::EvaluateResponse, view: &View) -> String {
     let node = answer.node.as_ref().map(|node| node.name.as_str()).unwrap_or_default();
     let blocks = answer.evaluations.iter().map(|found| {
-        let (word, tone) = match found.verdict() {
-            v1::Verdict::Fits => ("fits now", Tone::Good),
-            v1::Verdict::Waits => ("must wait", Tone::Warn),
-            v1::Verdict::Never => ("never fits", Tone::Bad),
-            v1::Verdict::Unspecified => ("unknown", Tone::Warn),
-        };
-        let cached = match found.source() {
-            v1::SourceState::Checkout => "checked out already",
-            v1::SourceState::Mirror => "mirrored",
-            v1::SourceState::None => "not here",
-            v1::SourceState::Unspecified => "",
-        };
+        let cached = source_word(found.source());
         let mut fields = Fields::new();
-        fields.put(node, cell(word).tone(tone));
+        fields.put(node, verdict(found.verdict()));
         fields.reasons("why", &found.reasons);
         if found.predicted_wait.is_some() {
             fields.add("wait", table::span(found.predicted_wait.as_ref()));
@@ -353,7 +363,7 @@ mod tests {
             Some(v1::NodeAffinity { key: "kubernetes.io/hostname".into(), values: vec!["ghost".into()] });
         let node = Some(v1::Node { name: "ghost".to_owned(), ..Default::default() });
         let answer = v1::AdmitResponse { node, decision: Some(v1::admit_response::Decision::Granted(granted)) };
-        insta::assert_snapshot!(decision(&answer, &VIEW), @r"
+        insta::assert_snapshot!(decision(&answer, "", &VIEW), @r"
         granted     by ghost
         lease       01k2f9r7c4m8x0aq
         state       reserved
@@ -391,7 +401,7 @@ mod tests {
         };
         let rejected = v1::Rejection { final_everywhere: false, reasons: vec![why], sizing: None };
         let told =
-            |decision| self::decision(&v1::AdmitResponse { node: node.clone(), decision: Some(decision) }, &VIEW);
+            |decision| self::decision(&v1::AdmitResponse { node: node.clone(), decision: Some(decision) }, "", &VIEW);
         let both = [
             told(v1::admit_response::Decision::Waiting(waiting)),
             told(v1::admit_response::Decision::Rejected(rejected)),
