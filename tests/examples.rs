@@ -2,6 +2,7 @@
 //! manifests around them are valid is for `tests/manifests/check.py`.
 
 mod cluster;
+mod fleet;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -22,16 +22,19 @@ TEKTON_STEP = ("onError",)
 
 def check(validator):
     """Everything about the examples; raises `Wrong`."""
-    pods = scripts = 0
+    pods = scripts = asking = 0
     for source, thing in things():
         validator.validate(thing, source)
         for pod in pods_of(thing):
             validator.validate(pod, source)
             rules(pod, source)
             pods += 1
+            asking += sum(entry["name"] == "FLEET" for entry in environment_of(pod))
             for script in scripts_of(pod):
                 shellcheck(script, source)
                 scripts += 1
+    if not asking:
+        raise Wrong("no example asks the fleet")
     woodpecker = documents((EXAMPLES / "woodpecker.yaml").read_text())[0]
     for step in [woodpecker["clone"]["sources"], *woodpecker["steps"]]:
         limits_of(step["backend_options"]["kubernetes"]["resources"], "woodpecker.yaml")
@@ -117,6 +120,7 @@ def rules(pod_, source):
             if mount["name"] not in volumes:
                 raise Wrong(f"{source}: {container.get('name')} mounts {mount['name']}, which is no volume")
         shows_a_token(container, volumes, f"{source}: {container.get('name')}")
+        knows_the_authority(container, volumes, f"{source}: {container.get('name')}")
 
 
 def shows_a_token(container, volumes, where):
@@ -127,6 +131,19 @@ def shows_a_token(container, volumes, where):
     named = [entry["value"] for entry in container.get("env", []) if entry["name"] == "STOKER_TOKEN_FILE"]
     if len(tokens) != len(sockets) or named != tokens:
         raise Wrong(f"{where}: sockets {sockets}, tokens {tokens}, STOKER_TOKEN_FILE {named}")
+
+
+def knows_the_authority(container, volumes, where):
+    """Raises `Wrong` where a container that may ask all agents has no token, or no file with who vouches for them that it
+    can do without."""
+    environment = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+    if "FLEET" not in environment:
+        return
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container.get("volumeMounts", [])}
+    folder, _, file = environment.get("STOKER_CA_FILE", "").rpartition("/")
+    source = mounts.get(folder, {}).get("configMap", {})
+    if file != "ca.crt" or not source.get("optional") or "STOKER_TOKEN_FILE" not in environment:
+        raise Wrong(f"{where}: asks the fleet with {environment.get('STOKER_CA_FILE')} of {source}")
 
 
 def token_files(volume):
@@ -142,6 +159,12 @@ def limits_of(resources, where):
         for what in ("ephemeral-storage", "memory"):
             if what not in resources.get(kind, {}):
                 raise Wrong(f"{where}: no {what} in its {kind}")
+
+
+def environment_of(pod_):
+    """The variables of all its containers."""
+    for container in [*pod_["spec"].get("initContainers", []), *pod_["spec"]["containers"]]:
+        yield from container.get("env", [])
 
 
 def scripts_of(pod_):

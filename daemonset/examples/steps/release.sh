@@ -3,6 +3,8 @@
 # released ends with its pod, or by its time.
 #
 #   STOKER_TOKEN_FILE    as for admit.sh
+#   STOKER_ADDRESS       the file `address` of admit.sh, where this step may run on another node than the build; with it
+#                        STOKER_CA_FILE, and STOKER_SERVER_NAME: the name in FLEET
 #   LEASE                empty: there is none, and nothing to do
 #   EXIT_CODE            the build's, where it is known
 #   OUTCOME              succeeded or failed, where it is not
