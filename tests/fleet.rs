@@ -1,10 +1,11 @@
 //! All agents behind one name: three of them on addresses of their own, and a resolver that knows them.
 
+mod waiting;
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use stoker_proto::v1;
 
 use crate::admission::{MEMORY, configuration};
@@ -30,7 +31,7 @@ pub(crate) struct Fleet {
     pub(crate) caller: Stoker,
     port: u16,
     pub(crate) url: String,
-    _upstream: Upstream,
+    upstream: Upstream,
     _repo: TestRepo,
 }
 
@@ -55,8 +56,7 @@ impl Fleet {
             agent.wait_ready();
             agent
         });
-        let fleet =
-            Self { agents: agents.collect(), caller: Stoker::new(), port, url, _upstream: upstream, _repo: repo };
+        let fleet = Self { agents: agents.collect(), caller: Stoker::new(), port, url, upstream, _repo: repo };
         fleet.resolve(&[1, 2, 3]);
         fleet
     }
@@ -165,15 +165,28 @@ impl Fleet {
         self.agent(node).admission().await.release(request).await.unwrap();
     }
 
+    /// The first of a node's leases.
+    async fn first(&self, node: &str) -> String {
+        let listed = self.agent(node).admission().await.list_leases(v1::ListLeasesRequest::default()).await.unwrap();
+        listed.into_inner().leases[0].id.clone()
+    }
+
     /// One build less on each of these nodes, at the same time.
     async fn come_free(&self, nodes: &[&str]) {
-        let live = self.live().await;
-        let first = |node: &str| live.iter().find(|(at, _)| *at == node).map(|(_, lease)| lease.id.clone()).unwrap();
-        let ended = nodes.iter().map(|node| {
-            let id = first(node);
-            async move { self.release(node, &id).await }
-        });
+        let mut ended = Vec::new();
+        for node in nodes {
+            let id = self.first(node).await;
+            ended.push(async move { self.release(node, &id).await });
+        }
         futures_util::future::join_all(ended).await;
+    }
+
+    /// The places of all who wait on a node are given up.
+    async fn cancel(&self, node: &str) {
+        let mut client = self.agent(node).admission().await;
+        for ticket in client.list_tickets(v1::ListTicketsRequest::default()).await.unwrap().into_inner().tickets {
+            client.cancel_ticket(v1::CancelTicketRequest { ticket_id: ticket.id }).await.unwrap();
+        }
     }
 }
 
@@ -255,97 +268,6 @@ async fn the_best_is_taken_and_one_that_is_silent_costs_its_deadline() {
     std::fs::write(fleet.hosts(), "").unwrap();
     let unknown = fleet.lease("admit", &[]).run().expect_code(2);
     assert!(unknown.stderr.contains("no agent answers: --fleet agents.stoker.test"), "{}", unknown.stderr);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_waits_on_three_has_one_lease_in_the_end() {
-    needs_root!();
-    let mut fleet = Fleet::start();
-    for node in NODES {
-        fleet.fill(node).await;
-    }
-    let full = fleet.lease("admit", &["-o", "json", "--request-id", "now"]).run().expect_code(75).json();
-    assert!(full["waiting"]["retryAfter"].is_string(), "{full}");
-    assert!(fleet.waited_on().await.is_empty(), "it wanted no place");
-
-    // With one place it is kept, and found again.
-    let ticket = ["--request-id", "queued", "--ticket", "-o", "json"];
-    let first = fleet.lease("admit", &ticket).run().expect_code(75).json();
-    let again = fleet.lease("admit", &ticket).run().expect_code(75).json();
-    assert_eq!(first["address"], again["address"]);
-    assert_eq!(first["waiting"]["ticket"]["id"], again["waiting"]["ticket"]["id"]);
-    assert_eq!(fleet.waited_on().await.len(), 1);
-    let waiting = fleet.lease("admit", &["--request-id", "queued", "--wait"]).spawn();
-    fleet.is_waited_on_everywhere().await;
-    waiting.signal(Signal::SIGTERM);
-    waiting.wait().expect_code(130);
-    assert!(fleet.waited_on().await.is_empty(), "a signal leaves nothing behind");
-
-    // All at once, again and again: who is first is chance.
-    for (round, nodes) in [&NODES[..], &NODES[1..], &NODES[..1], &NODES[..], &NODES[..2]].into_iter().enumerate() {
-        let id = format!("race-{round}");
-        let waiting = fleet.lease("admit", &["--request-id", &id, "--wait", "-o", "json"]).spawn();
-        fleet.is_waited_on_everywhere().await;
-        fleet.come_free(nodes).await;
-        let (node, address) = placed(&waiting.wait().expect_code(0));
-        assert_eq!((fleet.leases_of(&id).await, address), (vec![&*node], fleet.address(&node)));
-        assert!(nodes.contains(&node.as_str()) && fleet.waited_on().await.is_empty());
-        let lease = fleet.live().await.into_iter().find(|(_, lease)| lease.request_id == id).unwrap().1;
-        assert!(lease.confirm_by.is_none(), "it is confirmed: {lease:?}");
-        fleet.release(&node, &lease.id).await;
-        // Full again, whatever was given back.
-        for node in NODES {
-            let live = fleet.live().await;
-            for (_, lease) in live.into_iter().filter(|(at, _)| *at == node) {
-                fleet.release(node, &lease.id).await;
-            }
-            fleet.fill(node).await;
-        }
-    }
-
-    let mut given_back = 0;
-    for agent in &fleet.agents {
-        let request = v1::ListLeasesRequest { states: vec![v1::LeaseState::Released.into()], ..Default::default() };
-        let ended = agent.admission().await.list_leases(request).await.unwrap().into_inner().leases;
-        let lost = |lease: &&v1::Lease| lease.request_id.starts_with("race-") && lease.outcome() == v1::Outcome::Lost;
-        given_back += ended.iter().filter(lost).count();
-    }
-    eprintln!("five races, {given_back} grants given back");
-
-    // One dies while it is waited on, and another comes free.
-    let waiting = fleet.lease("admit", &["--request-id", "survivor", "--wait", "-o", "json"]).spawn();
-    fleet.is_waited_on_everywhere().await;
-    fleet.agents[0].kill9();
-    let live = fleet.agents[2].admission().await.list_leases(v1::ListLeasesRequest::default()).await.unwrap();
-    fleet.release("exo1", &live.into_inner().leases[0].id).await;
-    assert_eq!(placed(&waiting.wait().expect_code(0)).0, "exo1");
-    fleet.agents[0].restart();
-    assert_eq!(fleet.leases_of("survivor").await, ["exo1"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_killed_leaves_what_runs_out_by_itself() {
-    needs_root!();
-    let fleet = Fleet::start();
-    for node in NODES {
-        fleet.fill(node).await;
-    }
-    let waiting = fleet.lease("admit", &["--request-id", "killed", "--wait"]).spawn();
-    fleet.is_waited_on_everywhere().await;
-    waiting.signal(Signal::SIGKILL);
-    assert_eq!(waiting.wait().signal(), Some(Signal::SIGKILL as i32));
-    // Its places come to their turn, and nobody confirms.
-    fleet.come_free(&NODES).await;
-    let begun = Instant::now();
-    let granted = async || !fleet.leases_of("killed").await.is_empty();
-    wait::until_async(SOON, "the grant of one that is gone", granted).await;
-    let nothing_is_left = async || fleet.leases_of("killed").await.is_empty() && fleet.waited_on().await.is_empty();
-    wait::until_async(Duration::from_secs(60), "grants that run out", nothing_is_left).await;
-    eprintln!("what a killed command left ran out in {:?}", begun.elapsed());
-    let spent = fleet.lease("admit", &["--request-id", "killed"]).run().expect_code(2);
-    assert!(spent.stderr.contains("use a new id"), "{}", spent.stderr);
-    let again = fleet.lease("admit", &["--request-id", "another", "-o", "json"]).run().expect_code(0);
-    assert_eq!(fleet.leases_of("another").await, [placed(&again).0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ const FAILURES_MAX: u32 = 3;
 /// Until an agent that failed is asked again, each time it did.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Between two looks at all agents while it waits.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// An answer, and whose it is.
 #[derive(Debug)]
