@@ -129,7 +129,8 @@ impl<'a> Fleet<'a> {
 
     /// Whom certificates name: what was said, else the name by which the agents were found.
     pub(crate) fn server_name(&self) -> &str {
-        self.common.server_name().unwrap_or(&self.name.host)
+        // A name that no search list changes may end with a dot; certificates have none.
+        self.common.server_name().unwrap_or_else(|| self.name.host.trim_end_matches('.'))
     }
 
     /// One of them. What says who asks is read each time: tokens are written anew while somebody waits.
@@ -188,17 +189,10 @@ impl<'a> Fleet<'a> {
         let found =
             found.map_err(|error| anyhow!("no agent answers: --fleet {} has no address: {error}", self.name))?;
         let found: BTreeSet<SocketAddr> = found.collect();
-        let mut addresses: Vec<SocketAddr> = found.into_iter().collect();
-        if addresses.len() > AGENTS_MAX {
-            screen::say(&format!("{} has {} addresses: {AGENTS_MAX} are asked", self.name, addresses.len()));
-            addresses.sort_by_key(|address| self.dice(address));
-            addresses.truncate(AGENTS_MAX);
+        if found.len() > AGENTS_MAX {
+            screen::say(&format!("{} has {} addresses: {AGENTS_MAX} are asked", self.name, found.len()));
         }
-        Ok(addresses)
-    }
-
-    fn dice(&self, of: impl Hash) -> u64 {
-        dice(self.seed, of)
+        Ok(bounded(found, self.seed))
     }
 
     /// A refusal says more than a silence.
@@ -245,6 +239,16 @@ fn dice(seed: &str, of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     (seed, of).hash(&mut hasher);
     hasher.finish()
+}
+
+/// As many as are asked; of too many, those that the seed chooses, and the same ones each time.
+fn bounded(found: BTreeSet<SocketAddr>, seed: &str) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = found.into_iter().collect();
+    if addresses.len() > AGENTS_MAX {
+        addresses.sort_by_key(|address| dice(seed, address));
+        addresses.truncate(AGENTS_MAX);
+    }
+    addresses
 }
 
 /// The best first: what it was told, its score, the shorter wait. Equals stand in an order of the seed's own, so that
@@ -316,6 +320,15 @@ mod tests {
         let mut both = vec![heard("a", v1::Verdict::Fits, 70, 0), other];
         rank(&mut both, "x");
         assert_eq!(both.len(), 1);
+    }
+
+    #[test]
+    fn of_too_many_a_request_asks_the_same_ones_each_time() {
+        let all = |count: u16| (0..count).map(|port| SocketAddr::from(([10, 0, 0, 1], port))).collect::<BTreeSet<_>>();
+        let (first, other) = (bounded(all(3000), "a"), bounded(all(3000), "b"));
+        assert_eq!((first.len(), &first), (AGENTS_MAX, &bounded(all(3000), "a")));
+        assert!(other.iter().any(|address| !first.contains(address)));
+        assert_eq!(bounded(all(9), "a").len(), 9);
     }
 
     #[test]

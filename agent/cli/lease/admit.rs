@@ -301,10 +301,14 @@ mod tests {
         let mut granted = lease("01k2f9r7c4m8x0aq", 4, 8, None);
         let nasty = "refs/heads/it's $(touch x) `id` \"q\" \\ \n two";
         granted.source.as_mut().unwrap().clone_ref = nasty.to_owned();
+        granted.affinity =
+            Some(v1::NodeAffinity { key: "kubernetes.io/hostname".to_owned(), values: vec!["ghost".to_owned()] });
         let script = format!("{}printf %s \"$STOKER_CLONE_REF\"", environment(&granted, None, None));
         let read = std::process::Command::new("sh").arg("-c").arg(&script).output().unwrap();
         assert_eq!(String::from_utf8(read.stdout).unwrap(), nasty);
         assert!(script.starts_with("STOKER_LEASE='01k2f9r7c4m8x0aq'\n"), "{script}");
+        assert!(script.contains("\nSTOKER_AFFINITY_KEY='kubernetes.io/hostname'\nSTOKER_AFFINITY_VALUES='ghost'\n"));
+        assert!(!script.contains("STOKER_ADDRESS"), "who named it can name it again: {script}");
         assert!(script.contains("STOKER_COMMIT='0123456789abcdef0123456789abcdef01234567'\n"), "{script}");
     }
 }
