@@ -309,6 +309,7 @@ async fn build(
         pressure,
         kubernetes: cluster,
         lease_meter: Arc::new(lease_meter),
+        configured: configured.subscribe(),
         config_fault: Arc::default(),
         identity: Arc::new(identity),
         cancel: closing.child_token(),

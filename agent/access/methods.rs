@@ -46,6 +46,7 @@ pub const METHODS: &[Method] = &[
     whole_node(operates("/stoker.v1.NodeService/SetMode")),
     whole_node(operates("/stoker.v1.NodeService/SetPool")),
     whole_node(sees("/stoker.v1.NodeService/GetPlan")),
+    whole_node(sees("/stoker.v1.NodeService/Examine")),
     asks("/stoker.v1.AdmissionService/Evaluate"),
     changes("/stoker.v1.AdmissionService/Admit"),
     changes("/stoker.v1.AdmissionService/AwaitAdmission"),

@@ -1,49 +1,99 @@
-//! `stoker doctor`: what is wrong with the node, and what to do about each. The checks are pure, over messages.
+//! `stoker doctor`: what is wrong with the node, and what to do about each. What does not fit the node the agent tells;
+//! the checks here are pure, over messages.
+
+mod show;
 
 use stoker_core::quantity::Resource;
 use stoker_proto::v1;
+use stoker_proto::v1::node_finding::{Kind, Severity};
+use tonic::{Code, Status};
 
 use super::ask::{self, Ended, Failure, within};
 use super::client::Client;
-use super::table::{self, Fields, Tone, View, cell};
-use super::{Common, DONE, NO, repo, screen};
+use super::{Common, DONE, NO, repo, screen, table};
 
 /// A clock that is off by more makes heartbeats and time budgets lie.
 const SKEW_MILLIS_MAX: i64 = 2_000;
 /// The oldest git whose protocol and checks the agent relies on.
 const GIT_MIN: (u32, u32) = (2, 39);
 
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print only what to merge into which file: YAML documents, each after a comment with its file
+    #[arg(long)]
+    patch: bool,
+}
+
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
+    kind: Kind,
+    severity: Severity,
     /// What is wrong.
     pub(crate) what: String,
+    /// Why that matters; empty where that is plain.
+    why: String,
     /// What to do.
     pub(crate) remedy: String,
 }
 
 impl Finding {
     fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.into(), remedy: remedy.into() }
+        Self {
+            kind: Kind::Unspecified,
+            severity: Severity::Fault,
+            what: what.into(),
+            why: String::new(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn of_node(told: v1::NodeFinding) -> Self {
+        let (kind, severity) = (told.kind(), told.severity());
+        Self { kind, severity, what: told.what, why: told.why, remedy: told.remedy }
     }
 }
 
-pub(super) async fn run(common: &Common) -> u8 {
-    ask::exit(examine(common).await)
+/// All that is told.
+struct Report {
+    node: String,
+    findings: Vec<Finding>,
+    patches: Vec<v1::Patch>,
+    unseen: Vec<String>,
 }
 
-async fn examine(common: &Common) -> Ended {
+pub(super) async fn run(common: &Common, args: &Args) -> u8 {
+    ask::exit(examine(common, args).await)
+}
+
+async fn examine(common: &Common, args: &Args) -> Ended {
     let client = Client::of(common).await?;
     let asked_at = table::now();
     let status = client.node().get_status(within(ask::SOON, v1::GetStatusRequest {})).await?.into_inner().status;
     let status = ask::part(status, "status")?;
     let middle = asked_at.midpoint(table::now());
     let repositories = repo::list(&client).await?.repositories;
-    let findings = findings(&status, &repositories, middle);
-    let json = findings.iter().map(|finding| serde_json::json!({"what": finding.what, "remedy": finding.remedy}));
-    let json = serde_json::json!({ "findings": json.collect::<Vec<_>>() });
-    ask::value(common.output, &json, |view| render(&status, &findings, view))?;
-    Ok::<u8, Failure>(if findings.is_empty() { DONE } else { NO })
+    let examined = client.node().examine(within(ask::SOON, v1::ExamineRequest {})).await;
+    let examined = examined.map(tonic::Response::into_inner).or_else(unexamined)?;
+    let mut findings = findings(&status, &repositories, middle);
+    findings.extend(examined.findings.into_iter().map(Finding::of_node));
+    // In the order in which each was found.
+    findings.sort_by_key(|finding| finding.severity == Severity::Warning);
+    let node = status.node.unwrap_or_default().name;
+    let report = Report { node, findings, patches: examined.patches, unseen: examined.unseen };
+    show::answer(common.output, &report, args.patch)?;
+    let at_fault = report.findings.iter().any(|finding| finding.severity != Severity::Warning);
+    Ok::<u8, Failure>(if at_fault { NO } else { DONE })
+}
+
+/// Whom the agent does not tell of the node still hears the rest; so does who asks an older agent.
+fn unexamined(refused: Status) -> Result<v1::ExamineResponse, Failure> {
+    let why = match refused.code() {
+        Code::PermissionDenied => "the node itself: that is for those who see all tenants",
+        Code::Unimplemented => "the node itself: the agent is too old to look at it",
+        _ => return Err(refused.into()),
+    };
+    Ok(v1::ExamineResponse { unseen: vec![why.to_owned()], ..Default::default() })
 }
 
 /// All that is wrong. `now` is this machine's clock when the agent answered, in milliseconds.
@@ -235,41 +285,29 @@ pub(crate) const fn mode_word(mode: v1::Mode) -> &'static str {
     }
 }
 
-fn render(status: &v1::Status, findings: &[Finding], view: &View) -> String {
-    let node = screen::safe(&status.node.clone().unwrap_or_default().name);
-    if findings.is_empty() {
-        return format!("{} {}\n", view.paint.bold(node), view.paint.green("is well: nothing to mend"));
-    }
-    let count = screen::counted(i64::try_from(findings.len()).unwrap_or(i64::MAX), "thing", "things");
-    let mut out = format!("{} has {count} to mend\n", view.paint.bold(node));
-    for (i, finding) in findings.iter().enumerate() {
-        let mut block = Fields::new();
-        block.put(&format!("{}.", i + 1), cell(&finding.what).tone(Tone::Bad));
-        block.put("", cell(if finding.remedy.is_empty() { String::new() } else { format!("→ {}", finding.remedy) }));
-        out.push('\n');
-        out.push_str(&block.render(view));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::status::tests::{healthy, troubled};
     use super::super::table::tests::{NOW, VIEW};
+    use super::show::render;
     use super::*;
+
+    fn report(findings: Vec<Finding>) -> Report {
+        Report { node: "ghost".into(), findings, patches: Vec::new(), unseen: Vec::new() }
+    }
 
     #[test]
     fn a_healthy_node_has_no_findings() {
         let found = findings(&healthy().status, &healthy().repositories, NOW);
         assert_eq!(found, Vec::new());
-        assert_eq!(render(&healthy().status, &found, &VIEW), "ghost is well: nothing to mend\n");
+        assert_eq!(render(&report(found), &VIEW), "ghost is well: nothing to mend\n");
     }
 
     #[test]
     fn each_trouble_is_told_once_with_what_to_do() {
         let glance = troubled();
         let found = findings(&glance.status, &glance.repositories, NOW + 90_000);
-        insta::assert_snapshot!(render(&glance.status, &found, &VIEW), @r"
+        insta::assert_snapshot!(render(&report(found), &VIEW), @r"
         ghost has 5 things to mend
 
         1.  pool scratch is NotMounted: /var/mnt/ghost-scratch is no mount point [POOL_NOT_READY]

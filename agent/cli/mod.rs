@@ -161,8 +161,8 @@ enum Command {
     Explain(explain::Args),
     /// What retention would remove now and next, and why; removes nothing
     Plan(plan::Args),
-    /// What is wrong with the node, and what to do about it (exit 0: all is well, 1: something is to be mended)
-    Doctor,
+    /// What is wrong with the node, and what to do about it (exit 0: nothing but warnings, 1: something is to be mended)
+    Doctor(doctor::Args),
     /// Run the node's agent
     Agent(agent::Args),
     /// Check, describe or print a configuration
@@ -227,7 +227,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Pool(command) => pool::run(&cli.common, &command).await,
             Command::Mode(args) => mode::run(&cli.common, &args).await,
             Command::Explain(args) => explain::run(&cli.common, &args).await,
-            Command::Doctor => doctor::run(&cli.common).await,
+            Command::Doctor(args) => doctor::run(&cli.common, &args).await,
             Command::Agent(args) => agent::run(args).await,
             Command::Config(command) => config::run(&command),
         }

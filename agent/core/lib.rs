@@ -11,6 +11,7 @@
 //! - [`admission`]: the ledger of leases and tickets.
 //! - [`upkeep`]: what stores need, and what goes when the disk is short.
 //! - [`retention`]: how long things are kept on a pool, what goes, and why.
+//! - [`examination`]: what of a node does not fit what is kept for it, and the patch.
 //! - [`invariants`]: what always holds, as named predicates.
 #![no_std]
 
@@ -18,6 +19,7 @@ extern crate alloc;
 
 pub mod admission;
 pub mod cluster;
+pub mod examination;
 pub mod identity;
 pub mod invariants;
 pub mod pressure;

@@ -1,8 +1,11 @@
 //! Objects of the API as the core sees them: what does not matter here is dropped at once.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use stoker_core::cluster::{self, Container, Ended, LEASE, PodLife, Resources, Taint};
+use stoker_core::cluster::{self, Container, Ended, LEASE, PodLife, Resources, StaticPod, Taint};
 use stoker_core::quantity::Amounts;
 use stoker_core::sizing::PodEnd;
 
@@ -10,6 +13,10 @@ use super::quantity::{millis, ones};
 
 /// A name in these objects is at most so long; an API server gives no longer ones.
 const NAME_BYTES_MAX: usize = 253;
+/// A longer path is none (`PATH_MAX`).
+const PATH_BYTES_MAX: usize = 4095;
+/// Containers of a static pod that are remembered.
+const CONTAINERS_MAX: usize = 16;
 
 type Amount = std::collections::BTreeMap<String, Quantity>;
 
@@ -81,6 +88,41 @@ fn life(status: Option<&core::PodStatus>) -> PodLife {
     }
 }
 
+/// A pod of the node's own. Of very many containers only the first are kept.
+fn own(spec: &core::PodSpec, hash: &str) -> StaticPod {
+    let named = spec.containers.iter().take(CONTAINERS_MAX).map(|container| {
+        let name = container.name.get(..NAME_BYTES_MAX).unwrap_or(&container.name);
+        (name.to_owned(), requests(container.resources.as_ref()))
+    });
+    let etcd = spec.containers.iter().find(|container| container.name == "etcd");
+    StaticPod {
+        hash: hash.get(..NAME_BYTES_MAX).unwrap_or(hash).to_owned(),
+        containers: named.collect(),
+        etcd_data: etcd.and_then(|etcd| data_of(spec, etcd)).unwrap_or_default(),
+    }
+}
+
+/// Where etcd's data is on the node: the path by its arguments or its environment, through the volume that is mounted
+/// there. Some have a script for an argument.
+fn data_of(spec: &core::PodSpec, etcd: &core::Container) -> Option<String> {
+    let written = etcd.command.iter().chain(&etcd.args).flatten();
+    let words: Vec<&str> = written.flat_map(|word| word.split_whitespace()).collect();
+    let flag = words.iter().enumerate().find_map(|(at, word)| match word.strip_prefix("--data-dir")? {
+        "" => words.get(at + 1).copied(),
+        value => value.strip_prefix('='),
+    });
+    let variable = etcd.env.iter().flatten().find(|variable| variable.name == "ETCD_DATA_DIR");
+    let inside = Path::new(flag.or_else(|| variable?.value.as_deref()).unwrap_or("/var/lib/etcd"));
+    let mounts = etcd.volume_mounts.iter().flatten().filter(|mount| inside.starts_with(&mount.mount_path));
+    let mount = mounts.max_by_key(|mount| Path::new(&mount.mount_path).components().count())?;
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name)?;
+    let mut path = PathBuf::from(&volume.host_path.as_ref()?.path);
+    path.extend(mount.sub_path.as_ref());
+    path.extend(inside.strip_prefix(&mount.mount_path).ok().filter(|rest| !rest.as_os_str().is_empty()));
+    let path = path.to_str()?.to_owned();
+    (path.starts_with('/') && path.len() <= PATH_BYTES_MAX).then_some(path)
+}
+
 /// Nothing where it has no uid, as no object of an API server is.
 pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
     let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
@@ -99,7 +141,7 @@ pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
         life: life(pod.status.as_ref()),
         ending: meta.deletion_timestamp.is_some(),
         // What the kubelet shows of a pod of its own has the hash of its file; see the labels and annotations reference.
-        is_static: annotation("kubernetes.io/config.mirror").is_some(),
+        own: annotation("kubernetes.io/config.mirror").map(|hash| Arc::new(own(spec, hash))),
         requests: effective(spec, pod.status.as_ref()),
     })
 }
@@ -112,10 +154,56 @@ pub(super) fn node(node: &core::Node) -> cluster::Node {
     let taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
     cluster::Node {
         uid: node.metadata.uid.clone().unwrap_or_default(),
+        capacity: amounts(status.and_then(|status| status.capacity.as_ref())),
         allocatable: amounts(allocatable),
         pods_max: allocatable.and_then(|all| all.get("pods")).and_then(ones).unwrap_or(0),
         cordoned: spec.is_some_and(|spec| spec.unschedulable == Some(true)),
         ready,
         taints: taints.map(|taint| Taint { key: taint.key.clone(), effect: taint.effect.clone() }).collect(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn mirror(container: Value, volumes: Value) -> cluster::Pod {
+        let object = json!({
+            "metadata": {"name": "etcd-ghost", "uid": "of-the-mirror", "annotations": {"kubernetes.io/config.mirror": "a1"}},
+            "spec": {"containers": [{"name": "sidecar"}, container], "volumes": volumes},
+        });
+        pod(&serde_json::from_value(object).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_mirror_is_a_static_pod_by_the_hash_of_its_file() {
+        let container = json!({"name": "api", "resources": {"requests": {"cpu": "125m", "memory": "1Gi"}}});
+        let own = mirror(container, json!([])).own.unwrap();
+        let asks = Amounts { cpu_millis: 125, memory_bytes: 1 << 30, ..Amounts::default() };
+        let containers = vec![("sidecar".to_owned(), Amounts::default()), ("api".to_owned(), asks)];
+        assert_eq!(*own, StaticPod { hash: "a1".to_owned(), containers, etcd_data: String::new() });
+    }
+
+    #[test]
+    fn the_data_of_etcd_is_where_its_volume_is() {
+        let volume = |path: &str| json!([{"name": "data", "hostPath": {"path": path}}]);
+        let mounted = |path: &str| json!([{"name": "data", "mountPath": path}]);
+        let script = "exec etcd --logger=zap --data-dir=/var/lib/etcd --listen=x";
+        for (what, container, host, expected) in [
+            ("kubeadm", json!({"command": ["etcd", "--data-dir=/var/lib/etcd"]}), "/var/lib/etcd", "/var/lib/etcd"),
+            ("minikube", json!({"command": ["etcd"], "args": ["--data-dir", "/var/lib/etcd/a"]}), "/m", "/m/a"),
+            ("OpenShift", json!({"command": ["/bin/sh", "-c", script]}), "/var/lib/etcd", "/var/lib/etcd"),
+            ("by variable", json!({"env": [{"name": "ETCD_DATA_DIR", "value": "/var/lib/etcd/x"}]}), "/h", "/h/x"),
+            ("elsewhere", json!({"command": ["etcd", "--data-dir=/nowhere"]}), "/var/lib/etcd", ""),
+            ("no path", json!({}), "relative", ""),
+        ] {
+            let mut container = container;
+            container["name"] = json!("etcd");
+            container["volumeMounts"] = mounted("/var/lib/etcd");
+            assert_eq!(mirror(container, volume(host)).own.unwrap().etcd_data, expected, "{what}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 
 mod convert;
 mod heartbeat;
+mod kubelet;
 mod publish;
 mod quantity;
 mod rights;
@@ -30,6 +31,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
+pub use self::kubelet::kubelet;
 use self::publish::Publisher;
 pub use self::publish::{Face, Told};
 use self::rights::{Missing, Right};

@@ -14,6 +14,7 @@ mod directory;
 pub(crate) mod files;
 mod filesystem;
 mod guard;
+pub(crate) mod host;
 mod idmap;
 pub(crate) mod mount;
 pub(crate) mod namespace;

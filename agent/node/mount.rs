@@ -198,7 +198,7 @@ pub(crate) fn seal(directory: &Path) {
 }
 
 /// Space, tab, line feed and backslash are written as three octal digits.
-fn unescape(text: &[u8]) -> PathBuf {
+pub(super) fn unescape(text: &[u8]) -> PathBuf {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text);
     while let Some((&byte, after)) = rest.split_first() {
         rest = match (byte, after) {

@@ -9,6 +9,7 @@ mod asker;
 mod binding;
 mod convert;
 mod error;
+mod examination;
 mod explain;
 mod guard;
 mod holders;
@@ -73,6 +74,8 @@ pub struct Rooms {
     pub kubernetes: Kubernetes,
     /// What each lease uses.
     pub lease_meter: Arc<LeaseMeter>,
+    /// The configuration of now.
+    pub configured: crate::config::Configured,
     /// Why the configuration file as it is now was not taken over, where it was not.
     pub config_fault: Arc<RwLock<Option<Reason>>>,
     /// Who answers.

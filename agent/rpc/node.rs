@@ -136,6 +136,10 @@ impl NodeService for Node {
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanResponse>, Status> {
         super::retention::plan(&self.0, request.into_inner()).await.map(Response::new)
     }
+
+    async fn examine(&self, _: Request<v1::ExamineRequest>) -> Result<Response<v1::ExamineResponse>, Status> {
+        super::examination::examine(&self.0).await.map(Response::new)
+    }
 }
 
 impl Rooms {

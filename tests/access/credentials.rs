@@ -37,7 +37,7 @@ const OPERATE: [&str; 7] = [
     "ExportRepository",
 ];
 /// What needs a role for all tenants.
-const WHOLE_NODE: [&str; 1] = ["GetPlan"];
+const WHOLE_NODE: [&str; 2] = ["GetPlan", "Examine"];
 
 fn methods() -> Vec<String> {
     let set = FileDescriptorSet::decode(stoker_proto::DESCRIPTOR).unwrap();
@@ -59,6 +59,7 @@ fn sees(name: &str) -> bool {
         || name.starts_with("List")
         || name.starts_with("Watch")
         || name == "Explain"
+        || name == "Examine"
         || name.starts_with("ServerRef")
 }
 

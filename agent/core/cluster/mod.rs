@@ -10,6 +10,7 @@ pub mod requests;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,8 +43,8 @@ pub struct Pod {
     pub life: PodLife,
     /// It is asked to end, or is removed.
     pub ending: bool,
-    /// The node's own: no API server can remove it.
-    pub is_static: bool,
+    /// The node's own: no API server can remove it. Unset: it is none.
+    pub own: Option<Arc<StaticPod>>,
     /// What it asks of the scheduler.
     pub requests: Amounts,
 }
@@ -54,6 +55,17 @@ impl Pod {
     pub const fn live(&self) -> bool {
         !matches!(self.life, PodLife::Ended(_))
     }
+}
+
+/// A pod that the kubelet runs from a file of the node, and of which the API server has a mirror.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct StaticPod {
+    /// The hash of its file. By this the kubelet names its control group: the uid is that of the mirror.
+    pub hash: String,
+    /// Its containers without the init ones, by name, and what each asks for.
+    pub containers: Vec<(String, Amounts)>,
+    /// Where etcd keeps its data, as a path of the node; empty: it runs no etcd, or does not say.
+    pub etcd_data: String,
 }
 
 /// The life of a pod.
@@ -151,8 +163,8 @@ impl Cluster {
 
     /// Why nothing new may start here.
     #[must_use]
-    pub fn held_back(&self, tolerated: &[String]) -> alloc::vec::Vec<Reason> {
-        if self.asked { node::held_back(self, tolerated) } else { alloc::vec::Vec::new() }
+    pub fn held_back(&self, tolerated: &[String]) -> Vec<Reason> {
+        if self.asked { node::held_back(self, tolerated) } else { Vec::new() }
     }
 }
 

@@ -27,6 +27,8 @@ pub enum NodeState {
 pub struct Node {
     /// Its uid: one that is added again under its name has another.
     pub uid: String,
+    /// What the machine has, by the kubelet's word: CPU and memory.
+    pub capacity: Amounts,
     /// What the scheduler gives to pods: CPU and memory.
     pub allocatable: Amounts,
     /// How many pods it takes.

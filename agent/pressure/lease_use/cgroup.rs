@@ -13,9 +13,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use stoker_core::examination::PodsLimit;
 use stoker_core::sizing::OomCounters;
 
-use super::Limits;
+use super::limit::{self, Limits};
 
 /// Groups below a pod's, and how deep, whose counters are added up under v1, where they are each group's own.
 const GROUPS_MAX: usize = 256;
@@ -91,6 +92,17 @@ impl Layout {
         Limits::of(group(&self.quota), group(&self.memory))
     }
 
+    /// What the group of all pods is kept to.
+    pub(super) fn limit_of_all_pods(&self) -> PodsLimit {
+        let Some(home) = &self.memory else { return PodsLimit::Unseen };
+        let found = ALL_PODS.iter().map(|name| home.root.join(name)).find(|group| group.is_dir());
+        let files = ["memory.max", "memory.limit_in_bytes"];
+        let Some(path) = found.filter(|group| files.iter().any(|file| group.join(file).is_file())) else {
+            return PodsLimit::Unseen;
+        };
+        limit::memory_bytes(&path).map_or(PodsLimit::Nothing, PodsLimit::Bytes)
+    }
+
     /// The path of its group in each hierarchy.
     fn path_of_process(host_root: &Path, pid: i32) -> Option<impl Fn(&Home) -> Option<String>> {
         let proc = |pid: &str| fs::read_to_string(host_root.join("proc").join(pid).join("cgroup")).ok();
@@ -146,6 +158,9 @@ fn path_of<'a>(text: &'a str, home: &Home) -> Option<&'a str> {
         same.then_some(path)
     })
 }
+
+/// The group of all pods, as [`pod_names`] has it.
+const ALL_PODS: [&str; 4] = ["kubepods.slice", "kubepods", "kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"];
 
 /// As a kubelet names it with its systemd and its cgroupfs driver, for each class; also below `kubelet`, which is what
 /// nodes in containers (kind, minikube) have as `cgroupRoot`.

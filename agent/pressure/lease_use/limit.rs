@@ -70,7 +70,8 @@ fn cpu_millis(group: &Path) -> Option<u64> {
     quota.saturating_mul(1000).checked_div(period)
 }
 
-fn memory_bytes(group: &Path) -> Option<u64> {
+/// A group's own limit of memory.
+pub(super) fn memory_bytes(group: &Path) -> Option<u64> {
     let limit = number(&group.join("memory.max")).or_else(|| number(&group.join("memory.limit_in_bytes")));
     limit.filter(|limit| *limit < NONE_FROM)
 }

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use stoker_core::admission::{Holder, Usage};
 use stoker_core::cluster::Cluster;
 use stoker_core::cluster::bind::Group as PodGroup;
+use stoker_core::examination::PodsLimit;
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::{Amounts, Span, Timestamp};
 use stoker_core::reason::Reason;
@@ -185,6 +186,10 @@ pub struct Look {
     pub leases: LeaseUses,
     /// All the rest, without those that are bound. Unset: the machine does not tell.
     pub others: Option<Others>,
+    /// What the node's own pods were seen to use, by the hash of their file.
+    pub own_pods: BTreeMap<String, Amounts>,
+    /// What the group of all pods is kept to.
+    pub pods_limit: PodsLimit,
 }
 
 /// The task, and what it publishes.
@@ -381,7 +386,7 @@ impl Meter {
         let pods = self.pods.look(&self.layout, cluster, &leased, at);
         let others = self.others.look(sum, &pods);
         let leases = self.known.iter().map(|(lease, known)| (lease.clone(), known.seen.clone())).collect();
-        Look { leases, others }
+        Look { leases, others, own_pods: pods.own, pods_limit: self.layout.limit_of_all_pods() }
     }
 
     /// Those that ended first; one that is bound is never forgotten.

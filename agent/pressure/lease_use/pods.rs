@@ -1,7 +1,8 @@
 //! What pods hold that have no lease: of each what it asks of the scheduler or what it uses, whichever is more.
 //!
 //! The node's own pods (static ones) are no builds' neighbours but part of the system, for which the operator keeps a
-//! reserve: they stay in what the rest of the machine uses, with what they ask for at least.
+//! reserve: they stay in what the rest of the machine uses, with what they ask for at least. What each uses is told
+//! beside it, for whoever examines the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -23,7 +24,7 @@ struct Known {
 }
 
 /// What one look at all of them adds up to.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Sum {
     /// What they hold.
     pub(super) held: Amounts,
@@ -31,6 +32,8 @@ pub(super) struct Sum {
     pub(super) used: Leases,
     /// What the node's own pods ask for.
     pub(super) of_the_system: Amounts,
+    /// And what each of them uses whose group is there, by the hash of its file.
+    pub(super) own: BTreeMap<String, Amounts>,
 }
 
 impl OtherPods {
@@ -42,25 +45,29 @@ impl OtherPods {
         for pod in pods.into_iter().flat_map(|pods| pods.iter()).filter(|pod| pod.live()) {
             if leased.contains(pod.uid.as_str()) {
                 self.0.remove(&pod.uid);
-            } else if pod.is_static {
+            } else if let Some(own) = &pod.own {
                 sum.of_the_system = sum.of_the_system.plus(pod.requests);
+                // What it uses stays in what the rest of the machine uses.
+                let used = self.look_at(layout, &pod.uid, &own.hash, at, &mut Leases::default());
+                sum.own.extend(used.map(|used| (own.hash.clone(), used)));
             } else {
-                let used = self.look_at(layout, &pod.uid, at, &mut sum.used);
-                sum.held = sum.held.plus(pod.requests.max(used));
+                let used = self.look_at(layout, &pod.uid, &pod.uid, at, &mut sum.used);
+                sum.held = sum.held.plus(pod.requests.max(used.unwrap_or_default()));
             }
         }
         sum
     }
 
-    fn look_at(&mut self, layout: &Layout, uid: &str, at: Instant, sum: &mut Leases) -> Amounts {
+    /// Nothing where the pod of this uid has no group by that name.
+    fn look_at(&mut self, layout: &Layout, uid: &str, name: &str, at: Instant, sum: &mut Leases) -> Option<Amounts> {
         if !self.0.contains_key(uid) {
-            let Some(group) = layout.of_pod(uid) else { return Amounts::default() };
+            let group = layout.of_pod(name)?;
             self.0.insert(uid.to_owned(), Known { group, cpu: None, cpu_millis: None });
         }
-        let Some(known) = self.0.get_mut(uid) else { return Amounts::default() };
+        let known = self.0.get_mut(uid)?;
         let Ok((memory_bytes, unavailable_bytes, cpu_micros)) = known.group.read_briefly() else {
             self.0.remove(uid);
-            return Amounts::default();
+            return None;
         };
         let before = known.cpu.replace((at, cpu_micros));
         if let Some((then, micros)) = before {
@@ -70,6 +77,6 @@ impl OtherPods {
         }
         sum.unavailable_bytes = sum.unavailable_bytes.saturating_add(unavailable_bytes);
         let cpu_millis = known.cpu_millis.unwrap_or(0.0).round() as u64;
-        Amounts { cpu_millis, memory_bytes, ..Amounts::default() }
+        Some(Amounts { cpu_millis, memory_bytes, ..Amounts::default() })
     }
 }

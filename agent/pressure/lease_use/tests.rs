@@ -251,3 +251,40 @@ async fn what_is_seen_is_published() {
     assert_eq!(seen.leases[&lease("one")].now.memory_bytes, meter.view().leases[&lease("one")].now.memory_bytes);
     tokio::time::timeout(Duration::from_secs(30), meter.shutdown()).await.unwrap();
 }
+
+#[test]
+fn the_node_s_own_pods_are_looked_at_by_the_hash_of_their_file_and_stay_with_the_system() {
+    let own = stoker_core::cluster::StaticPod { hash: WRITTEN.to_owned(), ..Default::default() };
+    let requests = Amounts { cpu_millis: 125, memory_bytes: GIB, ..Amounts::default() };
+    let mirror =
+        stoker_core::cluster::Pod { uid: RECORDED.to_owned(), own: Some(own.into()), requests, ..Default::default() };
+    let all = stoker_core::cluster::Pods::new([(mirror.uid.clone(), Arc::new(mirror))].into());
+    let cluster = Cluster { asked: true, pods: Some(Arc::new(all)), ..Cluster::default() };
+    let layout = Layout::of(&tree("v2-systemd-containerd"));
+    let sum = OtherPods::default().look(&layout, &cluster, &BTreeSet::new(), Instant::now());
+    assert_eq!(sum.own.get(WRITTEN).unwrap().memory_bytes, 5 * GIB + 64 * MIB - 1536 * MIB + 128 * MIB);
+    assert_eq!((sum.of_the_system, sum.held, sum.used), (requests, Amounts::default(), Leases::default()));
+}
+
+#[test]
+fn the_limit_of_all_pods_is_found_under_each_name() {
+    for (name, file, text, expected) in [
+        ("kubepods.slice", "memory.max", "1073741824", PodsLimit::Bytes(GIB)),
+        ("kubelet.slice/kubelet-kubepods.slice", "memory.max", "max", PodsLimit::Nothing),
+        // A group that is handed no memory has no such file.
+        ("kubepods", "cgroup.procs", "", PodsLimit::Unseen),
+        ("system.slice", "memory.max", "max", PodsLimit::Unseen),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("sys/fs/cgroup").join(name);
+        std::fs::create_dir_all(&group).unwrap();
+        std::fs::write(root.path().join("sys/fs/cgroup/cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        std::fs::write(group.join(file), format!("{text}\n")).unwrap();
+        assert_eq!(Layout::of(root.path()).limit_of_all_pods(), expected, "{name}");
+    }
+    let v1 = tempfile::tempdir().unwrap();
+    let group = v1.path().join("sys/fs/cgroup/memory/kubepods");
+    std::fs::create_dir_all(&group).unwrap();
+    std::fs::write(group.join("memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
+    assert_eq!(Layout::of(v1.path()).limit_of_all_pods(), PodsLimit::Nothing);
+}
