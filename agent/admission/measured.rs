@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stoker_core::admission::{InUse, Seen, Usage};
+use stoker_core::examination::PodsLimit;
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Amounts;
 use stoker_core::sizing::oom::{Evidence, MemoryEnd, classify};
@@ -46,6 +47,15 @@ impl Measured {
             *last = (look, on_disk, Arc::new(in_use));
         }
         (Arc::clone(&last.2), last.0.others)
+    }
+
+    /// Bytes of memory that all pods together may have. Unset: as many as there are.
+    #[must_use]
+    pub fn pods_limit(&self) -> Option<u64> {
+        match self.looks.borrow().pods_limit {
+            PodsLimit::Bytes(limit) => Some(limit),
+            PodsLimit::Nothing | PodsLimit::Unseen => None,
+        }
     }
 
     /// How a build really ended: what its caller says, and what was seen where the caller does not know.

@@ -63,7 +63,7 @@ pub(super) fn facts_source(
         let cluster = Arc::clone(&cluster.borrow());
         let machine =
             Amounts { cpu_millis, memory_bytes: memory.map_or(memory_bytes, |m| m.total_bytes), ..Amounts::default() };
-        let (machine, scheduler) = cluster.room(machine, config.node.reserve);
+        let (machine, scheduler) = cluster.room(machine, config.node.reserve, measured.pods_limit());
         LedgerFacts {
             capacity: Amounts { cpu_millis: machine.cpu_millis, memory_bytes: machine.memory_bytes, ..total },
             reserve: config.node.reserve,

@@ -65,9 +65,9 @@ impl Taint {
 
 impl Cluster {
     /// Of CPU and memory of the machine what there is for pods and what the operator keeps, and what the scheduler of the
-    /// cluster has left.
+    /// cluster has left. `pods_limit`: the bytes of memory that the kernel gives all pods together.
     #[must_use]
-    pub fn room(&self, machine: Amounts, reserve: Amounts) -> (Amounts, Option<Scheduler>) {
+    pub fn room(&self, machine: Amounts, reserve: Amounts, pods_limit: Option<u64>) -> (Amounts, Option<Scheduler>) {
         let NodeState::Here(node) = &self.node else { return (machine, None) };
         // A node object that says nothing of it yet bounds nothing.
         let known = |part: u64| if part == 0 { u64::MAX } else { part };
@@ -80,7 +80,10 @@ impl Cluster {
             free: allocatable.less(pods.requested()),
             pods: known(node.pods_max).saturating_sub(pods.live()),
         };
-        (machine.min(allocatable.plus(reserve)), self.pods.as_ref().map(room))
+        // A limit of the kernel's counts like allocatable: what is kept for the system lies beside it.
+        let memory_bytes = allocatable.memory_bytes.min(pods_limit.unwrap_or(u64::MAX));
+        let for_pods = Amounts { memory_bytes, ..allocatable };
+        (machine.min(for_pods.plus(reserve)), self.pods.as_ref().map(room))
     }
 }
 

@@ -267,3 +267,19 @@ fn what_keeps_pods_away_holds_builds_back() {
     assert_eq!(held(stale.clone()), [Code::ApiServerAway]);
     assert_eq!(held(Cluster { asked: false, ..stale }), [], "outside a cluster nobody is asked");
 }
+
+#[test]
+fn builds_get_no_more_than_pods_may_have() {
+    let node = |allocatable| NodeState::Here(Node { capacity: cpu(32_000, 62), allocatable, ..Node::default() });
+    let room = |node, limit: Option<u64>| {
+        let limit = limit.map(|gib| gib << 30);
+        Cluster { node, ..cluster(&[]) }.room(cpu(32_000, 62), cpu(4000, 8), limit).0
+    };
+    // Allocatable and the limit of all pods bound what is beside the reserve, the machine bounds both.
+    assert_eq!(room(node(cpu(26_000, 50)), None), cpu(30_000, 58));
+    assert_eq!(room(node(cpu(26_000, 50)), Some(51)), cpu(30_000, 58));
+    assert_eq!(room(node(cpu(26_000, 50)), Some(16)), cpu(30_000, 24));
+    assert_eq!(room(node(cpu(32_000, 62)), Some(61)), cpu(32_000, 62));
+    // Who knows of no node goes by the machine.
+    assert_eq!(room(NodeState::Unknown, Some(16)), cpu(32_000, 62));
+}

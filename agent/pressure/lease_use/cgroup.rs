@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use stoker_core::examination::PodsLimit;
 use stoker_core::sizing::OomCounters;
 
-use super::limit::{self, Limits};
+use super::Limits;
 
 /// Groups below a pod's, and how deep, whose counters are added up under v1, where they are each group's own.
 const GROUPS_MAX: usize = 256;
@@ -92,7 +92,7 @@ impl Layout {
         Limits::of(group(&self.quota), group(&self.memory))
     }
 
-    /// What the group of all pods is kept to.
+    /// What the group of all pods is kept to, by itself or by one above it.
     pub(super) fn limit_of_all_pods(&self) -> PodsLimit {
         let Some(home) = &self.memory else { return PodsLimit::Unseen };
         let found = ALL_PODS.iter().map(|name| home.root.join(name)).find(|group| group.is_dir());
@@ -100,7 +100,8 @@ impl Layout {
         let Some(path) = found.filter(|group| files.iter().any(|file| group.join(file).is_file())) else {
             return PodsLimit::Unseen;
         };
-        limit::memory_bytes(&path).map_or(PodsLimit::Nothing, PodsLimit::Bytes)
+        let limits = Limits::of(None, Some((path, home.root.clone())));
+        limits.memory_bytes.map_or(PodsLimit::Nothing, PodsLimit::Bytes)
     }
 
     /// The path of its group in each hierarchy.

@@ -70,8 +70,7 @@ fn cpu_millis(group: &Path) -> Option<u64> {
     quota.saturating_mul(1000).checked_div(period)
 }
 
-/// A group's own limit of memory.
-pub(super) fn memory_bytes(group: &Path) -> Option<u64> {
+fn memory_bytes(group: &Path) -> Option<u64> {
     let limit = number(&group.join("memory.max")).or_else(|| number(&group.join("memory.limit_in_bytes")));
     limit.filter(|limit| *limit < NONE_FROM)
 }
