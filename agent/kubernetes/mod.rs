@@ -2,7 +2,8 @@
 //!
 //! Out goes a published [`Cluster`]: the node object and the pods of this node, as far as the core looks at them, and
 //! whether the API server answers. `watch` follows both; `heartbeat` writes the agent's `Lease` object, and notices
-//! sooner than a watch that nobody answers; `convert` takes objects of the API to the core's.
+//! sooner than a watch that nobody answers; `convert` takes objects of the API to the core's. `kubelet` reads how the node's
+//! kubelet is configured, which the API server would not tell.
 //!
 //! The API server is asked only where there is one to ask: in a pod, or where `KUBECONFIG` names one and the
 //! configuration says so. [`labels`] are asked for once, where a pool depends on them.

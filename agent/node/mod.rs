@@ -3,7 +3,8 @@
 //! In come the pools of the configuration and the machine's filesystems. Out go, for other rooms, a directory to write
 //! to that was guarded a moment ago ([`Pools::usable`]), deletion that returns at once ([`Pools::discard`]),
 //! what lies in a directory ([`Pools::names`], [`Pools::open_beneath`]), the
-//! published state of every pool ([`Pools::subscribe`]), [`facts`] of the machine and whether a [`process`] lives.
+//! published state of every pool ([`Pools::subscribe`]), [`facts`] of the machine, whether a [`process`] lives, and what
+//! else the `host` tells: its settings, and the disks below a path.
 //!
 //! Two promises rule this room. While a pool that must be a mount is not mounted, nothing is created at or below its
 //! path: a folder there would fill the root disk. And nothing is deleted by path: only by descriptors below the pool's

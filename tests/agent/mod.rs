@@ -5,6 +5,7 @@ mod caches;
 mod containment;
 mod cpu;
 mod credentials;
+mod doctor;
 mod holders;
 mod journal;
 mod kill;

@@ -116,8 +116,8 @@ mod tests {
                 ),
                 finding(
                     Severity::Warning,
-                    "pool data (/var/mnt/data) has one disk (nvme0n1) with etcd's data (/var/lib/etcd)",
-                    "etcd waits for its disk with each write",
+                    "pool data (/var/mnt/data) shares nvme0n1 with etcd's data (/var/lib/etcd)",
+                    "etcd waits for its disk at each write",
                     "mount another disk at /var/mnt/data",
                 ),
             ],
@@ -139,8 +139,8 @@ mod tests {
             builds are admitted into what keeps the node alive
             → keep 1.5 CPU and 3 GiB of memory for them
 
-        2.  pool data (/var/mnt/data) has one disk (nvme0n1) with etcd's data (/var/lib/etcd)
-            etcd waits for its disk with each write
+        2.  pool data (/var/mnt/data) shares nvme0n1 with etcd's data (/var/lib/etcd)
+            etcd waits for its disk at each write
             → mount another disk at /var/mnt/data
 
         What to write (`stoker doctor --patch` prints it alone)

@@ -93,7 +93,7 @@ fn memory_floor(facts: &Facts<'_>, kubelet: &Kubelet, draft: &mut Draft) {
         severity: Severity::Fault,
         subject: "pressure.memoryFloor".into(),
         what: format!(
-            "pressure.memoryFloor is {}; the kubelet evicts when less than {} are available",
+            "pressure.memoryFloor is {}; the kubelet evicts when less than {} is available",
             show(facts.memory_floor),
             show(threshold)
         ),
@@ -126,21 +126,24 @@ fn disk_floors(facts: &Facts<'_>, kubelet: &Kubelet, draft: &mut Draft) {
             [(bytes, Resource::DiskBytes, disk.floor_bytes), (inodes, Resource::DiskInodes, disk.floor_inodes)];
         for (found, resource, floor) in figures {
             let Some((amount, signal, _)) = found else { continue };
+            let least = resource.show(amount);
             let (field, remedy) = match disk.path.as_str() {
-                "/" => (String::from("node.rootFloor"), "a floor that is no lower"),
-                path => (format!("the floor of {path}"), "list it in `node.filesystems` with a floor that is no lower"),
+                "/" => (String::from("node.rootFloor"), format!("a floor of {least}, as the kubelet's")),
+                path => {
+                    (format!("the floor of {path}"), format!("list it in `node.filesystems` with a floor of {least}"))
+                }
             };
             draft.findings.push(Finding {
                 kind: Kind::DiskFloorBelowEviction,
                 severity: Severity::Fault,
                 subject: disk.path.clone(),
                 what: format!(
-                    "{field} is {}; the kubelet evicts when less than {} are free ({signal})",
+                    "{field} is {}; the kubelet evicts when less than {} is free ({signal})",
                     resource.show(floor),
-                    resource.show(amount)
+                    least
                 ),
                 why: "builds are admitted to a node that evicts them for its disk".into(),
-                remedy: remedy.into(),
+                remedy,
             });
         }
     }

@@ -53,7 +53,7 @@ pub struct Facts<'a> {
     pub places: Result<places::Places, String>,
 }
 
-/// What the control group of all pods is kept to.
+/// What the control group of all pods is kept to, by itself or by one above it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum PodsLimit {
     /// There is no such group here.
@@ -175,7 +175,12 @@ fn own_pods(cluster: &Cluster) -> impl Iterator<Item = (&Pod, &StaticPod)> {
 
 /// CPU and memory for people.
 fn shown(amounts: Amounts) -> String {
-    format!("{} and {} of memory", Resource::Cpu.show(amounts.cpu_millis), Resource::Memory.show(amounts.memory_bytes))
+    format!("{} and {} of memory", cpu(amounts.cpu_millis), Resource::Memory.show(amounts.memory_bytes))
+}
+
+/// CPU for people, to the thousandth: small requests differ there.
+fn cpu(millis: u64) -> String {
+    if millis.is_multiple_of(100) { Resource::Cpu.show(millis).to_string() } else { format!("{millis}m CPU") }
 }
 
 /// The next multiple.

@@ -139,6 +139,7 @@ fn bytes(value: u64, unit: &str) -> String {
 fn percent(basis: u32) -> String {
     match (basis / 100, basis % 100) {
         (whole, 0) => format!("{whole}%"),
+        (whole, part) if part.is_multiple_of(10) => format!("{whole}.{}%", part / 10),
         (whole, part) => format!("{whole}.{part:02}%"),
     }
 }

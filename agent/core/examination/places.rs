@@ -89,10 +89,10 @@ pub(super) fn examine(places: &Places, draft: &mut Draft) {
 /// What a pool and etcd's data have in common, in words.
 fn shared(pool: &Place, etcd: &Place) -> Option<String> {
     if pool.shares_filesystem(etcd) {
-        return Some(format!("one filesystem ({}) with etcd's data ({})", pool.mount, etcd.path));
+        return Some(format!("the filesystem of {} with etcd's data ({})", pool.mount, etcd.path));
     }
     let both = pool.disks.intersection(&etcd.disks).cloned().collect::<Vec<_>>();
-    (!both.is_empty()).then(|| format!("one disk ({}) with etcd's data ({})", both.join(", "), etcd.path))
+    (!both.is_empty()).then(|| format!("{} with etcd's data ({})", both.join(", "), etcd.path))
 }
 
 fn on_etcd(pool: &Place, common: &str) -> Finding {
@@ -100,8 +100,8 @@ fn on_etcd(pool: &Place, common: &str) -> Finding {
         kind: Kind::PoolOnEtcdDisk,
         severity: Severity::Warning,
         subject: pool.name.clone(),
-        what: format!("pool {} ({}) has {common}", pool.name, pool.path),
-        why: "etcd waits for its disk with each write, and so does the API server; builds write without end".into(),
+        what: format!("pool {} ({}) shares {common}", pool.name, pool.path),
+        why: "etcd waits for its disk at each write, and the API server for etcd; builds write all the time".into(),
         remedy: format!("mount another disk at {}, or move etcd's data to one of its own", pool.path),
     }
 }

@@ -5,9 +5,9 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::patch::PodPatch;
-use super::{Draft, Facts, Finding, Kind, Severity, own_pods, round_up, shown};
+use super::{Draft, Facts, Finding, Kind, Severity, cpu, own_pods, round_up, shown};
 use crate::cluster::{Pod, StaticPod};
-use crate::quantity::{Amounts, Resource};
+use crate::quantity::Amounts;
 
 /// A reserve is written in steps of these.
 const CPU_STEP: u64 = 100;
@@ -51,7 +51,6 @@ fn starves(pod: &Pod, own: &StaticPod, used: Amounts, node: &str, draft: &mut Dr
     }
     let wanted = round_up(used.cpu_millis.saturating_add(used.cpu_millis / 4), CPU_STEP);
     let name = short(pod, node);
-    let cpu = |millis| Resource::Cpu.show(millis);
     // What more the pod needs goes to the container that asks for most: the others stand beside it.
     let first = own.containers.iter().max_by_key(|(_, asks)| asks.cpu_millis);
     if let Some((container, asks)) = first {
@@ -62,7 +61,7 @@ fn starves(pod: &Pod, own: &StaticPod, used: Amounts, node: &str, draft: &mut Dr
         kind: Kind::StaticPodStarves,
         severity: Severity::Warning,
         subject: name.into(),
-        what: format!("{name} asks for {} ({asked}m) and uses {}", cpu(asked), cpu(used.cpu_millis)),
+        what: format!("{name} asks for {} and uses {}", cpu(asked), cpu(used.cpu_millis)),
         why: "the kernel shares a busy CPU by requests: beside builds it gets no more than it asks for".into(),
         remedy: format!("let it ask for {}", cpu(wanted)),
     });

@@ -164,7 +164,7 @@ fn a_static_pod_that_uses_more_cpu_than_it_asks_for_gets_a_manifest() {
     assert_eq!(kinds(&with(225)), []);
     let found = with(1200);
     assert_eq!(kinds(&found), [Kind::StaticPodStarves]);
-    assert_eq!(found.findings[0].what, "kube-apiserver asks for 0.1 CPU (125m) and uses 1.2 CPU");
+    assert_eq!(found.findings[0].what, "kube-apiserver asks for 125m CPU and uses 1.2 CPU");
     assert_eq!(found.patches[0].file, "the static pod's manifest, /etc/kubernetes/manifests/kube-apiserver.yaml");
     assert!(found.patches[0].yaml.ends_with(
         "metadata:\n  name: kube-apiserver\nspec:\n  containers:\n    - name: kube-apiserver\n      \
@@ -185,7 +185,7 @@ fn the_gate_must_shut_before_the_kubelet_evicts() {
     assert_eq!(kinds(&found), [Kind::MemoryFloorBelowEviction]);
     assert_eq!(
         found.findings[0].what,
-        "pressure.memoryFloor is 3 GiB; the kubelet evicts when less than 3.1 GiB are available"
+        "pressure.memoryFloor is 3 GiB; the kubelet evicts when less than 3.1 GiB is available"
     );
     let yaml =
         "apiVersion: stoker.build/v1\nkind: AgentConfig\npressure:\n  memoryFloor: 3840MiB\n  memoryNarrow: 7680MiB\n";
@@ -209,7 +209,7 @@ fn floors_of_disks_are_no_lower_than_the_kubelets() {
     };
     let found = with(10 * GIB, 50_000, true, "/");
     assert_eq!(kinds(&found), [Kind::DiskFloorBelowEviction]);
-    let what = "node.rootFloor is 10 GiB; the kubelet evicts when less than 15 GiB are free (imagefs.available)";
+    let what = "node.rootFloor is 10 GiB; the kubelet evicts when less than 15 GiB is free (imagefs.available)";
     assert_eq!(found.findings[0].what, what);
     assert!(found.patches[0].yaml.ends_with("node:\n  rootFloor: {bytes: 15%}\n"), "{}", found.patches[0].yaml);
     assert_eq!(kinds(&with(10 * GIB, 50_000, false, "/")), []);
@@ -266,10 +266,7 @@ fn a_pool_on_the_disk_of_etcd_or_of_the_root_is_told() {
     // Another partition of the same disk; a volume over two.
     let found = with(place("data", "/var/mnt/data", "253:0", &["nvme0n1", "sda"]));
     assert_eq!(kinds(&found), [Kind::PoolOnEtcdDisk]);
-    assert_eq!(
-        found.findings[0].what,
-        "pool data (/var/mnt/data) has one disk (nvme0n1) with etcd's data (/var/lib/etcd)"
-    );
+    assert_eq!(found.findings[0].what, "pool data (/var/mnt/data) shares nvme0n1 with etcd's data (/var/lib/etcd)");
     let found = with(place("data", "/var/mnt/data", "259:2", &["nvme0n1"]));
     assert_eq!(kinds(&found), [Kind::PoolOnEtcdDisk, Kind::PoolOnRoot]);
     assert!(found.findings.iter().all(|finding| finding.severity == Severity::Warning));
