@@ -286,6 +286,7 @@ pub(crate) const fn mode_word(mode: v1::Mode) -> &'static str {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::status::tests::{healthy, troubled};
     use super::super::table::tests::{NOW, VIEW};
@@ -327,6 +328,16 @@ mod tests {
         5.  the node's clock is 1 min 30 s behind this machine's
             → synchronise both clocks (chrony or systemd-timesyncd); leases and heartbeats are told in time
         ");
+    }
+
+    /// And a disk that does not answer is no node that is well.
+    #[test]
+    fn whom_the_agent_does_not_tell_of_the_node_hears_why() {
+        let why = |refused| unexamined(refused).map(|told| told.unseen);
+        let for_others = why(Status::permission_denied("the role viewer is for the tenant a")).unwrap();
+        assert_eq!(for_others, ["the node itself: that is for those who see all tenants"]);
+        assert_eq!(why(Status::unimplemented("")).unwrap(), ["the node itself: the agent is too old to look at it"]);
+        assert!(why(Status::unavailable("files of the host did not answer")).is_err());
     }
 
     #[test]
