@@ -15,7 +15,7 @@ use stoker_core::cluster::bind::{self, Act, Group, Seen};
 use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Span;
 use stoker_core::reason::Code;
-use stoker_core::sizing::Outcome;
+use stoker_core::sizing::{Outcome, PodEnd};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -69,16 +69,26 @@ pub(super) async fn run(
             let config = config.borrow();
             (config.kubernetes.rebind_within, config.admission.time_budget == TimeBudget::End)
         };
-        let acts = bind::decide(
-            &leases,
-            &Seen {
-                cluster: &cluster,
-                group: &|uid| groups.seen.get(uid).copied().unwrap_or(Group::Unseen),
-                held_before: &|lease, uid| admission.held_before(lease, uid),
-                grace: Span(i64::try_from(rebind_within.as_millis()).unwrap_or(i64::MAX)),
-                now: now(),
-            },
-        );
+        let decide = |groups: &Groups| {
+            bind::decide(
+                &leases,
+                &Seen {
+                    cluster: &cluster,
+                    group: &|uid| groups.seen.get(uid).copied().unwrap_or(Group::Unseen),
+                    held_before: &|lease, uid| admission.held_before(lease, uid),
+                    grace: Span(i64::try_from(rebind_within.as_millis()).unwrap_or(i64::MAX)),
+                    now: now(),
+                },
+            )
+        };
+        let mut acts = decide(&groups);
+        if acts.iter().any(|act| matches!(act, Act::End { .. } | Act::Wait(_))) {
+            // By what is there now: it may have begun to run since the last look.
+            groups.at = None;
+            let Some(looked) = groups.look(&leases).await else { return };
+            groups = looked;
+            acts = decide(&groups);
+        }
         let mut refusals = BTreeSet::new();
         for act in acts {
             if let Act::Refuse { pod, reason } = &act {
@@ -229,10 +239,11 @@ impl Admission {
         let outcome = match ended.end {
             _ if ended.succeeded => Outcome::Succeeded,
             // Evicted by us at its budget: the ledger says so.
-            stoker_core::sizing::PodEnd::Evicted if !over => Outcome::Evicted,
+            PodEnd::Evicted if !over => Outcome::Evicted,
             _ => Outcome::Failed,
         };
-        if over && !ended.succeeded {
+        // What was deleted did not end by itself, whatever its processes made of the signal.
+        if ended.end == PodEnd::Deleted || (over && !ended.succeeded) {
             self.gone(vec![id.clone()]).await;
             return self.lease_now(&id);
         }

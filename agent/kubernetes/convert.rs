@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stoker_core::cluster::{self, Container, Ended, LEASE, PodLife, Resources, StaticPod, Taint};
 use stoker_core::quantity::Amounts;
 use stoker_core::sizing::PodEnd;
@@ -61,10 +63,17 @@ fn effective(spec: &core::PodSpec, status: Option<&core::PodStatus>) -> Amounts 
     .effective()
 }
 
-fn ended(status: &core::PodStatus, succeeded: bool) -> Ended {
+/// When its deletion was asked for: what it is to be gone by, less the time that it was given.
+fn deletion(meta: &ObjectMeta) -> Option<Timestamp> {
+    let by = meta.deletion_timestamp.as_ref()?.0;
+    by.checked_sub(SignedDuration::from_secs(meta.deletion_grace_period_seconds.unwrap_or(0))).ok()
+}
+
+fn ended(meta: &ObjectMeta, status: &core::PodStatus, succeeded: bool) -> Ended {
     let lists = [&status.container_statuses, &status.init_container_statuses];
     let terminated: Vec<_> =
         lists.into_iter().flatten().flatten().filter_map(|status| status.state.as_ref()?.terminated.as_ref()).collect();
+    let finished = terminated.iter().filter_map(|end| end.finished_at.as_ref()).map(|at| at.0).max();
     let said = |reason: &str| terminated.iter().any(|end| end.reason.as_deref() == Some(reason));
     let end = match status.reason.as_deref() {
         Some("Evicted") if status.message.as_deref().is_some_and(|message| message.contains("memory")) => {
@@ -72,18 +81,31 @@ fn ended(status: &core::PodStatus, succeeded: bool) -> Ended {
         }
         Some("Evicted" | "Preempting" | "NodeShutdown" | "Terminated") => PodEnd::Evicted,
         _ if said("OOMKilled") => PodEnd::OomKilled,
-        _ => PodEnd::Other,
+        _ => match deletion(meta) {
+            Some(asked) if finished.is_none_or(|at| at >= asked) => match is_disrupted(status) {
+                true => PodEnd::Evicted,
+                false => PodEnd::Deleted,
+            },
+            _ => PodEnd::Other,
+        },
     };
+    let succeeded = succeeded && matches!(end, PodEnd::Other | PodEnd::OomKilled);
     let exit_code = terminated.iter().map(|end| end.exit_code).find(|code| *code != 0);
     Ended { succeeded, exit_code: if succeeded { Some(0) } else { exit_code }, end }
 }
 
-fn life(status: Option<&core::PodStatus>) -> PodLife {
+/// The cluster ends it for its own sake: an eviction that somebody asked for, a drained node, a pod of a higher priority.
+fn is_disrupted(status: &core::PodStatus) -> bool {
+    let conditions = status.conditions.iter().flatten();
+    conditions.into_iter().any(|found| found.type_ == "DisruptionTarget" && found.status == "True")
+}
+
+fn life(meta: &ObjectMeta, status: Option<&core::PodStatus>) -> PodLife {
     let Some(status) = status else { return PodLife::Waiting };
     match status.phase.as_deref() {
         Some("Running") => PodLife::Running,
-        Some("Succeeded") => PodLife::Ended(ended(status, true)),
-        Some("Failed") => PodLife::Ended(ended(status, false)),
+        Some("Succeeded") => PodLife::Ended(ended(meta, status, true)),
+        Some("Failed") => PodLife::Ended(ended(meta, status, false)),
         _ => PodLife::Waiting,
     }
 }
@@ -138,7 +160,7 @@ pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
         service_account: spec.service_account_name.clone().unwrap_or_default(),
         controller: controller.map(|owner| owner.uid.clone()).unwrap_or_default(),
         lease: lease.cloned().unwrap_or_default(),
-        life: life(pod.status.as_ref()),
+        life: life(meta, pod.status.as_ref()),
         ending: meta.deletion_timestamp.is_some(),
         // What the kubelet shows of a pod of its own has the hash of its file; see the labels and annotations reference.
         own: annotation("kubernetes.io/config.mirror").map(|hash| Arc::new(own(spec, hash))),

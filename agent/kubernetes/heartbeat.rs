@@ -13,13 +13,11 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 
 use super::ANSWER_WITHIN;
-use super::rights::{Missing, Right};
+use super::rights::{Missing, Refusals, Right};
 use crate::config::Configured;
 
 /// After a failure it is tried again so soon.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Rights may come: who may not write it asks again after so long, and asks for the server's version meanwhile.
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(600);
 /// Who writes the fields, for server-side apply.
 pub(super) const MANAGER: &str = "stoker";
 
@@ -37,10 +35,11 @@ pub(super) struct Heart {
 /// Writes until cancelled by being dropped, or nobody listens.
 pub(super) async fn beat(heart: Heart, told: watch::Sender<Result<(), String>>) {
     let leases = Api::<Lease>::namespaced(heart.client.clone(), &heart.namespace);
-    let mut denied: Option<Instant> = None;
+    // While it is refused the server's version is asked for.
+    let (mut refusals, mut write_at) = (Refusals::default(), None::<Instant>);
     while !told.is_closed() {
         let every = heart.config.borrow().kubernetes.heartbeat;
-        let may_write = denied.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        let may_write = write_at.is_none_or(|at| at <= Instant::now());
         let asked = async {
             if may_write {
                 let object = heart.object(every);
@@ -52,12 +51,15 @@ pub(super) async fn beat(heart: Heart, told: watch::Sender<Result<(), String>>) 
         };
         let answer = match tokio::time::timeout(ANSWER_WITHIN, asked).await {
             Ok(Ok(())) => {
-                denied = denied.filter(|_| !may_write);
-                heart.missing.note(Right::Heartbeat, denied.is_some());
+                if may_write {
+                    refusals.end();
+                    write_at = None;
+                }
+                heart.missing.note(Right::Heartbeat, write_at.is_some());
                 Ok(())
             }
             Ok(Err(kube::Error::Api(status))) if may_write && matches!(status.code, 403 | 404) => {
-                denied = Some(Instant::now());
+                write_at = Some(Instant::now() + refusals.pause());
                 heart.missing.note(Right::Heartbeat, true);
                 let (name, namespace) = (heart.name(), &heart.namespace);
                 tracing::warn!(error = status.message, name, namespace, "no heartbeat: the agent may not write it");

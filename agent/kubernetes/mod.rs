@@ -9,6 +9,7 @@
 //! configuration says so. [`labels`] are asked for once, where a pool depends on them.
 
 mod convert;
+mod events;
 mod heartbeat;
 mod kubelet;
 mod publish;
@@ -32,9 +33,10 @@ use tokio::sync::mpsc;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
+pub use self::events::Told;
 pub use self::kubelet::kubelet;
+pub use self::publish::Face;
 use self::publish::Publisher;
-pub use self::publish::{Face, Told};
 use self::rights::{Missing, Right};
 use crate::config::Configured;
 use crate::config::kubernetes::Watch;

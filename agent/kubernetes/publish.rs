@@ -7,17 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference};
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use stoker_core::pressure::{Gate, GateState};
 use tokio::sync::{mpsc, watch};
 
 use super::ANSWER_WITHIN;
-use super::heartbeat::{ASK_AGAIN, MANAGER};
-use super::rights::{Missing, Right};
+use super::events::{Events, Told};
+use super::heartbeat::MANAGER;
+use super::rights::{Missing, Refusals, Right};
 use crate::config::Configured;
 use crate::config::kubernetes::Taint;
 use crate::node::jittered;
@@ -47,19 +47,6 @@ pub struct Face {
     pub mode: String,
     /// The repositories that are filled, and that anybody may read.
     pub cached: BTreeSet<String>,
-}
-
-/// What befell something, for its events.
-#[derive(Debug, Clone)]
-pub struct Told {
-    /// Namespace, name and uid of a pod; unset: it befell the node.
-    pub pod: Option<(String, String, String)>,
-    /// In one word, in capitals at each beginning.
-    pub reason: String,
-    /// In words.
-    pub note: String,
-    /// Somebody should look.
-    pub bad: bool,
 }
 
 /// What of a face makes a difference.
@@ -121,14 +108,14 @@ impl Hysteresis {
 impl Publisher {
     /// Until it is dropped, or nobody tells it anything any more.
     pub(super) async fn run(mut self) {
-        let reporter = Reporter { controller: "stoker.build/agent".to_owned(), instance: Some(self.node.clone()) };
-        let recorder = Recorder::new(self.client.clone(), reporter);
+        let mut events = Events::new(self.client.clone(), &self.node, self.missing.clone());
+        let mut refusals = Refusals::default();
         let (mut published, mut gate) = (None::<(Wanted, String)>, None::<GateState>);
         let mut taint = None::<Hysteresis>;
         let (mut wait, mut not_before) = (None::<Duration>, Instant::now());
         loop {
             let pause = async {
-                match wait {
+                match wait.into_iter().chain(events.due()).min() {
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => std::future::pending().await,
                 }
@@ -138,19 +125,24 @@ impl Publisher {
                 changed = self.known.changed() => if changed.is_err() { return },
                 told = self.told.recv() => {
                     let Some(told) = told else { return };
-                    self.record(&recorder, told).await;
+                    events.tell(told).await;
                 }
                 () = pause => {}
             }
-            let face = self.face.borrow_and_update().clone();
+            events.again().await;
             let Known { uid, tainted } = self.known.borrow_and_update().clone();
             if uid.is_empty() {
                 continue;
             }
+            if gate.is_none() {
+                // What it waited for has come, and the gate follows.
+                tokio::time::sleep(jittered(PAUSE)).await;
+            }
+            let face = self.face.borrow_and_update().clone();
             // One that an agent before this one has tainted is tainted.
             let taint = taint.get_or_insert(Hysteresis { tainted, other_since: None });
             if gate.replace(face.gate.state).is_some_and(|before| before != face.gate.state) {
-                self.record(&recorder, turned(&face.gate)).await;
+                events.tell(turned(&face.gate)).await;
             }
             let (wanted, until) = self.wanted(&face, taint);
             wait = until;
@@ -165,8 +157,9 @@ impl Publisher {
             }
             tokio::time::sleep(jittered(PAUSE)).await;
             not_before = Instant::now()
-                + match self.write(&face.gate, &wanted).await {
+                + match self.write(&face.gate, &wanted, &mut refusals).await {
                     Ok(()) => {
+                        refusals.end();
                         published = Some((wanted, uid));
                         APART
                     }
@@ -196,7 +189,7 @@ impl Publisher {
     }
 
     /// With the error, after how long it is tried again.
-    async fn write(&self, gate: &Gate, wanted: &Wanted) -> Result<(), (String, Duration)> {
+    async fn write(&self, gate: &Gate, wanted: &Wanted, refusals: &mut Refusals) -> Result<(), (String, Duration)> {
         let written = async {
             let nodes = Api::<Node>::all(self.client.clone());
             let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
@@ -217,7 +210,7 @@ impl Publisher {
             }
             Ok(Err(error)) => {
                 let denied = self.missing.note_error(Right::WriteNode, &error);
-                Err((super::watch::words(&error), if denied { ASK_AGAIN } else { AGAIN }))
+                Err((super::watch::words(&error), if denied { refusals.pause() } else { AGAIN }))
             }
             Err(_) => Err((super::LabelsError::Late.to_string(), AGAIN)),
         }
@@ -250,37 +243,6 @@ impl Publisher {
             }
         }
     }
-
-    async fn record(&self, recorder: &Recorder, told: Told) {
-        let of = |kind: &str, namespace: Option<String>, name: String, uid: String| ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some(kind.to_owned()),
-            namespace,
-            name: Some(name),
-            uid: Some(uid),
-            ..ObjectReference::default()
-        };
-        let about = match told.pod {
-            Some((namespace, name, uid)) => of("Pod", Some(namespace), name, uid),
-            // By convention the uid of a node in its events is its name: so `kubectl describe` finds them.
-            None => of("Node", None, self.node.clone(), self.node.clone()),
-        };
-        let event = Event {
-            type_: if told.bad { EventType::Warning } else { EventType::Normal },
-            reason: told.reason,
-            note: Some(cut(told.note)),
-            action: "Admission".to_owned(),
-            secondary: None,
-        };
-        match tokio::time::timeout(ANSWER_WITHIN, recorder.publish(&event, &about)).await {
-            Ok(Ok(())) => self.missing.note(Right::Events, false),
-            Ok(Err(error)) => {
-                self.missing.note_error(Right::Events, &error);
-                tracing::debug!(error = super::watch::words(&error), "an event is not written");
-            }
-            Err(_) => tracing::debug!("an event is not written: no answer"),
-        }
-    }
 }
 
 fn turned(gate: &Gate) -> Told {
@@ -293,7 +255,7 @@ fn turned(gate: &Gate) -> Told {
     Told { pod: None, reason: reason.to_owned(), note, bad: gate.state != GateState::Open }
 }
 
-fn cut(mut text: String) -> String {
+pub(super) fn cut(mut text: String) -> String {
     if text.len() > MESSAGE_BYTES_MAX {
         text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX - 3));
         text.push_str("...");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use stoker_core::reason::{Code, Reason};
 
@@ -39,6 +40,28 @@ impl Right {
             Self::Events => ("events", "create events", "reasons stand in the log and in this status alone"),
             Self::Evict => ("pods/eviction", "evict pods", "a build in a pod that outlives its time is only reported"),
         }
+    }
+}
+
+/// How long to wait after refusals, one after the other: rights may come at any time, and an API server that has just
+/// begun refuses everybody for a moment.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(u32);
+
+impl Refusals {
+    const FIRST: Duration = Duration::from_secs(2);
+    const LAST: Duration = Duration::from_secs(600);
+
+    /// After one more.
+    pub(super) fn pause(&mut self) -> Duration {
+        let pause = Self::FIRST.saturating_mul(1_u32.checked_shl(self.0).unwrap_or(u32::MAX)).min(Self::LAST);
+        self.0 = self.0.saturating_add(1).min(16);
+        pause
+    }
+
+    /// It may.
+    pub(super) const fn end(&mut self) {
+        self.0 = 0;
     }
 }
 

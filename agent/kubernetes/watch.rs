@@ -32,6 +32,8 @@ const WATCH_SECONDS: u32 = 60;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(8));
 /// Nothing wrong for so long after an error: the watch is well again, though nothing may have changed since.
 const WELL_AFTER: Duration = Duration::from_secs(12);
+/// An API server that has just begun lets nobody in until it has read all roles. Who is refused for longer lacks the right.
+const DENIED_AFTER: Duration = Duration::from_secs(15);
 /// Changes that come within it are told together.
 const TOGETHER: Duration = Duration::from_millis(20);
 /// So many at most before they are told.
@@ -76,7 +78,9 @@ struct Seen<T> {
     listed: BTreeMap<String, Arc<T>>,
     /// The last error, and when.
     failed: Option<(Instant, String)>,
-    /// The API server says that we may not look.
+    /// Since when the API server says that we may not look.
+    refused: Option<Instant>,
+    /// It has said so for a while.
     denied: bool,
     /// It was away: what changed meanwhile was not told yet.
     behind: bool,
@@ -86,7 +90,15 @@ struct Seen<T> {
 
 impl<T> Seen<T> {
     const fn new() -> Self {
-        Self { all: None, listed: BTreeMap::new(), failed: None, denied: false, behind: false, unlisted: false }
+        Self {
+            all: None,
+            listed: BTreeMap::new(),
+            failed: None,
+            refused: None,
+            denied: false,
+            behind: false,
+            unlisted: false,
+        }
     }
 
     /// True where something may have changed.
@@ -96,18 +108,19 @@ impl<T> Seen<T> {
             Err(error) => {
                 let words = words(&error);
                 tracing::debug!(error = %words, "a watch of the API server");
-                self.denied = is_denied(&error);
-                self.failed = (!self.denied).then(|| (Instant::now(), words));
-                if self.denied {
-                    // What was seen before is not what is.
-                    (self.all, self.unlisted) = (None, true);
+                match is_denied(&error) {
+                    true => self.refused = self.refused.or_else(|| Some(Instant::now())),
+                    false => (self.refused, self.denied) = (None, false),
                 }
+                // A watch that is let in again goes on from where it was.
+                self.unlisted |= self.refused.is_some();
+                self.failed = Some((Instant::now(), words));
                 return true;
             }
         };
         // A list that is begun has told nothing yet.
         if !matches!(event, Event::Init) {
-            (self.failed, self.denied) = (None, false);
+            (self.failed, self.refused, self.denied) = (None, None, false);
         }
         let add = |all: &mut BTreeMap<String, Arc<T>>, object: &K| {
             if let Some((uid, one)) = of(object)
@@ -136,9 +149,22 @@ impl<T> Seen<T> {
         true
     }
 
+    /// Takes a refusal that lasts for the lack of a right: what was seen before is not what is. True where that is new.
+    fn deny_where_due(&mut self) -> bool {
+        let lasts = self.refused.is_some_and(|since| since.elapsed() >= DENIED_AFTER);
+        let is_new = lasts && !self.denied;
+        if is_new {
+            (self.denied, self.all) = (true, None);
+        }
+        is_new
+    }
+
     fn trouble(&self) -> Option<&str> {
+        if self.denied {
+            return None;
+        }
         let failed = self.failed.as_ref().filter(|(at, _)| at.elapsed() < WELL_AFTER).map(|(_, words)| words.as_str());
-        failed.or_else(|| (self.behind && !self.denied).then_some("what changed while it was away is asked for"))
+        failed.or_else(|| self.behind.then_some("what changed while it was away is asked for"))
     }
 }
 
@@ -187,7 +213,9 @@ where
     fn events(api: &Api<K>, fields: &str) -> Events<K> {
         // Any version that the server has at hand, as kubelets ask: the newest would be read from the disk of etcd, with
         // all pods of the cluster, for each node.
-        let config = Config::default().fields(fields).timeout(WATCH_SECONDS).any_semantic();
+        // With pages the library would ask for the newest all the same.
+        let mut config = Config::default().fields(fields).timeout(WATCH_SECONDS).any_semantic();
+        config.page_size = None;
         Box::pin(watcher(api.clone(), config).backoff(Growing::new()))
     }
 
@@ -251,6 +279,10 @@ pub(super) async fn follow(
         }
         pods.list_where_due();
         nodes.list_where_due();
+        changed |= pods.seen.deny_where_due();
+        if nodes.seen.deny_where_due() {
+            tracing::warn!("the agent may not watch its node");
+        }
         let (pods, nodes) = (&pods.seen, &nodes.seen);
         was_reached = unreached.is_none();
         let trouble = unreached.or_else(|| pods.trouble().or_else(|| nodes.trouble()).map(str::to_owned));
@@ -283,10 +315,11 @@ pub(super) async fn follow(
             trouble: trouble.unwrap_or_default(),
         };
         let of_node = match &cluster.node {
-            NodeState::Here(node) => {
+            // Before the first word on pods the gate is shut for want of it, which is nobody's affair.
+            NodeState::Here(node) if published.is_some() || pods.denied => {
                 Known { uid: node.uid.clone(), tainted: node.taints.iter().any(|taint| taint.key == TAINT) }
             }
-            NodeState::Unknown | NodeState::Gone => Known::default(),
+            NodeState::Here(_) | NodeState::Unknown | NodeState::Gone => Known::default(),
         };
         known.send_if_modified(|before| {
             let differs = *before != of_node;

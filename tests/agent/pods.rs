@@ -12,6 +12,9 @@ use crate::support::cgroup::{PodGroup, made};
 use crate::support::repository::TestRepo;
 use crate::support::upstream::Upstream;
 
+mod ends;
+mod rights;
+
 const NODE: &str = "ghost";
 /// In the configuration: for how long the API server may be away, and for how long a lease waits for its next pod.
 const AWAY_AFTER: Duration = Duration::from_secs(2);
@@ -158,31 +161,6 @@ async fn a_pod_that_is_deleted_without_a_release_ends_its_lease() {
     assert_eq!(codes(&over.reasons), [v1::reason::Code::HolderGone]);
     waits.granted().await;
     wait::until(LIMIT, "the workspace is gone", || !Path::new(&workspace.src).exists());
-}
-
-/// What its status says of its end is what the lease says.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_ends_ends_its_lease_as_it_did() {
-    let world = World::new("");
-    world.open().await;
-    for (name, phase, reason, code, outcome) in [
-        ("well", "Succeeded", "Completed", 0, v1::Outcome::Succeeded),
-        ("badly", "Failed", "Error", 3, v1::Outcome::Failed),
-        ("killed", "Failed", "OOMKilled", 137, v1::Outcome::OutOfMemoryLimit),
-    ] {
-        let (lease, group) = world.running(name, v1::Rebind::Never).await;
-        made!(group).end();
-        world.api.change("pods", "builds", name, |pod| ended(pod, phase, reason, code));
-        let over = world.ended(&lease).await;
-        assert_eq!((over.state(), over.outcome()), (v1::LeaseState::Released, outcome), "{name}");
-        assert_eq!(over.exit_code, Some(code), "{name}");
-    }
-    let (lease, group) = world.running("sent-away", v1::Rebind::Never).await;
-    made!(group).end();
-    world.api.change("pods", "builds", "sent-away", |pod| {
-        pod["status"] = json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."});
-    });
-    assert_eq!(world.ended(&lease).await.outcome(), v1::Outcome::Evicted);
 }
 
 /// A Job with two pods on one lease: one is bound; the other counts beside it and is told.
@@ -579,28 +557,4 @@ async fn after_a_reboot_no_build_starts_on_an_empty_source() {
     let again = world.granted("again", v1::Rebind::Never).await;
     let workspace = prepare(&world.agent, &again).await.unwrap();
     assert!(Path::new(&workspace.src).join(".git").exists());
-}
-
-/// With fewer rights it works as far as it can, and says what is lost; with more it says nothing any more.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_with_fewer_rights_says_what_is_lost() {
-    let world = World::new("");
-    world.open().await;
-    let now = || world.api.get("nodes", "", NODE).unwrap();
-    wait::until(LIMIT, "all is written", || condition(&now())["status"] == "False" && mirrors(&now()) == 1);
-    world.api.forbid(&[("GET", "nodes"), ("GET", "pods"), ("PATCH", "leases"), ("POST", "events"), ("PATCH", "nodes")]);
-    world.api.cut_watches();
-    world.api.forget_history();
-    world.api.put("pods", pod("noise", "", "0", "0"));
-    let lost = |now: &v1::Status| {
-        let missing = now.alarms.iter().filter(|alarm| alarm.code() == v1::reason::Code::RightMissing);
-        missing.map(|alarm| alarm.subject.clone()).collect::<Vec<_>>()
-    };
-    status_until(&world.agent, "what it may not see is told", |now| lost(now) == ["nodes", "pods", "leases"]).await;
-    world.open().await;
-    let granted = world.granted("without", v1::Rebind::Never).await;
-    release(&world.agent, &granted).await.unwrap();
-    world.api.forbid(&[]);
-    status_until(&world.agent, "what it may again", |now| !lost(now).iter().any(|what| what != "leases")).await;
-    world.running("with", v1::Rebind::Never).await;
 }

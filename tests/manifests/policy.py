@@ -115,6 +115,7 @@ def node_changes():
         ("status", ["status", "runtimeHandlers"], [{"name": "a"}]),
         ("status", ["status", "features"], {"supplementalGroupsPolicy": True}),
         ("status", ["status", "config"], {"error": "a"}),
+        ("status", ["status", "declaredFeatures"], ["GuaranteedQoSPodCPUResize"]),
     ]:
         yield f"{'/'.join(path)} = {value}", NODE, changed(path, value), what
 

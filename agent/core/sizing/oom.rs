@@ -28,6 +28,8 @@ pub enum PodEnd {
     EvictedForMemory,
     /// `Evicted` for another resource.
     Evicted,
+    /// Somebody deleted it, and it ended by that.
+    Deleted,
 }
 
 /// What is known of a build's end. Counters are of its own time, not of its cgroup's.
@@ -94,7 +96,7 @@ const KILLED: i32 = 128 + SIGKILL;
 pub fn classify(evidence: &Evidence) -> MemoryEnd {
     match evidence.pod {
         PodEnd::EvictedForMemory => return MemoryEnd::AncestorOrNode,
-        PodEnd::Evicted => return MemoryEnd::NotMemory,
+        PodEnd::Evicted | PodEnd::Deleted => return MemoryEnd::NotMemory,
         PodEnd::OomKilled | PodEnd::Other => {}
     }
     let said = evidence.pod == PodEnd::OomKilled;

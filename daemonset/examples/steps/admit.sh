@@ -46,6 +46,11 @@ if [ -z "${FLEET:-}" ]; then
     told=$(timeout 10 stoker status 2>&1 >/dev/null) || code=$?
     case "$code:$told" in
         0:*) ;;
+        *'Permission denied'*)
+            printf '%s\n' "$told" >&2
+            echo "admission: this pod may not open the agent's socket, see above: the build goes on without a lease" >&2
+            without_lease
+            ;;
         124:* | *'no agent answers'*)
             echo "admission: no agent answers on this node: the build goes on without a lease" >&2
             without_lease
