@@ -1,13 +1,12 @@
 //! One command: what it is told, what it may touch, and its run to the end.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use stoker_core::source::RepositoryUrl;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +15,9 @@ use super::super::contain::{Containment, Plan, lend};
 use super::super::credentials::{Credentials, handover};
 use super::super::orphans;
 use super::super::progress::{Progress, StderrReader};
-use super::child::{Group, capture, lower};
-use super::environment::{CONFIG, ENVIRONMENT, HARMLESS_FAULTS};
+use super::environment::{CONFIG, ENVIRONMENT, FIXED, HARMLESS_FAULTS};
+use super::group::{Group, capture};
+use super::runner::{Process, Start, Started};
 use super::{Git, GitError};
 
 /// Of standard output, unless a command asks for more.
@@ -204,12 +204,9 @@ impl Command {
         }
         let secret = self.secret().await?;
         self.plan.secret = secret.is_some();
-        let mut child = self.build().spawn().map_err(GitError::Start)?;
-        if self.low_priority {
-            lower(&child);
-        }
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let mut group = self.group(child);
+        let input = secret.is_some() || !self.stdin.is_empty();
+        let Started { process, stdin, stdout, stderr } = self.start(input).await?;
+        let mut group = self.group(process);
         let input = [secret.unwrap_or_default(), std::mem::take(&mut self.stdin)].concat();
         let mut lines = StderrReader::new(self.progress.take());
         let write = async {
@@ -237,7 +234,7 @@ impl Command {
                 return Err(error);
             }
         };
-        let status = group.wait().await.map_err(GitError::Start)?;
+        let status = group.wait().await?;
         let stderr = lines.into_text();
         if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr, stdout)) }
     }
@@ -263,8 +260,8 @@ impl Command {
     }
 
     /// The child's group, which is ended when its caller drops it.
-    pub(super) fn group(&self, child: Child) -> Group {
-        Group::new(child, self.git.inner.abandoned.clone())
+    pub(super) fn group(&self, process: Process) -> Group {
+        Group::new(process, self.git.inner.abandoned.clone())
     }
 
     /// The credential for its upstream, as it is written to the child.
@@ -279,72 +276,64 @@ impl Command {
         }
     }
 
-    /// Git itself, or this program, which becomes git.
-    fn program(&self) -> tokio::process::Command {
-        let program = &self.git.inner.program;
-        let Some(containment) = self.git.containment() else { return tokio::process::Command::new(program) };
+    /// Starts it. `input`: it reads from a pipe.
+    pub(super) async fn start(&self, input: bool) -> Result<Started, GitError> {
         let mut plan = self.plan.clone();
         plan.reads.extend(self.global_config.clone());
-        let mut command = containment.command(&plan);
-        command.arg(program);
-        command
+        let start = Start {
+            arguments: self.args.clone(),
+            environment: self.environment(),
+            work_dir: self.work_dir.clone().unwrap_or_else(|| PathBuf::from("/")),
+            plan,
+            input,
+            low_priority: self.low_priority,
+        };
+        self.git.inner.runner.start(start).await
     }
 
-    pub(super) fn build(&self) -> tokio::process::Command {
-        let mut command = self.program();
-        command.env_clear().kill_on_drop(true).process_group(0);
-        let silent = self.stdin.is_empty() && !self.plan.secret;
-        command.stdin(if silent { Stdio::null() } else { Stdio::piped() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.current_dir(self.work_dir.as_deref().unwrap_or(Path::new("/")));
-        for key in ENVIRONMENT {
-            if let Some(value) = std::env::var_os(key) {
-                command.env(key, value);
-            }
-        }
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        let mut all: BTreeMap<OsString, OsString> =
+            ENVIRONMENT.iter().filter_map(|key| Some(((*key).into(), std::env::var_os(key)?))).collect();
         // A git whose HTTP is over GnuTLS does not know the variables that everything else knows.
         for (known, own) in [("SSL_CERT_FILE", "GIT_SSL_CAINFO"), ("SSL_CERT_DIR", "GIT_SSL_CAPATH")] {
             // One place that is there: `SSL_CERT_DIR` may be a list.
             if let (Some(value), None) = (std::env::var_os(known), std::env::var_os(own))
                 && Path::new(&value).exists()
             {
-                command.env(own, value);
+                all.insert(own.into(), value);
             }
         }
         if let Some(owner) = &self.git.inner.owner {
-            command.env(orphans::OWNER, owner);
+            all.insert(orphans::OWNER.into(), owner.into());
         }
         let containment = self.git.containment();
         let personal = containment.is_some_and(Containment::is_personal);
+        let ssh = if personal { handover::ssh_personal() } else { handover::ssh_without() };
+        let protocols = if self.protocols.is_empty() { "none".into() } else { self.protocols.join(":") };
         let global = self.global_config.as_deref().unwrap_or(Path::new("/dev/null"));
-        command
-            .env("LC_ALL", "C")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("GIT_CONFIG_GLOBAL", global)
-            .env("GIT_ATTR_NOSYSTEM", "1")
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .env("GIT_ASKPASS", "")
-            .env("SSH_ASKPASS", "")
-            .env("GIT_NO_LAZY_FETCH", "1")
-            .env("GIT_OPTIONAL_LOCKS", "0")
-            .env("GIT_DEFAULT_REF_FORMAT", "files")
-            .env("GIT_SSH_COMMAND", if personal { handover::ssh_personal() } else { handover::ssh_without() })
-            .env("GIT_ALLOW_PROTOCOL", if self.protocols.is_empty() { "none".into() } else { self.protocols.join(":") })
-            // A directory without a repository is no reason to look above it.
-            .env("GIT_CEILING_DIRECTORIES", "/");
-        if let Some(dir) = &self.git_dir {
-            command.env("GIT_DIR", dir);
+        let fixed = FIXED.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        all.extend(fixed);
+        all.extend([
+            ("GIT_CONFIG_GLOBAL".into(), global.into()),
+            ("GIT_SSH_COMMAND".into(), ssh.into()),
+            ("GIT_ALLOW_PROTOCOL".into(), protocols.into()),
+        ]);
+        all.extend(self.git_dir.iter().map(|dir| ("GIT_DIR".into(), dir.into())));
+        let config = self.whole_config();
+        all.insert("GIT_CONFIG_COUNT".into(), config.len().to_string().into());
+        for (i, (key, value)) in config.into_iter().enumerate() {
+            all.insert(format!("GIT_CONFIG_KEY_{i}").into(), key.into());
+            all.insert(format!("GIT_CONFIG_VALUE_{i}").into(), value.into());
         }
+        all.extend(self.env.iter().cloned());
+        all.into_iter().collect()
+    }
+
+    fn whole_config(&self) -> Vec<(String, String)> {
         let fsck = HARMLESS_FAULTS.iter().map(|fault| (format!("fetch.fsck.{fault}"), "ignore".to_owned()));
         let fixed = CONFIG.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let kept = containment.map(Containment::config).unwrap_or_default();
-        let config: Vec<(String, String)> = fixed.chain(fsck).chain(kept).chain(self.config.iter().cloned()).collect();
-        command.env("GIT_CONFIG_COUNT", config.len().to_string());
-        for (i, (key, value)) in config.iter().enumerate() {
-            command.env(format!("GIT_CONFIG_KEY_{i}"), key).env(format!("GIT_CONFIG_VALUE_{i}"), value);
-        }
-        command.envs(self.env.iter().map(|(key, value)| (key, value))).args(&self.args);
-        command
+        let kept = self.git.containment().map(Containment::config).unwrap_or_default();
+        fixed.chain(fsck).chain(kept).chain(self.config.iter().cloned()).collect()
     }
 }
 

@@ -19,6 +19,21 @@ pub(super) const ENVIRONMENT: [&str; 13] = [
     "GIT_SSL_CAPATH",
 ];
 
+/// Said to every command, beside what depends on it.
+pub(super) const FIXED: [(&str, &str); 10] = [
+    ("LC_ALL", "C"),
+    ("GIT_CONFIG_NOSYSTEM", "1"),
+    ("GIT_ATTR_NOSYSTEM", "1"),
+    ("GIT_TERMINAL_PROMPT", "0"),
+    ("GIT_ASKPASS", ""),
+    ("SSH_ASKPASS", ""),
+    ("GIT_NO_LAZY_FETCH", "1"),
+    ("GIT_OPTIONAL_LOCKS", "0"),
+    ("GIT_DEFAULT_REF_FORMAT", "files"),
+    // A directory without a repository is no reason to look above it.
+    ("GIT_CEILING_DIRECTORIES", "/"),
+];
+
 /// Holds for every command. No hook, no prompt, no helper, no upkeep that nobody asked for.
 pub(super) const CONFIG: [(&str, &str); 17] = [
     ("core.hooksPath", "/dev/null"),

@@ -4,10 +4,11 @@
 //! hooks, a process group of its own, and a bound on its time and output. On time-out, on cancellation and when its
 //! caller is dropped, the group gets SIGTERM (git then removes its temporary files) and, after a grace, SIGKILL.
 
-mod child;
 mod command;
 mod environment;
 mod error;
+mod group;
+mod runner;
 mod stream;
 
 use std::ffi::OsStr;
@@ -22,6 +23,7 @@ use super::contain::Containment;
 pub use command::{Command, Output};
 pub(super) use environment::{harmless, harmless_types};
 pub use error::GitError;
+use runner::Runner;
 
 /// The oldest git that has what is used here.
 const VERSION_MIN: Version = Version(2, 39, 0);
@@ -53,12 +55,10 @@ pub struct Git {
 
 #[derive(Debug, Clone)]
 struct Inner {
-    program: PathBuf,
+    runner: Runner,
     version: Version,
     /// Whose children they are; see [`super::orphans`].
     owner: Option<PathBuf>,
-    /// How they are kept; as this process is where unset.
-    containment: Option<Containment>,
     /// Children whose callers were dropped, until they have ended.
     abandoned: TaskTracker,
 }
@@ -78,7 +78,8 @@ impl Git {
     /// When it does not start, or is older than 2.39.
     pub async fn at(program: PathBuf) -> Result<Self, GitError> {
         let abandoned = TaskTracker::new();
-        let inner = Inner { program, version: VERSION_MIN, owner: None, containment: None, abandoned };
+        let runner = Runner::Child { program, containment: None };
+        let inner = Inner { runner, version: VERSION_MIN, owner: None, abandoned };
         let unknown = Self { inner: Arc::new(inner) };
         let output = unknown.command(["version"]).time_limit(Duration::from_secs(10)).run().await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -98,7 +99,7 @@ impl Git {
     /// The same, with children that are kept so.
     #[must_use]
     pub fn contained(&self, containment: Containment) -> Self {
-        self.with(|inner| inner.containment = Some(containment))
+        self.with(|inner| inner.runner.contain(containment))
     }
 
     fn with(&self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -112,14 +113,14 @@ impl Git {
     /// # Errors
     /// When they cannot, and the configuration wants no others.
     pub(super) async fn settle(&self, root: &Path) -> Result<(), Reason> {
-        let Some(containment) = self.inner.containment.clone() else { return Ok(()) };
+        let Some(containment) = self.containment().cloned() else { return Ok(()) };
         let root = root.to_owned();
         let subject = root.display().to_string();
         super::fetch::blocking(&subject, move || containment.settle(&root)).await?
     }
 
     pub(super) fn containment(&self) -> Option<&Containment> {
-        self.inner.containment.as_ref()
+        self.inner.runner.containment()
     }
 
     /// Which git it is.

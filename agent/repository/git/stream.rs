@@ -1,13 +1,12 @@
 //! A command whose input and output are streams: what smart HTTP needs. The same environment, group and endings as of
 //! every other command.
 
-use std::process::Stdio;
-
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 
 use super::super::progress::StderrReader;
-use super::child::Group;
+use super::group::Group;
+use super::runner::Started;
 use super::{Command, GitError};
 
 /// What the pipe of standard output holds: fewer turns between a child that writes packs and the agent.
@@ -26,14 +25,13 @@ impl Command {
     ///
     /// # Errors
     /// When it does not start.
-    pub(in crate::repository) fn stream(self) -> Result<Streaming, GitError> {
-        let mut child = self.build().stdin(Stdio::piped()).spawn().map_err(GitError::Start)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    pub(in crate::repository) async fn stream(self) -> Result<Streaming, GitError> {
+        let Started { process, stdin, stdout, stderr } = self.start(true).await?;
         if let Some(stdout) = &stdout {
             // A user that has many pipes already gets no large one; then it works with the small.
             let _ = fcntl(stdout, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
         }
-        Ok(Streaming { group: self.group(child), stdin, stdout, stderr })
+        Ok(Streaming { group: self.group(process), stdin, stdout, stderr })
     }
 }
 
@@ -57,7 +55,7 @@ impl Streaming {
         let ended = match self.group.wait().await {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(GitError::failed(status, lines.into_text(), Vec::new())),
-            Err(error) => Err(GitError::Start(error)),
+            Err(error) => Err(error),
         };
         (talked, ended)
     }

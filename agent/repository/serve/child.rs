@@ -130,7 +130,7 @@ impl Job {
         let (repository, time_limit) = (pin.url().key(), shared.config().fetch_within);
         let (deserted, lost) = (sink.deserted(), shared.presence.token());
         let work = async {
-            let mut child = command.stream()?;
+            let mut child = command.stream().await?;
             let (stdin, stdout) = (child.take_stdin(), child.take_stdout());
             let talk = async { tokio::join!(feed(stdin, body), pump(stdout, sink)).1 };
             Ok::<_, GitError>(child.finish(talk).await)
