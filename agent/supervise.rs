@@ -20,7 +20,7 @@ use stoker_core::quantity::Amounts;
 use stoker_core::reason::{Code, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::access::Access;
 use crate::admission::{Admission, JournalError, Measured, Survey, new_id, now};
@@ -98,6 +98,8 @@ pub struct Agent {
     serving: TaskTracker,
     /// Ends the servers, then the rooms.
     closing: CancellationToken,
+    /// That this agent lives, for the helper that git runs in; longer than any git.
+    _helper: Option<AbortOnDropHandle<()>>,
     /// Held for the agent's whole life: one agent a state.
     _lock: Flock<File>,
 }
@@ -118,6 +120,7 @@ impl Agent {
         let containment = Containment::of(&config.repositories.git);
         let containment = containment.map_err(|reason| StartError::Containment(reason.message))?;
         let git = Git::find().await?.of_state(&config.state).contained(containment);
+        let helper = git.keep_helper().map(|keep| AbortOnDropHandle::new(tokio::spawn(keep)));
         let machine = Facts::read(&config.node.host_root)?;
         let closing = CancellationToken::new();
         let serving = TaskTracker::new();
@@ -130,8 +133,15 @@ impl Agent {
                 return Err(error);
             }
         };
-        let agent =
-            Self { config: configured, rooms, socket: config.listen.socket.clone(), serving, closing, _lock: lock };
+        let agent = Self {
+            config: configured,
+            rooms,
+            socket: config.listen.socket.clone(),
+            serving,
+            closing,
+            _helper: helper,
+            _lock: lock,
+        };
         match agent.serve(&config).await {
             Ok(()) => Ok(agent),
             Err(error) => {

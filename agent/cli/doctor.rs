@@ -244,6 +244,9 @@ pub(crate) fn remedy(reason: &v1::Reason, repositories: &[v1::Repository]) -> St
             "do what the message says: git parses what strangers send, and should do so as a user of its own"
         }
         Code::GitMemoryLimit => "raise `repositories.git.memory` in the agent's configuration",
+        Code::GitHelperAway => {
+            "start `stoker git-helper` there; in a pod: `kubectl logs --previous -c git` and its memory limit"
+        }
         Code::GitKilled => "look in the kernel's log for who was killed for memory; it is tried again by itself",
         Code::RepositoryCorrupt => {
             return format!("`stoker repo remove {url}` and add it again; check the disk below it");

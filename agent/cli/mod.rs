@@ -1,7 +1,7 @@
 //! The command line: one file a noun. What people read is rendered by pure functions from messages; data goes to
 //! standard output, everything else to standard error.
 //!
-//! Every command but `agent`, `config` and `run` is a client of an agent's gRPC; `run` brings an agent along where none
+//! Every command but `agent`, `git-helper`, `config` and `run` is a client of an agent's gRPC; `run` brings an agent along where none
 //! listens.
 
 mod agent;
@@ -12,6 +12,7 @@ mod config;
 mod doctor;
 mod explain;
 mod fleet;
+mod git_helper;
 mod json;
 mod lease;
 mod measure;
@@ -165,6 +166,9 @@ enum Command {
     Doctor(doctor::Args),
     /// Run the node's agent
     Agent(agent::Args),
+    /// Start git for an agent, from a container of its own (`repositories.git.helper`)
+    #[command(hide = true)]
+    GitHelper(git_helper::Args),
     /// Check, describe or print a configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -229,6 +233,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Explain(args) => explain::run(&cli.common, &args).await,
             Command::Doctor(args) => doctor::run(&cli.common, &args).await,
             Command::Agent(args) => agent::run(args).await,
+            Command::GitHelper(args) => git_helper::run(args).await,
             Command::Config(command) => config::run(&command),
         }
     });

@@ -17,6 +17,8 @@ pub struct GitChild {
     pub memory_bytes: u64,
     /// How many processes its user may have on the machine.
     pub processes: u64,
+    /// The socket of the helper that git runs in; it is the agent's child where unset.
+    pub helper: Option<PathBuf>,
     /// A person's own command: git runs as that person, reads what that person may read, and uses that person's keys.
     pub personal: bool,
 }

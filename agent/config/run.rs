@@ -93,6 +93,7 @@ impl Config {
                     user: None,
                     memory_bytes: defaults.git.memory.bytes().unwrap_or(u64::MAX),
                     processes: defaults.git.processes,
+                    helper: None,
                     personal: true,
                 },
                 credentials: Vec::new(),

@@ -161,6 +161,8 @@ codes! {
     GitMemoryLimit = "GIT_MEMORY_LIMIT",
     /// A git child was ended from outside: by the kernel, for memory, or by a person.
     GitKilled = "GIT_KILLED",
+    /// The helper that git runs in is away.
+    GitHelperAway = "GIT_HELPER_AWAY",
     /// A large file is not to be had: its LFS server, or the local repository, does not have it.
     LfsObjectMissing = "LFS_OBJECT_MISSING",
     /// What came for a large file is not what its pointer names.

@@ -52,7 +52,13 @@ fn config(host_root: &Path) -> Config {
         },
         pools: Vec::new(),
         repositories: Repositories {
-            git: config::git::GitChild { user: None, memory_bytes: 1 << 30, processes: 64, personal: false },
+            git: config::git::GitChild {
+                user: None,
+                memory_bytes: 1 << 30,
+                processes: 64,
+                helper: None,
+                personal: false,
+            },
             credentials: Vec::new(),
             forges: Vec::new(),
             pool: "data".to_owned(),

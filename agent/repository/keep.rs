@@ -45,8 +45,10 @@ impl Shared {
     pub(super) async fn recovered(self: &Arc<Self>) -> Result<(), Reason> {
         let once = self.recovery.get_or_try_init(async || {
             let root = (self.pool.root)()?;
-            // What is wrong is told early; each visit looks again.
-            let _ = self.git.settle(&root).await;
+            // What is wrong is told early; each visit looks again. A helper that starts at the same time is not waited for.
+            if !self.git.waits_for_helper() {
+                let _ = self.git.settle(&root).await;
+            }
             let (reader, discard) = (self.reader.clone(), Arc::clone(&self.pool.discard));
             let (dir, subject) = (root.clone(), repositories(&root).display().to_string());
             let found = blocking(&subject, move || recover(&dir, &reader, &*discard)).await?;

@@ -8,6 +8,7 @@
 //!
 //! What to do to resolve a source is decided in [`stoker_core::source`]; here it is done.
 
+mod away;
 mod backoff;
 mod changes;
 mod check;
@@ -95,6 +96,7 @@ pub use contain::Containment;
 pub use credentials::{Basic, Credentials};
 pub use evict::{Evicted, Eviction};
 pub(crate) use floor::{FLOOR_LOOK_EVERY, FloorLooks};
+pub(crate) use git::{HelperServer, check_helper};
 pub use lfs::{LfsCounts, LfsFile, LfsFiles, LfsOid};
 pub use listing::Head;
 pub use progress::Progress;
@@ -227,6 +229,7 @@ impl Repositories {
         shared.tasks.spawn(lists::follow(Arc::clone(&shared)));
         shared.tasks.spawn(lfs::prefill_always(Arc::clone(&shared)));
         shared.tasks.spawn(check::rotate(Arc::clone(&shared)));
+        shared.tasks.spawn(away::follow_helper(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -366,7 +369,7 @@ impl Repositories {
         Ok(RefreshHandle { repositories: self.clone(), url: url.clone(), progress: entry.progress.subscribe(), ask })
     }
 
-    /// Why git runs with more rights than it should, where it does.
+    /// Why git does not run, or with more rights than it should, where that is so.
     #[must_use]
     pub fn containment_alarm(&self) -> Option<Reason> {
         self.shared.git.containment().and_then(Containment::alarm)

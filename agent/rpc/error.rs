@@ -23,7 +23,9 @@ pub(super) fn bad(field: impl Into<String>, what: impl Into<String>) -> Status {
 /// A refusal with its reason.
 pub(super) fn refusal(reason: &Reason) -> Status {
     let (code, again) = match reason.code {
-        Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::GitKilled => (Grpc::Unavailable, Some(10)),
+        Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::GitKilled | Code::GitHelperAway => {
+            (Grpc::Unavailable, Some(10))
+        }
         Code::PoolNotReady | Code::JournalUnavailable | Code::SensorFailed => (Grpc::Unavailable, Some(30)),
         Code::RepositoryEmpty => (Grpc::Unavailable, Some(10)),
         Code::UpstreamNotFound | Code::RefNotFound | Code::CommitNotFound | Code::LfsObjectMissing => {

@@ -6,6 +6,7 @@ mod containment;
 mod cpu;
 mod credentials;
 mod doctor;
+mod helper;
 mod holders;
 mod journal;
 mod kill;

@@ -9,6 +9,7 @@
 //! - [`disk`]: trees to compare, and the journal as SQLite has it.
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
 //! - [`forge`]: a forge's API, as far as it tells of pull requests.
+//! - [`git_helper`]: git in a process beside the agent, as in a container of its own.
 //! - [`gate`]: where a build waits until the test lets it go on.
 //! - [`tls`]: an upstream behind TLS, with a certificate of its own.
 //! - [`authority`]: certificates of a test's own, and secrets that change.
@@ -27,6 +28,7 @@ pub(crate) mod chance;
 pub(crate) mod disk;
 pub(crate) mod forge;
 pub(crate) mod gate;
+pub(crate) mod git_helper;
 pub(crate) mod large;
 pub(crate) mod loopdev;
 pub(crate) mod processes;

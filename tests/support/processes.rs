@@ -21,7 +21,8 @@ pub(crate) fn workers(root: &Path) -> Vec<(u32, String)> {
     for pid in all() {
         let command = read(pid, "cmdline").replace('\0', " ");
         let ours = command.contains(own) || read(pid, "environ").contains(own);
-        if ours && !command.is_empty() && !command.contains(" agent --config") {
+        let is_started = [" agent --config", " git-helper --"].iter().any(|daemon| command.contains(daemon));
+        if ours && !command.is_empty() && !is_started {
             found.push((pid, command));
         }
     }
@@ -30,8 +31,10 @@ pub(crate) fn workers(root: &Path) -> Vec<(u32, String)> {
 
 /// The git children of the agent with this state, and their children, with their command lines.
 pub(crate) fn git_children(state: &Path) -> Vec<(Pid, String)> {
-    let own = format!("STOKER_GIT_OF={}", state.display());
-    let ours = all().filter(|pid| read(*pid, "environ").split('\0').any(|variable| variable == own));
+    // Those of a helper carry its socket instead.
+    let helper = state.with_file_name("git").join("git.sock");
+    let own = [state, &helper].map(|owner| format!("STOKER_GIT_OF={}", owner.display()));
+    let ours = all().filter(|pid| read(*pid, "environ").split('\0').any(|has| own.iter().any(|own| own == has)));
     let told = ours.map(|pid| (Pid::from_raw(pid.cast_signed()), read(pid, "cmdline").replace('\0', " ")));
     told.filter(|(_, command)| !command.is_empty()).collect()
 }

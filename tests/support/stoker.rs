@@ -21,6 +21,7 @@ use stoker_proto::v1::workspace_service_client::WorkspaceServiceClient;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
+use super::git_helper::GitHelper;
 use super::{free_port, wait};
 
 /// The binary under test.
@@ -271,6 +272,7 @@ pub(crate) struct Agent {
     child: Option<Child>,
     environment: Vec<(OsString, OsString)>,
     through: Vec<OsString>,
+    helper: Option<GitHelper>,
 }
 
 impl Agent {
@@ -303,8 +305,15 @@ impl Agent {
         text.push_str(configuration);
         let http = text.contains("$PORT").then_some(port);
         let path = stoker.home().join("agent.yaml");
-        let agent =
-            Self { stoker, configuration: path, http, child: None, environment: Vec::new(), through: Vec::new() };
+        let agent = Self {
+            stoker,
+            configuration: path,
+            http,
+            child: None,
+            environment: Vec::new(),
+            through: Vec::new(),
+            helper: None,
+        };
         agent.configure(&text);
         agent
     }
@@ -313,6 +322,8 @@ impl Agent {
     pub(crate) fn configure(&self, configuration: &str) {
         let root = self.root().to_str().unwrap();
         let port = self.http.unwrap_or_default().to_string();
+        let configuration =
+            if GitHelper::is_for_all() { GitHelper::configured(configuration) } else { configuration.to_owned() };
         std::fs::write(&self.configuration, configuration.replace("$ROOT", root).replace("$PORT", &port)).unwrap();
     }
 
@@ -330,6 +341,9 @@ impl Agent {
     #[track_caller]
     pub(crate) fn launch(&mut self) {
         assert!(self.child.is_none(), "the agent runs already");
+        if GitHelper::is_for_all() && self.helper.is_none() {
+            self.helper = Some(GitHelper::start(self.root(), &self.environment, &[] as &[&str]));
+        }
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         let own = [BINARY.as_ref(), "agent".as_ref(), "--config".as_ref(), self.configuration.as_os_str()];
         let mut all = self.through.iter().map(OsString::as_os_str).chain(own);

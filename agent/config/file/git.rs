@@ -19,13 +19,17 @@ pub struct GitSection {
     /// How many processes and threads git's user may have on this machine, all children together: 64 to 1000000. Where
     /// git runs as the agent's own user this is not limited.
     pub processes: u64,
+    /// Absolute path of the socket of a `stoker git-helper`, in which git runs then: in a container of its own, with
+    /// its own limit of memory. Unset: git is the agent's child.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub helper: Option<String>,
 }
 
 impl Default for GitSection {
     /// A kernel's clone takes 600 MB and more. The kernel counts processes by user id, over all containers that share
     /// the id, so a small number would let strangers stop our fetches.
     fn default() -> Self {
-        Self { user: None, memory: "2GiB".into(), processes: 4096 }
+        Self { user: None, memory: "2GiB".into(), processes: 4096, helper: None }
     }
 }
 

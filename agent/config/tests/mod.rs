@@ -46,7 +46,7 @@ repositories:
   add: on-demand
   allow: [github.com, "*.Example.org", "[::1]", 127.0.0.1]
   protocols: [https, ssh, https]
-  git: {user: "1234:5678", memory: 4GiB, processes: 100}
+  git: {user: "1234:5678", memory: 4GiB, processes: 100, helper: /run/git/git.sock}
   credentials:
     - {match: github.com, token: {file: /etc/stoker/github/token}}
     - {match: "https://git.Example.org/team", basic: {username: ci, passwordFile: /etc/stoker/team/password}}
@@ -106,6 +106,7 @@ fn the_example_is_read_in_units() {
     assert_eq!(config.repositories.add, Add::OnDemand);
     let git = &config.repositories.git;
     assert_eq!((git.user, git.memory_bytes, git.processes), ("1234:5678".parse().ok(), 4 << 30, 100));
+    assert_eq!(git.helper.as_deref(), Some(Path::new("/run/git/git.sock")));
     let [token, basic, ssh] = config.repositories.credentials.as_slice() else { panic!() };
     let files = |username: &str, file: &str, field| git::SecretFiles::Basic {
         username: username.to_owned(),

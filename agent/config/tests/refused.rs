@@ -684,6 +684,28 @@ fn credentials_and_git_children_that_cannot_be() {
                 "\"root\" is not a user",
                 "65532:65532",
             ),
+            Row(
+                "repositories: {git: {helper: git.sock}}",
+                "repositories.git.helper",
+                4,
+                "is not an absolute path",
+                "begins with /",
+            ),
+            Row(
+                "repositories: {git: {helper: /run/a-folder-whose-name-is-much-longer-than-any-address-of-a-unix-\
+                 socket-could-ever-hold-on-this-kernel/git.sock}}",
+                "repositories.git.helper",
+                4,
+                "has 113 bytes",
+                "at most 107",
+            ),
+            Row(
+                "repositories: {git: {user: \"0:0\", helper: /run/git.sock}}",
+                "repositories.git.user",
+                4,
+                "is root",
+                "remove `helper`",
+            ),
             Row("repositories: {git: {memory: 1MiB}}", "repositories.git.memory", 4, "is 1MiB", "256MiB or more"),
             Row("repositories: {git: {processes: 1}}", "repositories.git.processes", 4, "is 1", "64 to 1000000"),
             Row(

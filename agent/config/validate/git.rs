@@ -15,6 +15,9 @@ const CREDENTIALS_MAX: usize = 256;
 /// Less than this, and git cannot even check small packs.
 const MEMORY_BYTES_MIN: u64 = 256 << 20;
 
+/// Of a socket's address.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// What git children may do.
 pub(super) fn child(section: &GitSection, place: &Place<'_>, problems: &mut Problems) -> GitChild {
     let user = section.user.as_deref().and_then(|text| {
@@ -33,11 +36,28 @@ pub(super) fn child(section: &GitSection, place: &Place<'_>, problems: &mut Prob
         64..=1_000_000 => Ok(section.processes),
         other => Err(Fault::new(format!("is {other}"), "write a number from 64 to 1000000")),
     };
+    let helper = section.helper.as_deref().map(|path| problems.take(&place.field("helper"), socket(path)));
+    if let (Some(_), Some(GitUser { uid: 0, .. })) = (&helper, user) {
+        let fault = Fault::new("is root, which a helper never is", "name another, or remove `helper`");
+        problems.add(&place.field("user"), fault);
+    }
     GitChild {
         user,
+        helper,
         memory_bytes: problems.take(&place.field("memory"), memory),
         processes: problems.take(&place.field("processes"), processes),
         personal: false,
+    }
+}
+
+/// A path that an address of a socket holds; see unix(7).
+fn socket(path: &str) -> Result<PathBuf, Fault> {
+    match text::absolute(path) {
+        Ok(path) if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX => {
+            let fault = format!("has {} bytes", path.as_os_str().len());
+            Err(Fault::new(fault, format!("write a path of at most {SOCKET_PATH_BYTES_MAX}")))
+        }
+        checked => checked,
     }
 }
 

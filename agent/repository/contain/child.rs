@@ -13,7 +13,7 @@ use std::process::Command;
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use rustix::process::umask;
+use rustix::process::{Signal, set_parent_process_death_signal, umask};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::confine::{self, Files};
@@ -43,6 +43,7 @@ struct Asked {
     reads: Vec<PathBuf>,
     network: bool,
     unconfined: bool,
+    tied: bool,
     secret: bool,
     probe: Option<PathBuf>,
     program: Vec<OsString>,
@@ -62,6 +63,7 @@ impl Asked {
                 "--probe" => asked.probe = Some(args.next()?.into()),
                 "--network" => asked.network = true,
                 "--unconfined" => asked.unconfined = true,
+                "--tied" => asked.tied = true,
                 "--secret" => asked.secret = true,
                 "--" => asked.program = args.by_ref().collect(),
                 _ => return None,
@@ -111,6 +113,10 @@ fn become_git(asked: &Asked) -> Result<(), String> {
     limit(asked).map_err(failed("setting its limits"))?;
     if let Some(user) = asked.user {
         change_user(user)?;
+    }
+    if asked.tied {
+        // After the user changes, which takes it back.
+        set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| failed("being tied")(error.into()))?;
     }
     umask(rustix::fs::Mode::from_raw_mode(UMASK));
     // After the user changes: what holds the secret belongs to who reads it.
@@ -172,25 +178,34 @@ fn lower(resource: Resource, value: u64) -> io::Result<()> {
 }
 
 /// Groups first: a user may not change them.
-fn change_user(user: GitUser) -> Result<(), String> {
+pub(in crate::repository) fn change_user(user: GitUser) -> Result<(), String> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let changed = setgroups(&[]).and_then(|()| setresgid(gid, gid, gid)).and_then(|()| setresuid(uid, uid, uid));
     changed.map_err(|error| format!("git cannot be contained: becoming user {user}: {error}"))
 }
 
-/// What the agent needs to keep children of another user: to become it, to end it, and to give and take its files.
+/// What the agent needs to keep children of another user: to give and take its files, to become it, and to end it.
 const RIGHTS: [(CapabilitySet, &str); 6] = [
-    (CapabilitySet::SETUID, "CAP_SETUID"),
-    (CapabilitySet::SETGID, "CAP_SETGID"),
-    (CapabilitySet::KILL, "CAP_KILL"),
     (CapabilitySet::CHOWN, "CAP_CHOWN"),
     (CapabilitySet::FOWNER, "CAP_FOWNER"),
     (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
+    (CapabilitySet::SETUID, "CAP_SETUID"),
+    (CapabilitySet::SETGID, "CAP_SETGID"),
+    (CapabilitySet::KILL, "CAP_KILL"),
 ];
+/// The first of them are all that it needs where a helper has the children.
+const RIGHTS_TO_LEND: usize = 3;
 
-fn has_rights() -> Result<(), String> {
+/// Whether this process may give files to git's user, and take them back.
+pub(super) fn may_lend() -> Result<(), String> {
+    has_rights(RIGHTS_TO_LEND)
+}
+
+/// Whether it has so many of the rights.
+fn has_rights(count: usize) -> Result<(), String> {
     let held = capabilities(None).map_err(|error| format!("the agent's rights are not known: {error}"))?.effective;
-    let missing: Vec<&str> = RIGHTS.iter().filter(|(right, _)| !held.contains(*right)).map(|(_, name)| *name).collect();
+    let needed = RIGHTS.iter().take(count);
+    let missing: Vec<&str> = needed.filter(|(right, _)| !held.contains(*right)).map(|(_, name)| *name).collect();
     if missing.is_empty() { Ok(()) } else { Err(format!("{}{}", super::MISSING_RIGHTS, missing.join(", "))) }
 }
 
@@ -198,7 +213,7 @@ fn has_rights() -> Result<(), String> {
 fn probe(asked: &Asked, path: &Path) -> Result<(), String> {
     use nix::unistd::{AccessFlags, access};
     if let Some(user) = asked.user {
-        has_rights()?;
+        has_rights(RIGHTS.len())?;
         change_user(user).map_err(|why| why.trim_start_matches("git cannot be contained: ").to_owned())?;
     }
     let mut above: Vec<&Path> = path.ancestors().collect();

@@ -15,12 +15,14 @@ pub(super) mod lend;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stoker_core::reason::{Code, Reason};
 
+use super::git::Helper;
 use crate::config::git::{GitChild, GitUser, USER_DEFAULT};
 
 /// This program, also where its file was replaced or lies where git's user cannot reach it.
@@ -44,14 +46,14 @@ pub struct Containment {
 
 /// The program that becomes git. It is held open: an update that exchanges the file does not mix two versions.
 #[derive(Debug)]
-struct Wrapper {
+pub(super) struct Wrapper {
     path: PathBuf,
     _file: Option<fs::File>,
 }
 
 impl Wrapper {
     /// The small one where it lies beside this program, else this program itself.
-    fn find() -> Self {
+    pub(super) fn find() -> Self {
         let beside = std::env::current_exe().map(|own| own.with_file_name(CHILD_BINARY));
         match beside.and_then(fs::File::open) {
             Ok(file) => {
@@ -61,6 +63,64 @@ impl Wrapper {
             }
             Err(_) => Self { path: PathBuf::from(OWN_BINARY), _file: None },
         }
+    }
+
+    pub(super) fn command(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.path);
+        command.arg0("stoker").arg(CHILD_WORD);
+        command
+    }
+
+    /// Has a child look whether `user` can be become and reaches `path`: modes, access lists and capabilities all count,
+    /// so it is tried and not computed. Gives what the child says of the kernel. Blocks.
+    pub(super) fn probe(&self, user: Option<GitUser>, path: &Path) -> Result<String, String> {
+        let mut command = self.command();
+        command.args(user.iter().flat_map(|user| ["--user".to_owned(), user.to_string()])).arg("--probe").arg(path);
+        command.env_clear().current_dir("/").stdin(Stdio::null());
+        let output = command.output().map_err(|error| format!("its program does not start: {error}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
+    }
+}
+
+/// What a child does before it is git.
+pub(super) struct Bounds<'a> {
+    pub(super) memory_bytes: u64,
+    /// As whom; as it was started where unset.
+    pub(super) user: Option<GitUser>,
+    pub(super) processes: Option<u64>,
+    pub(super) plan: &'a Plan,
+    /// It sees all files.
+    pub(super) unconfined: bool,
+    /// It ends with who started it.
+    pub(super) tied: bool,
+}
+
+impl Bounds<'_> {
+    /// As [`child`] reads them.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["--memory".into(), self.memory_bytes.to_string().into()];
+        if let Some(user) = self.user {
+            args.extend(["--user".into(), user.to_string().into()]);
+        }
+        if let Some(processes) = self.processes {
+            args.extend(["--processes".into(), processes.to_string().into()]);
+        }
+        let flags = [
+            (self.unconfined, "--unconfined"),
+            (self.plan.network, "--network"),
+            (self.plan.secret, "--secret"),
+            (self.tied, "--tied"),
+        ];
+        args.extend(flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag.into()));
+        for (list, flag) in [(&self.plan.writes, "--write"), (&self.plan.reads, "--read")] {
+            args.extend(list.iter().flat_map(|path| [flag.into(), path.into()]));
+        }
+        args.push("--".into());
+        args
     }
 }
 
@@ -74,6 +134,8 @@ struct Shared {
     memory_bytes: u64,
     processes: u64,
     personal: bool,
+    /// Where git runs, where that is not below the agent.
+    helper: Option<Helper>,
     reach: Mutex<Reach>,
 }
 
@@ -109,10 +171,14 @@ impl Containment {
             }
             None => own.is_root().then_some(USER_DEFAULT),
         };
+        let helper = config.helper.clone().filter(|_| !config.personal);
+        let helper = helper.map(|socket| Helper::new(socket, user.map_or(own.as_raw(), |user| user.uid)));
         let shared = Shared {
             wrapper: Wrapper::find(),
             user,
-            named: config.user.is_some(),
+            // A helper cannot become the agent's user: there is none to fall back to.
+            named: config.user.is_some() || helper.is_some(),
+            helper,
             memory_bytes: config.memory_bytes,
             processes: config.processes,
             personal: config.personal,
@@ -124,9 +190,14 @@ impl Containment {
     /// As whom git runs now; none for the agent's own user.
     pub(super) fn user(&self) -> Option<GitUser> {
         match *self.reach() {
-            Reach::Bad(_) => None,
-            Reach::Unknown | Reach::Good(_) => self.shared.user,
+            Reach::Bad(_) if !self.shared.named => None,
+            _ => self.shared.user,
         }
+    }
+
+    /// Where git runs, where that is not below the agent.
+    pub(super) fn helper(&self) -> Option<&Helper> {
+        self.shared.helper.as_ref()
     }
 
     /// Whether a person's own command is served.
@@ -136,6 +207,9 @@ impl Containment {
 
     /// What an operator should mend.
     pub(super) fn alarm(&self) -> Option<Reason> {
+        if let Some(away) = self.helper().and_then(Helper::alarm) {
+            return Some(away);
+        }
         match &*self.reach() {
             Reach::Bad(reason) => Some(reason.clone()),
             Reach::Unknown | Reach::Good(_) => None,
@@ -152,7 +226,7 @@ impl Containment {
         if matches!(&*self.reach(), Reach::Good(before) if before == root) {
             return Ok(());
         }
-        let found = match self.probe(user, root) {
+        let found = match self.probe(user, root)? {
             Ok(said) => {
                 tracing::info!(%user, root = %root.display(), "git runs as a user of its own; {said}");
                 Reach::Good(root.to_owned())
@@ -214,56 +288,33 @@ impl Containment {
     }
 
     /// A command that becomes the git that is named after it.
-    pub(super) fn command(&self, plan: &Plan) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(&self.shared.wrapper.path);
-        command.arg0("stoker").args(self.arguments(plan));
+    pub(super) fn command(&self, plan: &Plan) -> std::process::Command {
+        let mut command = self.shared.wrapper.command();
+        command.args(self.bounds(plan).arguments());
         command
     }
 
-    /// What the child does before it is git.
-    fn arguments(&self, plan: &Plan) -> Vec<OsString> {
-        let mut args: Vec<OsString> =
-            vec![CHILD_WORD.into(), "--memory".into(), self.shared.memory_bytes.to_string().into()];
-        if let Some(user) = plan.user {
-            args.extend(["--user".into(), user.to_string().into()]);
-            // Counted by user: of the agent's own, others may have many.
-            args.extend(["--processes".into(), self.shared.processes.to_string().into()]);
-        }
-        if plan.as_agent || self.shared.personal {
-            args.push("--unconfined".into());
-        }
-        if plan.network {
-            args.push("--network".into());
-        }
-        if plan.secret {
-            args.push("--secret".into());
-        }
-        for dir in &plan.writes {
-            args.extend(["--write".into(), dir.into()]);
-        }
-        for dir in &plan.reads {
-            args.extend(["--read".into(), dir.into()]);
-        }
-        args.push("--".into());
-        args
+    fn bounds<'a>(&self, plan: &'a Plan) -> Bounds<'a> {
+        let (memory_bytes, processes) = self.limits(plan);
+        let unconfined = plan.as_agent || self.shared.personal;
+        Bounds { memory_bytes, user: plan.user, processes, plan, unconfined, tied: false }
+    }
+
+    /// Memory in bytes, and processes: those are counted by user, and of the agent's own others may have many.
+    pub(super) fn limits(&self, plan: &Plan) -> (u64, Option<u64>) {
+        (self.shared.memory_bytes, plan.user.map(|_| self.shared.processes))
     }
 
     /// Whether git's user may look into `path`; says where the way ends. Blocks for some milliseconds.
     pub(super) fn may_enter(&self, user: GitUser, path: &Path) -> Result<(), String> {
-        self.probe(user, path).map(drop)
+        self.probe(user, path).map_err(|reason| reason.message).and_then(|said| said.map(drop))
     }
 
-    /// Has a child look whether `user` can be become and reaches `path`: modes, access lists and capabilities all count,
-    /// so it is tried and not computed. Gives what the child says of the kernel.
-    fn probe(&self, user: GitUser, path: &Path) -> Result<String, String> {
-        let mut command = std::process::Command::new(&self.shared.wrapper.path);
-        command.arg(CHILD_WORD).arg("--user").arg(user.to_string()).arg("--probe").arg(path);
-        command.env_clear().current_dir("/").stdin(Stdio::null());
-        let output = command.output().map_err(|error| format!("its program does not start: {error}"))?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        match output.status.success() {
-            true => Ok(text(&output.stdout)),
-            false => Err(text(&output.stderr)),
+    /// Has git's user look whether it reaches `path`, wherever git runs. Gives what that says of the kernel, or why not.
+    fn probe(&self, user: GitUser, path: &Path) -> Result<Result<String, String>, Reason> {
+        match &self.shared.helper {
+            Some(helper) => child::may_lend().map_or_else(|why| Ok(Err(why)), |()| helper.look(path)),
+            None => Ok(self.shared.wrapper.probe(Some(user), path)),
         }
     }
 }
@@ -289,7 +340,7 @@ mod tests {
     use super::*;
 
     fn kept(memory_bytes: u64) -> GitChild {
-        GitChild { user: None, memory_bytes, processes: 100, personal: false }
+        GitChild { user: None, memory_bytes, processes: 100, helper: None, personal: false }
     }
 
     fn value(config: &[(String, String)], key: &str) -> u64 {
@@ -319,12 +370,10 @@ mod tests {
             secret: true,
             as_agent: false,
         };
-        let args = containment.arguments(&plan).join(std::ffi::OsStr::new(" "));
-        let wanted =
-            "git-child --memory 1073741824 --user 7:8 --processes 100 --network --secret --write /w --read /r --";
-        assert_eq!(args, wanted);
-        let args = containment.arguments(&Plan { as_agent: true, ..Plan::default() });
-        assert_eq!(args.join(std::ffi::OsStr::new(" ")), "git-child --memory 1073741824 --unconfined --");
+        let args = |plan| containment.bounds(plan).arguments().join(std::ffi::OsStr::new(" "));
+        let wanted = "--memory 1073741824 --user 7:8 --processes 100 --network --secret --write /w --read /r --";
+        assert_eq!(args(&plan), wanted);
+        assert_eq!(args(&Plan { as_agent: true, ..Plan::default() }), "--memory 1073741824 --unconfined --");
     }
 
     #[test]

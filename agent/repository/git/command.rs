@@ -226,6 +226,7 @@ impl Command {
                 Ok(None) => Err(GitError::TooMuch(max)),
                 Err(_) => Err(GitError::TimedOut(self.time_limit)),
             },
+            error = group.lost() => Err(error),
         };
         let stdout = match stdout {
             Ok(stdout) => stdout,

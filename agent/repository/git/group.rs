@@ -40,6 +40,14 @@ impl Group {
         status
     }
 
+    /// See [`Process::lost`].
+    pub(super) async fn lost(&mut self) -> GitError {
+        match &mut self.process {
+            Some(process) => process.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
     pub(super) async fn end(&mut self) {
         if let Some(process) = self.process.take() {
             process.end().await;

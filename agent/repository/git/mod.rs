@@ -23,7 +23,9 @@ use super::contain::Containment;
 pub use command::{Command, Output};
 pub(super) use environment::{harmless, harmless_types};
 pub use error::GitError;
-use runner::Runner;
+pub(super) use runner::helper::{Helper, State as HelperState};
+use runner::{Own, Runner};
+pub(crate) use runner::{helper::check as check_helper, serve::Server as HelperServer};
 
 /// The oldest git that has what is used here.
 const VERSION_MIN: Version = Version(2, 39, 0);
@@ -78,7 +80,7 @@ impl Git {
     /// When it does not start, or is older than 2.39.
     pub async fn at(program: PathBuf) -> Result<Self, GitError> {
         let abandoned = TaskTracker::new();
-        let runner = Runner::Child { program, containment: None };
+        let runner = Runner::Child(Own { program, containment: None });
         let inner = Inner { runner, version: VERSION_MIN, owner: None, abandoned };
         let unknown = Self { inner: Arc::new(inner) };
         let output = unknown.command(["version"]).time_limit(Duration::from_secs(10)).run().await?;
@@ -99,7 +101,7 @@ impl Git {
     /// The same, with children that are kept so.
     #[must_use]
     pub fn contained(&self, containment: Containment) -> Self {
-        self.with(|inner| inner.runner.contain(containment))
+        self.with(|inner| inner.runner = inner.runner.clone().contained(containment))
     }
 
     fn with(&self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -114,9 +116,24 @@ impl Git {
     /// When they cannot, and the configuration wants no others.
     pub(super) async fn settle(&self, root: &Path) -> Result<(), Reason> {
         let Some(containment) = self.containment().cloned() else { return Ok(()) };
+        if let Some(helper) = containment.helper() {
+            helper.ready().await?;
+        }
         let root = root.to_owned();
         let subject = root.display().to_string();
         super::fetch::blocking(&subject, move || containment.settle(&root)).await?
+    }
+
+    /// Whether it runs in a helper, and that is not there.
+    pub(super) fn waits_for_helper(&self) -> bool {
+        self.containment().and_then(Containment::helper).is_some_and(|helper| !helper.is_ready())
+    }
+
+    /// Holds the connection to the helper that git runs in, where it does; never ends. Until then no such git starts.
+    #[must_use]
+    pub fn keep_helper(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let helper = self.containment().and_then(Containment::helper).cloned()?;
+        Some(helper.keep(self.version().to_string()))
     }
 
     pub(super) fn containment(&self) -> Option<&Containment> {

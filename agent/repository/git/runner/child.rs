@@ -1,26 +1,24 @@
 //! Git as a child of the agent.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use super::super::super::contain::Containment;
 use super::super::GitError;
-use super::{Process, Start, Started};
+use super::{Own, Process, Start, Started};
 
 /// The lowest priority that there is; schedulers of disks go by it too, where none of their own is set (ioprio_set(2)).
-const NICENESS_MAX: i32 = 19;
+pub(super) const NICENESS_MAX: i32 = 19;
 
 /// Starts git itself, or this program, which becomes git.
-pub(super) fn start(program: &Path, containment: Option<&Containment>, start: Start) -> Result<Started, GitError> {
-    let mut command = match containment {
-        None => Command::new(program),
+pub(super) fn start(own: &Own, start: Start) -> Result<Started, GitError> {
+    let mut command = match &own.containment {
+        None => Command::new(&own.program),
         Some(containment) => {
-            let mut command = containment.command(&start.plan);
-            command.arg(program);
+            let mut command = Command::from(containment.command(&start.plan));
+            command.arg(&own.program);
             command
         }
     };

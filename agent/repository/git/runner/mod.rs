@@ -1,6 +1,13 @@
 //! Where git processes start: one description of what to start, and one handle on what runs.
 
+//!
+//! Two ways: as the agent's own child, or as a process of a helper in another container ([`helper`], [`serve`]), which
+//! has no rights and its own limit of memory. Both bound git and lay off its rights the same way.
+
 mod child;
+pub(in crate::repository) mod helper;
+pub(in crate::repository) mod serve;
+mod wire;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,6 +20,8 @@ use tokio::time::timeout;
 
 use super::super::contain::{Containment, Plan};
 use super::GitError;
+use helper::{Helped, Helper};
+use wire::Order;
 
 /// Between SIGTERM and SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -37,31 +46,44 @@ pub(super) struct Start {
 #[derive(Debug, Clone)]
 pub(super) enum Runner {
     /// The agent itself: git is its child.
-    Child {
-        program: PathBuf,
-        /// How they are kept; as this process is where unset.
-        containment: Option<Containment>,
-    },
+    Child(Own),
+    /// A helper; what works on the agent's own files as the agent's own user is still a child.
+    Helper { helper: Helper, containment: Containment, own: Own },
+}
+
+/// The agent's own git.
+#[derive(Debug, Clone)]
+pub(super) struct Own {
+    pub(super) program: PathBuf,
+    /// How children are kept; as this process is where unset.
+    pub(super) containment: Option<Containment>,
 }
 
 impl Runner {
     /// Starts it, in a process group of its own.
     pub(super) async fn start(&self, start: Start) -> Result<Started, GitError> {
         match self {
-            Self::Child { program, containment } => child::start(program, containment.as_ref(), start),
+            Self::Helper { helper, containment, .. } if !start.plan.as_agent => {
+                let (memory_bytes, processes) = containment.limits(&start.plan);
+                helper.start(memory_bytes, processes, start).await
+            }
+            Self::Child(own) | Self::Helper { own, .. } => child::start(own, start),
         }
     }
 
-    /// From now on, what it starts is kept so.
-    pub(super) fn contain(&mut self, kept: Containment) {
-        match self {
-            Self::Child { containment, .. } => *containment = Some(kept),
+    /// The same, for what is kept so.
+    pub(super) fn contained(self, containment: Containment) -> Self {
+        let (Self::Child(own) | Self::Helper { own, .. }) = self;
+        let own = Own { containment: Some(containment.clone()), ..own };
+        match containment.helper().cloned() {
+            Some(helper) => Self::Helper { helper, containment, own },
+            None => Self::Child(own),
         }
     }
 
     pub(super) const fn containment(&self) -> Option<&Containment> {
         match self {
-            Self::Child { containment, .. } => containment.as_ref(),
+            Self::Child(own) | Self::Helper { own, .. } => own.containment.as_ref(),
         }
     }
 }
@@ -77,6 +99,7 @@ pub(super) struct Started {
 /// A git that runs, with its group.
 pub(super) enum Process {
     Child(tokio::process::Child),
+    Helped(Helped),
 }
 
 impl Process {
@@ -84,6 +107,7 @@ impl Process {
     pub(super) async fn wait(&mut self) -> Result<ExitStatus, GitError> {
         match self {
             Self::Child(child) => child.wait().await.map_err(GitError::Start),
+            Self::Helped(helped) => helped.wait().await,
         }
     }
 
@@ -91,6 +115,18 @@ impl Process {
     pub(super) fn signal(&self, signal: Signal) {
         match self {
             Self::Child(child) => child::signal(child, signal),
+            Self::Helped(helped) => helped.order(match signal {
+                Signal::SIGKILL => Order::Kill,
+                _ => Order::Terminate,
+            }),
+        }
+    }
+
+    /// What it ran in ended before it did; never, where that cannot be.
+    pub(super) async fn lost(&mut self) -> GitError {
+        match self {
+            Self::Child(_) => std::future::pending().await,
+            Self::Helped(helped) => helped.lost().await,
         }
     }
 
@@ -110,6 +146,8 @@ impl Process {
     fn group(&self) -> Option<nix::unistd::Pid> {
         match self {
             Self::Child(child) => child::group(child),
+            // The helper sees to it when the connection closes.
+            Self::Helped(_) => None,
         }
     }
 }
