@@ -385,13 +385,18 @@ fn every_overlays_configuration_is_valid_and_within_the_containers_memory() {
         let printed = stoker.run(["config", "print", file.to_str().unwrap()]).expect_code(0).stdout;
         let printed: Value = serde_saphyr::from_str(&printed).unwrap();
         let pod = pod(&objects);
-        let container = named(&pod["containers"], "agent");
+        let (container, git) = (named(&pod["containers"], "agent"), named(&pod["containers"], "git"));
         let children = printed["repositories"]["parallel"].as_u64().unwrap()
             * mebibytes(printed["repositories"]["git"]["memory"].as_str().unwrap());
-        let limit = mebibytes(container["resources"]["limits"]["memory"].as_str().unwrap());
-        assert!(children + 256 <= limit, "{environment}: {children} MiB of git in a container of {limit} MiB");
+        let limit = |container: &Value| mebibytes(container["resources"]["limits"]["memory"].as_str().unwrap());
+        assert!(children + 256 <= limit(git), "{environment}: {children} MiB in a container of {} MiB", limit(git));
+        let one = mebibytes(printed["repositories"]["git"]["memory"].as_str().unwrap());
+        assert!(one + 256 <= limit(container), "{environment}: a checkout of {one} MiB in the agent's container");
         assert_eq!(printed["node"]["hostRoot"], "/host");
         let disks = named(&container["volumeMounts"], "disks");
+        let mut same = disks.clone();
+        same["mountPropagation"] = "HostToContainer".into();
+        assert_eq!(named(&git["volumeMounts"], "disks"), &same, "git sees the disks where the agent does");
         assert_eq!(
             disks["mountPath"],
             named(&pod["volumes"], "disks")["hostPath"]["path"],
@@ -414,6 +419,49 @@ fn mebibytes(text: &str) -> u64 {
         other => panic!("{other} in {text}"),
     };
     digits.parse::<u64>().unwrap() * factor
+}
+
+#[test]
+fn git_has_a_container_of_its_own_without_any_right() {
+    let objects = rendered();
+    let pod = pod(&objects);
+    let git = named(&pod["containers"], "git");
+    let security = &git["securityContext"];
+    let user = stoker_user(&objects);
+    assert_eq!((&security["runAsUser"], &security["runAsGroup"]), (&user.into(), &user.into()));
+    assert_eq!((&security["runAsNonRoot"], &security["privileged"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&security["allowPrivilegeEscalation"], &security["readOnlyRootFilesystem"]),
+        (&false.into(), &true.into())
+    );
+    assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+    assert!(git["readinessProbe"].is_null(), "the agent is ready without it");
+    // One image, one socket, in a folder that the two share and nobody else has.
+    assert_eq!(git["image"], named(&pod["containers"], "agent")["image"]);
+    let text = object(&objects, "ConfigMap", "stoker")["data"]["agent.yaml"].as_str().unwrap();
+    let configuration: Value = serde_saphyr::from_str(text).unwrap();
+    let socket = configuration["repositories"]["git"]["helper"].as_str().unwrap();
+    assert_eq!(git["args"], json!(["git-helper", "--listen", socket]));
+    assert_eq!(git["livenessProbe"]["exec"]["command"], json!(["stoker", "git-helper", "--check", "--listen", socket]));
+    let folder = Path::new(socket).parent().unwrap().to_str().unwrap();
+    for name in ["agent", "git"] {
+        assert_eq!(named(&named(&pod["containers"], name)["volumeMounts"], "git")["mountPath"], folder);
+    }
+    assert!(named(&pod["volumes"], "git")["emptyDir"].is_object());
+    // The kubelet mounts the token where nothing else is.
+    let mounts = git["volumeMounts"].as_array().unwrap();
+    let there: Vec<_> = mounts.iter().map(|mount| mount["name"].as_str().unwrap()).collect();
+    assert_eq!(there, ["disks", "git", "no-token"]);
+    let no_token = &named(&git["volumeMounts"], "no-token")["mountPath"];
+    assert_eq!(no_token, "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert!(named(&pod["volumes"], "no-token")["emptyDir"].is_object());
+}
+
+/// As whom git runs, by the configuration: the number that the agent takes where none is named.
+fn stoker_user(objects: &[Value]) -> u32 {
+    let text = object(objects, "ConfigMap", "stoker")["data"]["agent.yaml"].as_str().unwrap();
+    assert!(!text.contains("user:"), "the configuration names another");
+    65532
 }
 
 #[test]

@@ -159,6 +159,7 @@ def set_by_values(chart, validator):
     """What no values file sets arrives where it belongs."""
     values = {
         "image": {"repository": "registry.example/stoker", "tag": "1.2.3"},
+        "git": {"resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "5Gi"}}},
         "imagePullSecrets": [{"name": "registry"}],
         "state": {"hostPath": "/var/mnt/system/stoker"},
         "nodeSelector": {"example.org/builds": "yes"},
@@ -175,6 +176,7 @@ def set_by_values(chart, validator):
     )
     found = {
         "image": dict(zip(("repository", "tag"), pod["containers"][0]["image"].split(":"))),
+        "git": {"resources": pod["containers"][1]["resources"]},
         "imagePullSecrets": pod["imagePullSecrets"],
         "state": {"hostPath": pod["volumes"][1]["hostPath"]["path"]},
         "nodeSelector": pod["nodeSelector"],
@@ -184,6 +186,8 @@ def set_by_values(chart, validator):
             "namespaces": selector["matchExpressions"][0]["values"],
         },
     }
+    if pod["containers"][1]["image"] != pod["containers"][0]["image"]:
+        raise Wrong("git's container has another image than the agent's")
     if found != values:
         raise Wrong(f"the chart with {values} has {found}")
 
