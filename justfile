@@ -20,6 +20,10 @@ nickel:
 test:
     .ci/run test
 
+# A part of them once more, with git in a helper.
+helper:
+    .ci/run helper
+
 # The numbers of docs/numbers.md, by a release build: `just bench --quick`, `just bench --check evaluate admit`.
 bench *args:
     cargo bench --bench numbers -- {{args}}

@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// As whom it runs, where it is started by root (65532:65532)
     #[arg(long, value_name = "UID:GID", value_parser = user, conflicts_with = "check")]
     user: Option<GitUser>,
+    /// The user id of the agent, which alone may ask
+    #[arg(long, value_name = "UID", default_value_t = 0)]
+    agent: u32,
     /// Only say whether one listens there (exit 0: yes, 1: no)
     #[arg(long)]
     check: bool,
@@ -48,7 +51,7 @@ pub(super) async fn run(args: Args) -> u8 {
             return ERROR;
         }
     };
-    let server = match HelperServer::start(args.listen.clone(), args.user).await {
+    let server = match HelperServer::start(args.listen.clone(), args.user, args.agent).await {
         Ok(server) => server,
         Err(why) => {
             screen::error(&why);

@@ -20,7 +20,7 @@ pub(super) struct Child {
     pub(super) command: String,
 }
 
-/// The agent's children and theirs.
+/// The agent's children and theirs, and those of its helper where it has one.
 pub(super) fn git_children(agent: u32) -> Vec<Child> {
     let mut parents = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -32,8 +32,20 @@ pub(super) fn git_children(agent: u32) -> Vec<Child> {
     let below =
         |pid: u32| std::iter::successors(Some(pid), |pid| parents.get(pid).copied()).skip(1).any(|up| up == agent);
     let of = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let all = parents.keys().copied().filter(|pid| below(*pid));
+    let helped = helped_by(&of(agent));
+    let all = parents.keys().copied().filter(|pid| below(*pid) || helped(*pid));
     all.map(|pid| Child { pid, command: String::from_utf8_lossy(&of(pid)).into_owned() }).collect()
+}
+
+/// Whether a process is the helper's of the agent with this command line: by the mark that git has there.
+fn helped_by(agent: &[u8]) -> impl Fn(u32) -> bool + use<> {
+    let place =
+        agent.split(|byte| *byte == 0).find_map(|word| std::str::from_utf8(word).ok()?.strip_suffix("/agent.yaml"));
+    let mark = place.map(|root| format!("STOKER_GIT_OF={root}/git/git.sock\0"));
+    move |pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        mark.as_ref().is_some_and(|mark| String::from_utf8_lossy(&environment).contains(mark))
+    }
 }
 
 /// The pool's part that is the agent's, where it is there.

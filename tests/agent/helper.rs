@@ -1,5 +1,6 @@
 //! Git in a helper: as in a pod's second container, in another mount and pid namespace, as another user.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 
 use stoker_proto::v1::reason::Code as Why;
@@ -177,6 +178,32 @@ async fn a_helper_of_another_user_is_none() {
     drop(helper);
     let _helper = container(&agent);
     mirror_ready(&agent, &url).await;
+}
+
+/// A git that was taken over is the helper's user; it reaches the socket, and gets nothing there but that it is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_agent_is_started_anything_for() {
+    needs_root!();
+    let (_agent, helper) = with_container(&[]);
+    let ask = "import socket, sys\n\
+               s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\
+               s.connect(sys.argv[1])\ns.send(sys.argv[2].encode().replace(b'|', b'\\0'))\n\
+               print(s.recv(1000).decode().replace('\\0', '|'))";
+    let asked = |user: u32, request: &str| {
+        let mut command = Command::new("python3");
+        let output = command.args(["-c", ask]).arg(helper.socket()).arg(request).uid(user).gid(user).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    assert!(asked(65532, "ping|").starts_with("ready|"), "a probe is answered");
+    for request in ["begin|mine|", "look|mine|/|", "run|mine|1|-|n|/|0|0|1|version|0|"] {
+        let said = asked(65532, request);
+        assert!(said.starts_with("refused|user 65532 is no agent"), "{request}: {said}");
+    }
+    assert!(asked(12345, "ping|").contains("Permission denied"), "the socket is its user's");
+    // Nor does root get what another agent began, or what is no request.
+    assert!(asked(0, "look|mine|/|").starts_with("refused|the agent that asks has not begun"));
+    assert!(asked(0, "run|").starts_with("refused|this is no request"));
+    assert!(helper.listens());
 }
 
 /// Git that needs more than its container has ends alone or with that; the agent, outside of it, sees nothing of it.

@@ -159,7 +159,7 @@ def set_by_values(chart, validator):
     """What no values file sets arrives where it belongs."""
     values = {
         "image": {"repository": "registry.example/stoker", "tag": "1.2.3"},
-        "git": {"resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "5Gi"}}},
+        "git": {"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "3", "memory": "5Gi"}}},
         "imagePullSecrets": [{"name": "registry"}],
         "state": {"hostPath": "/var/mnt/system/stoker"},
         "nodeSelector": {"example.org/builds": "yes"},

@@ -34,8 +34,11 @@ impl GitHelper {
         std::env::var_os("STOKER_TEST_GIT_HELPER").is_some_and(|value| !value.is_empty())
     }
 
-    /// A configuration with its socket; the same where that has no repositories.
+    /// A configuration with its socket; the same where that has it already, or no repositories.
     pub(crate) fn configured(text: &str) -> String {
+        if text.contains("/git/git.sock") {
+            return text.to_owned();
+        }
         const HELPER: &str = "helper: $ROOT/git/git.sock";
         for (begin, end) in [("  git: {", ", "), ("repositories: {", "}, "), ("repositories:\n", "}\n")] {
             if text.contains(begin) {
@@ -63,6 +66,8 @@ impl GitHelper {
         words.push(socket.clone().into());
         if nix::unistd::geteuid().is_root() {
             words.extend(["--user".into(), named(root).unwrap_or(USER.to_owned()).into()]);
+        } else {
+            words.extend(["--agent".into(), nix::unistd::geteuid().to_string().into()]);
         }
         let (program, args) = words.split_first().unwrap();
         let file = File::options().create(true).append(true).open(&log).unwrap();
@@ -78,6 +83,11 @@ impl GitHelper {
         });
         assert!(ready, "the helper does not listen within {READY_WITHIN:?}\n{}", helper.log());
         helper
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Whether it can be asked; by its own command, as a probe does.

@@ -1,8 +1,9 @@
 //! The helper: a process of another container, which starts git for an agent and parses nothing of what git does.
 //!
 //! It has no right but those of its user, and its own limit of memory. It takes no program from a message: it starts the
-//! git that it found when it began, through this program ([`crate::repository::contain`]), as its own user. Whoever
-//! connects must be root or that user; an agent is root, or the same user.
+//! git that it found when it began, through this program ([`crate::repository::contain`]), as its own user. Only the
+//! agent's user may ask for that: a git that was taken over is the helper's user, and would otherwise ask for one that
+//! sees more than itself.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -55,6 +56,8 @@ pub(crate) struct Server {
 
 struct Shared {
     socket: PathBuf,
+    /// Who may ask.
+    agent: u32,
     version: String,
     wrapper: Wrapper,
     /// Where programs are: no message says that.
@@ -72,11 +75,11 @@ struct Session {
 }
 
 impl Server {
-    /// Becomes `user`, ends what a killed helper of this socket left, and listens.
+    /// Becomes `user`, ends what a killed helper of this socket left, and listens for an agent of user `agent`.
     ///
     /// # Errors
     /// In words: git is not there, another helper listens, or the socket cannot be made.
-    pub(crate) async fn start(socket: PathBuf, user: Option<GitUser>) -> Result<Self, String> {
+    pub(crate) async fn start(socket: PathBuf, user: Option<GitUser>, agent: u32) -> Result<Self, String> {
         // Before the user changes: where it lies may be closed to that one.
         let wrapper = Wrapper::find();
         user.map_or(Ok(()), super::super::super::contain::child::change_user)?;
@@ -97,6 +100,7 @@ impl Server {
         let listener = listen(&socket).map_err(|error| format!("{}: {error}", socket.display()))?;
         let shared = Shared {
             socket,
+            agent,
             version: git.version().to_string(),
             wrapper,
             path: std::env::var_os("PATH").unwrap_or_default(),
@@ -180,9 +184,6 @@ impl Shared {
 
     async fn answer(self: &Arc<Self>, socket: &UnixStream) -> Result<(), String> {
         let uid = socket.peer_cred().map_err(|error| format!("who asks is not known: {error}"))?.uid();
-        if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-            return Err(format!("user {uid} is no agent"));
-        }
         let Ok(_place) = Arc::clone(&self.places).try_acquire_owned() else {
             return Err(format!("{CONNECTIONS_MAX} connections are open, and there are no more"));
         };
@@ -192,6 +193,10 @@ impl Shared {
         let Some(request) = Request::decode(&message) else {
             return Err("this is no request: give the agent and its helper the same image".into());
         };
+        // A probe is of the helper's own user.
+        if request != Request::Ping && uid != self.agent {
+            return Err(format!("user {uid} is no agent: that is user {}", self.agent));
+        }
         match request {
             Request::Ping => self.say(socket, &Answer::Ready(self.version.clone())),
             Request::Begin { session } => self.begin(socket, session).await,
