@@ -149,6 +149,28 @@ async fn no_git_outlives_its_agent_and_the_next_one_goes_on() {
     mirror_ready(&agent, &url).await;
 }
 
+/// On a machine without containers nothing but the next helper ends what one that was killed had started.
+#[tokio::test(flavor = "multi_thread")]
+async fn git_of_a_killed_helper_ends_before_the_next_one_listens() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    upstream.fault(Fault::HangFetch);
+    let mut agent = prepared(&GitHelper::configured(&configuration(PLAIN, &[&url])));
+    let mut helper = GitHelper::start(agent.root(), &[], &[] as &[&str]);
+    agent.launch();
+    agent.wait_ready();
+    cloning(&agent);
+    let before = workers(agent.root());
+    helper.kill9();
+    waits_for_it(&agent, &url).await;
+    let _helper = GitHelper::start(agent.root(), &[], &[] as &[&str]);
+    let left: Vec<_> = workers(agent.root()).into_iter().filter(|worker| before.contains(worker)).collect();
+    assert_eq!(left, []);
+    upstream.fault(Fault::None);
+    mirror_ready(&agent, &url).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_that_comes_late_is_waited_for() {
     needs_root!();

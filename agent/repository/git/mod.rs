@@ -1,4 +1,4 @@
-//! The one place where git starts: as a child, or in a helper ([`runner`]).
+//! The one place where git starts: as a child, or in a helper (see `runner`).
 //!
 //! A child gets nothing of the environment but what is listed here, no user's or system's configuration, no prompts, no
 //! hooks, a process group of its own, and a bound on its time and output. On time-out, on cancellation and when its
