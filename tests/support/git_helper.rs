@@ -34,6 +34,12 @@ impl GitHelper {
         std::env::var_os("STOKER_TEST_GIT_HELPER").is_some_and(|value| !value.is_empty())
     }
 
+    /// One for every agent, in namespaces of its own where this machine's root may make them.
+    pub(crate) fn for_all(root: &Path, environment: &[(OsString, OsString)]) -> Self {
+        let below: &[&str] = if nix::unistd::geteuid().is_root() { &CONTAINER } else { &[] };
+        Self::start(root, environment, below)
+    }
+
     /// A configuration with its socket; the same where that has it already, or no repositories.
     pub(crate) fn configured(text: &str) -> String {
         if text.contains("/git/git.sock") {

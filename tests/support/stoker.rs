@@ -342,7 +342,7 @@ impl Agent {
     pub(crate) fn launch(&mut self) {
         assert!(self.child.is_none(), "the agent runs already");
         if GitHelper::is_for_all() && self.helper.is_none() {
-            self.helper = Some(GitHelper::start(self.root(), &self.environment, &[] as &[&str]));
+            self.helper = Some(GitHelper::for_all(self.root(), &self.environment));
         }
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         let own = [BINARY.as_ref(), "agent".as_ref(), "--config".as_ref(), self.configuration.as_os_str()];
