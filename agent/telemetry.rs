@@ -15,8 +15,8 @@ pub enum Format {
 
 /// Starts logging; `STOKER_LOG` filters as `info,stoker::repository=debug`. Once a process; later calls do nothing.
 pub fn start(format: Format, default: &str) {
-    // The client library calls each attempt that fails an error; what came of it is told where it was asked.
-    let usual = || EnvFilter::new(format!("{default},kube_client::client::builder=off"));
+    // The client library tells of each attempt that fails; what came of it is told where it was asked.
+    let usual = || EnvFilter::new(format!("{default},kube_client::client::builder=off,kube_runtime::watcher=off"));
     let filter = EnvFilter::try_from_env("STOKER_LOG").unwrap_or_else(|_| usual());
     // Who changed what is told whatever else is: a filter that means it names `audit`.
     let is_named = std::env::var("STOKER_LOG").is_ok_and(|text| text.contains("audit"));

@@ -164,6 +164,8 @@ impl Publisher {
                         APART
                     }
                     Err((error, again)) => {
+                        // Also where nothing is to be written any more: or nobody would know that the right came.
+                        published = None;
                         tracing::warn!(error, "the node object is not written; tried again");
                         wait = Some(again);
                         again
@@ -197,7 +199,7 @@ impl Publisher {
             if let Some(changed) = marks(&now, wanted) {
                 nodes.patch(&self.node, &params, &Patch::Merge(&changed)).await?;
             }
-            if let Some(changed) = condition(&now, gate) {
+            if let Some(changed) = condition(&now, gate, self.missing.has(Right::WriteNode)) {
                 nodes.patch_status(&self.node, &params, &Patch::Strategic(&changed)).await?;
             }
             // Switched off, it goes too.
@@ -306,8 +308,8 @@ fn marks(node: &Node, wanted: &Wanted) -> Option<Value> {
     (!nothing).then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
 }
 
-/// The condition, which says since when it is so; nothing where it says the same already.
-fn condition(node: &Node, gate: &Gate) -> Option<Value> {
+/// The condition, which says since when it is so; nothing where it says the same already, unless it is to be written anyhow.
+fn condition(node: &Node, gate: &Gate, anyhow: bool) -> Option<Value> {
     let now = jiff::Timestamp::now();
     let status = if gate.state == GateState::Open { "False" } else { "True" };
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -319,7 +321,7 @@ fn condition(node: &Node, gate: &Gate) -> Option<Value> {
         None => ("BuildsMayStart".to_owned(), "builds may start".to_owned()),
     };
     let message = cut(message);
-    if before.as_ref().map(told) == Some((Some(reason.clone()), Some(message.clone()))) {
+    if !anyhow && before.as_ref().map(told) == Some((Some(reason.clone()), Some(message.clone()))) {
         return None;
     }
     Some(json!({"status": {"conditions": [{

@@ -80,6 +80,11 @@ impl Missing {
         }
     }
 
+    /// Whether it was missing when last seen.
+    pub(super) fn has(&self, right: Right) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&right)
+    }
+
     /// That it is missing, where that is what an error says: then true.
     pub(super) fn note_error(&self, right: Right, error: &kube::Error) -> bool {
         let denied = matches!(error, kube::Error::Api(status) if status.code == 403);

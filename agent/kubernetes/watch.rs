@@ -279,9 +279,12 @@ pub(super) async fn follow(
         }
         pods.list_where_due();
         nodes.list_where_due();
-        changed |= pods.seen.deny_where_due();
+        if pods.seen.deny_where_due() {
+            tracing::warn!("the agent may not list and watch the pods of its node");
+            changed = true;
+        }
         if nodes.seen.deny_where_due() {
-            tracing::warn!("the agent may not watch its node");
+            tracing::warn!("the agent may not list and watch its node");
         }
         let (pods, nodes) = (&pods.seen, &nodes.seen);
         was_reached = unreached.is_none();
