@@ -11,6 +11,8 @@
 //! - [`admission`]: the ledger's single writer, its journal, the queue.
 //! - [`workspace`]: what one build gets, and its removal.
 //!
+//! `volume` mounts sources into pods, as the kubelet asks for it.
+//!
 //! [`access`] knows who asks, and what that one may: [`rpc`] and [`http`] hold each call against it.
 //!
 //! Every room with effects has one shape: observe, decide (in `stoker_core`, which is pure), act, publish. [`config`]
@@ -30,4 +32,5 @@ pub mod rpc;
 pub mod sizing;
 pub mod supervise;
 pub mod telemetry;
+mod volume;
 pub mod workspace;

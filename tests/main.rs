@@ -41,4 +41,5 @@ mod submodules;
 mod support;
 mod transfer;
 mod upkeep;
+mod volume;
 mod workspaces;

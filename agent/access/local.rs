@@ -31,6 +31,15 @@ pub(super) fn process(stream: &UnixStream) -> (Option<Process>, String) {
     }
 }
 
+/// Whether whoever connected may be the kubelet: root, or this process's own user, and no process that is seen to be in a
+/// pod. An agent in a pod sees no process of the host; there the socket's folder keeps others out.
+#[must_use]
+pub fn is_of_the_host(stream: &UnixStream) -> bool {
+    let Ok(credentials) = stream.peer_cred() else { return false };
+    let is_here = |pid: i32| shares_pids(Path::new("/proc"), pid);
+    may_do_everything(credentials.uid()) && credentials.pid().filter(|pid| *pid > 0).is_none_or(is_here)
+}
+
 /// Whether a process is in the same pid namespace as this one, as far as that can be told.
 fn shares_pids(proc: &Path, pid: i32) -> bool {
     let namespace = |process: &str| std::fs::read_link(proc.join(process).join("ns/pid")).ok();

@@ -34,6 +34,7 @@ pub use caller::{Caller, Identity, ServiceAccount, Way};
 pub use connection::Connection;
 use judged::Judged;
 use limit::Limits;
+pub use local::is_of_the_host;
 use tls::Tls;
 use token::Tokens;
 
@@ -255,6 +256,12 @@ impl Access {
             }
             failed.denied
         })
+    }
+
+    /// The audience that tokens must be for.
+    #[must_use]
+    pub fn audience(&self) -> String {
+        self.inner.configured.borrow().access.tokens.audience.clone()
     }
 
     /// Remembers the TLS of a listener: what is wrong with its files is told.

@@ -83,6 +83,11 @@ pub(crate) fn source(repo: &str, reference: Option<&str>) -> Result<v1::Source, 
         Some(text) => text.parse().map_err(|why| format!("ref: {why}"))?,
         None => SourceRef::Head,
     };
+    Ok(message(url, reference))
+}
+
+/// A source as the messages have it.
+pub(crate) fn message(url: RepositoryUrl, reference: SourceRef) -> v1::Source {
     let reference = match reference {
         SourceRef::Head => v1::source::Ref::Head(v1::Head {}),
         SourceRef::Branch(name) => v1::source::Ref::Branch(name.into()),
@@ -90,7 +95,7 @@ pub(crate) fn source(repo: &str, reference: Option<&str>) -> Result<v1::Source, 
         SourceRef::PullRequest(number) => v1::source::Ref::PullRequest(number),
         SourceRef::Commit(commit) => v1::source::Ref::Commit(commit.to_string()),
     };
-    Ok(v1::Source { repository_url: url.into(), r#ref: Some(reference), ..v1::Source::default() })
+    v1::Source { repository_url: url.into(), r#ref: Some(reference), ..v1::Source::default() }
 }
 
 /// The upstream that `repo` names; see [`source`].

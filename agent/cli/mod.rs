@@ -5,7 +5,7 @@
 //! listens.
 
 mod agent;
-mod amount;
+pub(crate) mod amount;
 mod ask;
 mod client;
 mod config;

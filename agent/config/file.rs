@@ -24,6 +24,7 @@ use super::serve::ServeSection;
 use super::sizing::SizingSection;
 use super::units::{Bytes, BytesOrPercent, Cores, CountOrPercent, Mode, Time};
 use super::upkeep::{PathsSection, UpkeepSection};
+use super::volume::VolumeSection;
 use super::workspaces::WorkspacesSection;
 
 /// The configuration of a Stoker agent. One file can serve all nodes of a cluster: pools say on which they are.
@@ -72,6 +73,9 @@ pub struct File {
     /// Where the agent answers.
     #[serde(default)]
     pub listen: ListenSection,
+    /// Sources as volumes of pods.
+    #[serde(default)]
+    pub volume: VolumeSection,
     /// Who may ask what.
     #[serde(default)]
     pub access: AccessSection,

@@ -25,6 +25,7 @@ pub mod sizing;
 pub mod units;
 mod upkeep;
 mod validate;
+pub mod volume;
 pub mod workspaces;
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use sensing::{ControlPlane, WatchedFilesystem};
 pub use serve::Serve;
 pub use sizing::{NICKEL_PROGRAM, NickelLimits, Sizing};
 pub use upkeep::{Paths, PathsSection, Upkeep, UpkeepSection};
+pub use volume::{Volume, VolumeSection};
 pub use workspaces::{Workspaces, WorkspacesSection};
 
 /// The configuration that holds now.
@@ -168,6 +170,8 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     /// Where the agent answers.
     pub listen: Listen,
+    /// Sources as volumes of pods; unset: there is no driver.
+    pub volume: Option<Volume>,
     /// Who may ask what.
     pub access: Access,
 }

@@ -62,6 +62,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
         sizing,
         kubernetes,
         listen,
+        volume,
         access,
     } = old;
     let Node { name, reserve, others_cpu_counts, host_root, root_floor, filesystems } = node;
@@ -123,6 +124,7 @@ fn diff(old: &Config, new: &Config) -> Changes {
     // What is in the files is read again by itself; which files they are is not.
     changes.restart(*grpc_tls != new.listen.grpc_tls, "listen.grpc.tls");
     changes.restart(*http_tls != new.listen.http_tls, "listen.http.tls");
+    changes.restart(*volume != new.volume, "volume");
     changes.live(*rules != new.access.rules, "access.rules");
     changes.live(*audience != new.access.tokens.audience, "access.tokens.audience");
     changes.live(*issuer != new.access.tokens.issuer, "access.tokens.issuer");
@@ -162,6 +164,7 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.workspaces.method = old.workspaces.method;
     merged.workspaces.quotas = old.workspaces.quotas;
     merged.listen.clone_from(&old.listen);
+    merged.volume.clone_from(&old.volume);
     for kept in old.pools.iter().filter(|pool| is_used(old, pool)) {
         match merged.pools.iter_mut().find(|pool| pool.name == kept.name) {
             Some(pool) => pool.path.clone_from(&kept.path),

@@ -134,6 +134,7 @@ impl Config {
                 http_tls: None,
                 private_git: true,
             },
+            volume: None,
             access: super::Access::default(),
         }
     }

@@ -1,6 +1,6 @@
-//! Mounts that show files as belonging to somebody else.
+//! Mounts that show files as belonging to somebody else, or that are cut off from where they come from.
 
-// No crate wraps mount_setattr(2), by which alone a mount gets a mapping of owners.
+// No crate wraps mount_setattr(2), by which alone a mount gets a mapping of owners, or one that is not attached anything.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -18,7 +18,12 @@ struct MountAttr {
     userns_fd: u64,
 }
 
+const MOUNT_ATTR_RDONLY: u64 = 0x0000_0001;
+const MOUNT_ATTR_NOSUID: u64 = 0x0000_0002;
+const MOUNT_ATTR_NODEV: u64 = 0x0000_0004;
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+/// `AT_RECURSIVE` of `include/uapi/linux/fcntl.h`: all mounts of the tree.
+const AT_RECURSIVE: libc::c_int = 0x8000;
 
 /// Gives a mount that is not attached yet (of `open_tree(2)`) the mapping of a user namespace.
 ///
@@ -27,15 +32,34 @@ const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 pub(super) fn set(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let descriptor = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
     let wanted = MountAttr { attr_set: MOUNT_ATTR_IDMAP, userns_fd: descriptor, ..MountAttr::default() };
-    // SAFETY: both descriptors are open for as long as they are borrowed, the path is a C string that lives for ever, and
+    set_attributes(mount, &wanted, 0)
+}
+
+/// Makes a tree of mounts that is not attached yet one of its own: what is mounted or unmounted where it was cloned from
+/// happens no more in it, nor the other way. Nothing in it makes a process somebody else, or is a device.
+///
+/// # Errors
+/// The kernel's, `ENOSYS` before 5.12.
+pub(super) fn cut_off(tree: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let read_only = if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+    let wanted = MountAttr {
+        attr_set: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | read_only,
+        propagation: libc::MS_PRIVATE,
+        ..MountAttr::default()
+    };
+    set_attributes(tree, &wanted, AT_RECURSIVE)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, wanted: &MountAttr, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: all descriptors are open for as long as they are borrowed, the path is a C string that lives for ever, and
     // the kernel reads exactly as many bytes of the struct as it is told.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            std::ptr::from_ref(&wanted),
+            libc::AT_EMPTY_PATH | flags,
+            std::ptr::from_ref(wanted),
             size_of::<MountAttr>(),
         )
     };

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
@@ -166,6 +166,53 @@ pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
     found.reverse();
     Ok(found)
 }
+
+/// Clones what is mounted at and below a directory, as a tree that is not attached yet and is cut off from where it comes
+/// from: neither sees what is mounted or unmounted in the other.
+///
+/// # Errors
+/// The kernel's, `EPERM` without the right to mount, `ENOSYS` before 5.12.
+pub(crate) fn clone_tree(of: BorrowedFd<'_>, read_only: bool) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(of, c"", flags)?;
+    idmap::cut_off(tree.as_fd(), read_only)?;
+    Ok(tree)
+}
+
+/// Attaches a tree to a directory.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, c"", at, c"", flags)?)
+}
+
+/// Where the mount with this number shows something of, as the kernel's table tells: the directory of its filesystem, and
+/// the filesystem's source. Nothing where no such mount is seen.
+///
+/// # Errors
+/// When the table cannot be read.
+pub(crate) fn shown_by(mount: u64) -> io::Result<Option<(PathBuf, Vec<u8>)>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let number = mount.to_string();
+    let line = table
+        .split(|byte| *byte == b'\n')
+        .find(|line| line.split(|byte| *byte == b' ').next() == Some(number.as_bytes()));
+    Ok(line.and_then(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let root = unescape(fields.nth(3)?);
+        // Type and source come after the hyphen that ends the optional fields.
+        let source = fields.skip_while(|field| *field != b"-").nth(2)?;
+        Some((root, source.to_owned()))
+    }))
+}
+
+/// What the agent's own mounts have as their source.
+pub(crate) const SOURCE: &[u8] = b"stoker";
 
 /// Whether mounts that are made below a path are seen by those who share it: its mount propagates.
 pub(crate) fn propagates(path: &Path) -> bool {

@@ -101,6 +101,7 @@ fn config(host_root: &Path) -> Config {
         sizing: config::Sizing::default(),
         kubernetes: config::Kubernetes::none(),
         listen: Listen { socket: None, grpc: None, grpc_tls: None, http: None, http_tls: None, private_git: false },
+        volume: None,
         access: config::Access::default(),
     }
 }

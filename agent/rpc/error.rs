@@ -14,14 +14,14 @@ use crate::admission::{AdmissionError, WriterError};
 const DOMAIN: &str = "stoker.build";
 
 /// A malformed field: which, and what is wrong with it, with the remedy.
-pub(super) fn bad(field: impl Into<String>, what: impl Into<String>) -> Status {
+pub(crate) fn bad(field: impl Into<String>, what: impl Into<String>) -> Status {
     let (field, what) = (field.into(), what.into());
     let message = format!("{field}: {what}");
     Status::with_error_details(Grpc::InvalidArgument, message, ErrorDetails::with_bad_request_violation(field, what))
 }
 
 /// A refusal with its reason.
-pub(super) fn refusal(reason: &Reason) -> Status {
+pub(crate) fn refusal(reason: &Reason) -> Status {
     let (code, again) = match reason.code {
         Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::GitKilled | Code::GitHelperAway => {
             (Grpc::Unavailable, Some(10))

@@ -6,9 +6,11 @@
 
 mod admission;
 mod asker;
+pub(crate) mod behalf;
 mod binding;
 mod convert;
 mod error;
+pub(crate) mod error;
 mod examination;
 mod explain;
 mod guard;

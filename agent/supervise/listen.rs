@@ -17,8 +17,9 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStre
 use super::{Agent, StartError};
 use crate::access::tls::{Https, Tls};
 use crate::access::{Connection, Peer};
-use crate::config::{Config, TlsFiles};
+use crate::config::{Config, TlsFiles, Volume};
 use crate::repository::serve::Base;
+use crate::volume::{Volumes, keep_known};
 
 impl Agent {
     /// Binds every listener before any of them answers: who reaches one reaches all.
@@ -26,7 +27,11 @@ impl Agent {
         let listen = &config.listen;
         let grpc_tls = self.tls("listen.grpc.tls", listen.grpc_tls.clone(), b"h2").await?;
         let http_tls = self.tls("listen.http.tls", listen.http_tls.clone(), b"http/1.1").await?;
-        let socket = listen.socket.as_deref().map(bind_socket).transpose()?;
+        // Nobody but the kubelet has to do with it.
+        let of_volumes = |volume: &Volume| bind_socket("volume.socket", &volume.socket, (0o700, 0o600));
+        let volumes = config.volume.as_ref().map(of_volumes).transpose()?;
+        let socket =
+            listen.socket.as_deref().map(|path| bind_socket("listen.socket", path, (0o755, 0o660))).transpose()?;
         let grpc = bind_tcp("listen.grpc", listen.grpc).await?;
         let http = bind_tcp("listen.http", listen.http).await?;
         if let Some(listener) = socket {
@@ -47,6 +52,9 @@ impl Agent {
         }
         if let Some(listener) = http {
             self.serve_http(listener, http_tls)?;
+        }
+        if let (Some(volume), Some(listener)) = (&config.volume, volumes) {
+            self.serve_volumes(volume, listener);
         }
         if listen.private_git {
             self.serve_privately().await?;
@@ -108,6 +116,17 @@ impl Agent {
         Ok(())
     }
 
+    /// Sources as volumes. The kubelet finds the driver once it answers, and no more when it does not.
+    fn serve_volumes(&self, volume: &Volume, listener: UnixListener) {
+        let driver = Volumes::new(self.rooms.clone(), volume);
+        let (socket, closing) = (volume.socket.clone(), self.closing.clone());
+        self.serving.spawn(keep_known(volume.clone(), closing.clone()));
+        self.serving.spawn(async move {
+            driver.serve(listener, closing).await;
+            let _ = std::fs::remove_file(&socket);
+        });
+    }
+
     /// Git for the builds of this agent alone: other users of the machine can connect, and do not know the path.
     async fn serve_privately(&self) -> Result<(), StartError> {
         let what = || StartError::io("git for this agent's builds");
@@ -162,12 +181,13 @@ fn server() -> tonic::transport::Server {
         .max_concurrent_streams(1024)
 }
 
-/// Binds a socket, over a dead one where its agent was killed.
-fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
-    let what = || format!("listen.socket {}", path.display());
+/// Binds a socket, over a dead one where its agent was killed. Whoever can open it can order builds: `modes` are its folder's,
+/// where that is made, and its own.
+fn bind_socket(field: &str, path: &Path, modes: (u32, u32)) -> Result<UnixListener, StartError> {
+    let what = || format!("{field} {}", path.display());
     if let Some(parent) = path.parent() {
         let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o755).create(parent).map_err(StartError::io(what()))?;
+        builder.recursive(true).mode(modes.0).create(parent).map_err(StartError::io(what()))?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         let error = io::Error::new(io::ErrorKind::AddrInUse, "another agent answers there");
@@ -178,7 +198,7 @@ fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(StartError::io(what()))?;
-    // Whoever can open it can order builds: the agent's own user, and its group.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(StartError::io(what()))?;
+    // The agent's own user, and its group where that is in its mode.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(modes.1)).map_err(StartError::io(what()))?;
     Ok(listener)
 }

@@ -10,6 +10,7 @@
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
 //! - [`forge`]: a forge's API, as far as it tells of pull requests.
 //! - [`git_helper`]: git in a process beside the agent, as in a container of its own.
+//! - [`front`]: an API server's objects and its word on tokens, at one address.
 //! - [`gate`]: where a build waits until the test lets it go on.
 //! - [`tls`]: an upstream behind TLS, with a certificate of its own.
 //! - [`authority`]: certificates of a test's own, and secrets that change.
@@ -27,6 +28,7 @@ pub(crate) mod cgroup;
 pub(crate) mod chance;
 pub(crate) mod disk;
 pub(crate) mod forge;
+pub(crate) mod front;
 pub(crate) mod gate;
 pub(crate) mod git_helper;
 pub(crate) mod large;

@@ -69,6 +69,7 @@ listen:
   socket: /run/stoker/stoker.sock
   grpc: {address: "127.0.0.1:9417", insecure: loopback}
   http: {address: 0.0.0.0:9418}
+volume: {socket: /var/lib/kubelet/plugins/stoker.build/csi.sock}
 "#;
 
 const MINIMAL: &str = "
@@ -310,6 +311,8 @@ fn the_defaults_are_these() {
       rebindWithin: 60s
     listen:
       socket: /run/stoker/stoker.sock
+    volume:
+      kubelet: /var/lib/kubelet
     access:
       tokens:
         audience: stoker.build

@@ -36,7 +36,7 @@ pub(super) fn validate(section: &ListenSection, place: &Place<'_>, problems: &mu
     }
 }
 
-fn socket(written: &str) -> Result<PathBuf, Fault> {
+pub(super) fn socket(written: &str) -> Result<PathBuf, Fault> {
     let path = text::absolute(written)?;
     let bytes = path.as_os_str().len();
     if bytes > SOCKET_BYTES_MAX {

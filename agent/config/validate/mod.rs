@@ -18,6 +18,7 @@ mod serve;
 mod sizing;
 pub(super) mod text;
 mod upkeep;
+mod volume;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -57,6 +58,7 @@ pub(super) fn validate(file: &File, identity: &NodeIdentity, root: &Place<'_>, p
         sizing: sizing::validate(&file.sizing, &root.field("sizing"), problems),
         kubernetes: kubernetes::validate(&file.kubernetes, &root.field("kubernetes"), problems),
         listen: listen::validate(&file.listen, &root.field("listen"), problems),
+        volume: volume::validate(&file.volume, &root.field("volume"), problems),
         access: access::validate(&file.access, &root.field("access"), problems),
     }
 }

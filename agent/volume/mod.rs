@@ -1,0 +1,173 @@
+//! Sources as volumes: the CSI node driver `stoker.build`, for inline ephemeral volumes.
+//!
+//! In come the kubelet's calls on a socket of their own, with the identity of the pod whose volume is to be mounted, and
+//! its attributes. Out go mounts of workspaces where the kubelet wants them. The pod proves itself by its own token;
+//! what it asks for is asked for in its name, of the same services that schedulers ask ([`crate::rpc`]): its lease is
+//! held by it, and ends with it.
+//!
+//! Nothing is remembered here that would be missed: which lease is a volume's stands in the journal,
+//! under a request id made of the volume's, and what is mounted in the kernel's table. So a restart finds all of it.
+//!
+//! `attributes` reads what is asked for, `publish` and `unpublish` do it, `target` mounts, by descriptors only, `waiting`
+//! keeps places in the queue between the kubelet's attempts, `registration` makes the driver known to the kubelet.
+
+mod attributes;
+mod identity;
+mod node;
+mod publish;
+mod registration;
+mod target;
+mod unpublish;
+mod waiting;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use sha2::{Digest as _, Sha256};
+use stoker_core::admission::Lease;
+use stoker_core::identity::RequestId;
+use stoker_proto::csi::identity_server::IdentityServer;
+use stoker_proto::csi::node_server::NodeServer;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::access::is_of_the_host;
+use crate::config::Volume;
+use crate::rpc::Rooms;
+pub(crate) use registration::keep_known;
+use waiting::Places;
+
+/// The driver's name: pods write it, and the kubelet finds the driver by it.
+const DRIVER: &str = "stoker.build";
+/// What the ids of requests for volumes begin with.
+const REQUESTS: &str = "csi-";
+/// The largest message that is read.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// How long a call may take: longer than any part of it waits, and less than the kubelet does (two minutes).
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Calls at a time; more wait.
+const CALLS_MAX: usize = 256;
+
+/// The driver. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub(crate) struct Volumes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    rooms: Rooms,
+    /// The kubelet's directory.
+    kubelet: PathBuf,
+    /// The volumes that are being published or unpublished.
+    served: Mutex<BTreeSet<String>>,
+    places: Mutex<Places>,
+    /// When volumes were asked for first that are not there yet.
+    first: Mutex<BTreeMap<String, Instant>>,
+}
+
+impl Volumes {
+    /// A driver for this kubelet. Builds that waited for the kubelet to come again when an earlier agent ended wait on.
+    pub(crate) fn new(rooms: Rooms, volume: &Volume) -> Self {
+        let kubelet = volume.kubelet.clone();
+        let inner =
+            Inner { rooms, kubelet, served: Mutex::default(), places: Mutex::default(), first: Mutex::default() };
+        let volumes = Self { inner: Arc::new(inner) };
+        volumes.keep_all_places();
+        volumes
+    }
+
+    /// Serves until `closing`; then nobody finds the socket any more.
+    pub(crate) async fn serve(self, listener: UnixListener, closing: CancellationToken) {
+        let identity = IdentityServer::new(identity::Identity(self.clone()));
+        let node = NodeServer::new(node::Node(self)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let serve = tonic::transport::Server::builder()
+            .timeout(ANSWER_WITHIN)
+            .concurrency_limit_per_connection(CALLS_MAX)
+            .max_concurrent_streams(1024)
+            .add_service(identity)
+            .add_service(node)
+            .serve_with_incoming_shutdown(of_the_host(listener), closing.cancelled_owned());
+        if let Err(error) = serve.await {
+            tracing::error!(%error, what = "volumes", "a listener ended");
+        }
+    }
+
+    /// The right to work on a volume, until it is dropped. The kubelet calls again where it is told that another call has it.
+    fn turn(&self, volume: &str) -> Result<Turn, Status> {
+        match lock(&self.inner.served).insert(volume.to_owned()) {
+            true => Ok(Turn { volumes: self.clone(), volume: volume.to_owned() }),
+            false => Err(Status::aborted(format!("another call works on volume {volume}: ask again"))),
+        }
+    }
+
+    /// The live lease that was admitted for a volume.
+    fn lease_of(&self, volume: &str) -> Option<Arc<Lease>> {
+        let prefix = prefix(volume);
+        self.inner
+            .rooms
+            .admission
+            .read(|ledger| ledger.live().find(|lease| lease.request_id.as_str().starts_with(&prefix)).cloned())
+    }
+
+    /// The request of a volume that waits in the queue.
+    fn request_of(&self, volume: &str) -> Option<RequestId> {
+        let prefix = prefix(volume);
+        let waits = |request: &&RequestId| request.as_str().starts_with(&prefix);
+        self.inner.rooms.admission.read(|ledger| ledger.tickets().map(|held| &held.request.id).find(waits).cloned())
+    }
+}
+
+/// What ids of requests for a volume begin with. Its lease may end before it does (as by a reboot): then a request with
+/// another end of its id is the next one.
+fn prefix(volume: &str) -> String {
+    let digest: String = Sha256::digest(volume.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("{REQUESTS}{digest}-")
+}
+
+struct Turn {
+    volumes: Volumes,
+    volume: String,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.volumes.inner.served).remove(&self.volume);
+    }
+}
+
+/// Those who connected, without processes of pods and of other users.
+fn of_the_host(
+    listener: UnixListener,
+) -> impl futures_util::Stream<Item = std::io::Result<UnixStream>> + Send + 'static {
+    UnixListenerStream::new(listener).filter(|stream| {
+        let is_let_in = stream.as_ref().map_or(true, |stream| {
+            let is_let_in = is_of_the_host(stream);
+            if !is_let_in {
+                tracing::warn!("somebody who is no process of the host connected to a socket for the kubelet, in vain");
+            }
+            is_let_in
+        });
+        std::future::ready(is_let_in)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_of_one_volume() {
+        assert!(prefix("csi-a").starts_with(REQUESTS) && prefix("csi-a").len() < 64);
+        assert_ne!(prefix("csi-a"), prefix("csi-b"));
+        assert!(!prefix("a").starts_with(&prefix("b")));
+    }
+}

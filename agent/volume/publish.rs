@@ -1,0 +1,312 @@
+//! A volume is published: the pod proves who it is, gets its lease and its workspace, and finds that in its place.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::cluster::Pod as Known;
+use stoker_core::identity::RequestId;
+use stoker_core::reason::Code as Why;
+use stoker_proto::csi;
+use stoker_proto::v1::{self, admit_response::Decision};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::attributes::{self, Asked, Of, Pod};
+use super::target::{Found, Target};
+use super::{Volumes, lock, prefix};
+use crate::access::{Caller, Peer};
+use crate::admission::new_id;
+use crate::rpc::behalf::Behalf;
+
+/// How long a source is resolved, and then a workspace made, while the kubelet waits. What takes longer goes on.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+const PREPARE_WITHIN: Duration = Duration::from_secs(8);
+/// How long a pod is waited for that the kubelet knows and the agent's view of the cluster does not know yet.
+const SEEN_WITHIN: Duration = Duration::from_secs(3);
+/// How long a grant is kept for the kubelet's next attempt, in seconds: it comes again after two minutes at the latest.
+pub(super) const KEPT_SECONDS: i64 = 300;
+
+/// The most volumes of which it is remembered when they were asked for first.
+const FIRST_MAX: usize = 4096;
+
+impl Volumes {
+    /// Returns when the volume is there, or with the reason why it is not: then nothing is mounted. What may come to be
+    /// by itself is left on its way for the next attempt, everything else is taken back.
+    pub(super) async fn publish(&self, request: csi::NodePublishVolumeRequest) -> Result<(), Status> {
+        let csi::NodePublishVolumeRequest { volume_id, target_path, volume_context, secrets, readonly, .. } = request;
+        let asked = Asked::read(&volume_context)?;
+        let audience = self.inner.rooms.access.audience();
+        let token = attributes::token(&volume_context, &secrets, &audience)?;
+        let target = Target::read(&self.inner.kubelet, &target_path, Some(&asked.pod.uid))?;
+        let _turn = self.turn(&volume_id)?;
+        let caller = self.proven(&asked.pod, &token).await?;
+        let asked_for = asked_for(&caller, &asked)?;
+        let behalf = self.inner.rooms.in_the_name_of(caller, "NodePublishVolume")?;
+        let looked = target.clone();
+        let found = blocking(move || looked.look()).await?;
+        let is_its_end = || match &asked_for {
+            Of::Build(_) => self.lease_of(&volume_id).is_none(),
+            Of::Lease(id) => !self.is_live(id),
+        };
+        if found != Found::Free && is_its_end() {
+            return Ok(()); // its build has ended here: what the pod has stays as it is
+        }
+        self.is_known(&asked.pod).await?;
+        let lease = match &asked_for {
+            Of::Build(build) => self.admitted(&behalf, &volume_id, &asked.pod, build).await?,
+            Of::Lease(id) => id.clone(),
+        };
+        let whole = self.give(&behalf, &lease, &asked, target, readonly).await;
+        // What a pod has already keeps its lease, whatever befell this attempt.
+        if let (Err(status), Of::Build(_), Found::Free) = (&whole, &asked_for, found)
+            && !comes_by_itself(status)
+        {
+            self.give_back(&volume_id, None).await?;
+        }
+        if whole.is_ok() {
+            lock(&self.inner.first).remove(&volume_id);
+        }
+        whole
+    }
+
+    /// The workspace of a lease, mounted.
+    async fn give(
+        &self,
+        behalf: &Behalf,
+        lease: &str,
+        asked: &Asked,
+        target: Target,
+        read_only: bool,
+    ) -> Result<(), Status> {
+        let Pod { namespace, name, uid, .. } = asked.pod.clone();
+        behalf.bind(lease.to_owned(), v1::Pod { namespace, name, uid }).await?;
+        let order = v1::PrepareWorkspaceRequest {
+            r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.to_owned())),
+            user: asked.user,
+            group: asked.group,
+            submodules: asked.submodules,
+            lfs: asked.lfs,
+            // The pod has nothing but what is mounted.
+            self_contained: true,
+            ..Default::default()
+        };
+        let workspace = match behalf.prepare(order, PREPARE_WITHIN).await? {
+            Ok(workspace) => workspace,
+            Err(far) => return Err(on_its_way(lease, &far)),
+        };
+        let home = Path::new(&workspace.src).parent().map(Path::to_owned);
+        let home = home.ok_or_else(|| Status::internal(format!("the workspace of lease {lease} has no directory")))?;
+        let sub_path: PathBuf = asked.sub_path.clone();
+        blocking(move || target.mount(&home, &sub_path, read_only)).await
+    }
+
+    /// Who asks: the pod that the kubelet names, by a token that is bound to it.
+    async fn proven(&self, pod: &Pod, token: &str) -> Result<Arc<Caller>, Status> {
+        let rooms = &self.inner.rooms;
+        // Counted by itself: who shows what is no token keeps no other pod from showing one.
+        let from = Peer::Local(None, format!("the kubelet, for pod {}", pod.uid));
+        let caller = rooms.access.caller(&from, Some(token)).await.map_err(|denied| {
+            rooms.access.tell_refused(&from, "NodePublishVolume", &pod.uid, &denied);
+            Status::from(denied)
+        })?;
+        let account = caller.identity.service_account.as_ref();
+        let is_its = account.is_some_and(|is| is.namespace == pod.namespace && is.name == pod.service_account)
+            && caller.identity.pod.as_ref().is_some_and(|(_, uid)| *uid == pod.uid);
+        let whole = format!("{}/{} ({})", pod.namespace, pod.name, pod.uid);
+        if !is_its {
+            let who = &caller.identity.name;
+            return Err(Status::permission_denied(format!("the token is {who}'s, and not one of the pod {whole}")));
+        }
+        Ok(caller)
+    }
+
+    /// A lease is held by a pod that the API server knows to be on this node. The kubelet may know it sooner.
+    async fn is_known(&self, pod: &Pod) -> Result<(), Status> {
+        let mut view = self.inner.rooms.kubernetes.subscribe();
+        let is_it = |known: &Known| known.live() && known.namespace == pod.namespace && known.name == pod.name;
+        let known = view.wait_for(|cluster| {
+            cluster.is_current() && cluster.pods.as_ref().and_then(|pods| pods.get(&pod.uid)).is_some_and(is_it)
+        });
+        if matches!(tokio::time::timeout(SEEN_WITHIN, known).await, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let cluster = self.inner.rooms.kubernetes.view();
+        if !cluster.asked {
+            let what = "the agent asks no API server about pods: set kubernetes.watch, or run it in a pod";
+            return Err(Status::failed_precondition(what));
+        }
+        if cluster.is_current() {
+            let Pod { namespace, name, uid, .. } = pod;
+            let what = format!("the API server knows no pod {namespace}/{name} ({uid}) on this node; tried again");
+            return Err(Status::unavailable(what));
+        }
+        let word = Why::ApiServerAway.word();
+        Err(Status::unavailable(format!("{word}: pods cannot be looked at now ({}); tried again", cluster.trouble)))
+    }
+
+    fn is_live(&self, lease: &str) -> bool {
+        let id = stoker_core::identity::LeaseId::try_from(lease.to_owned());
+        id.is_ok_and(|id| self.inner.rooms.admission.read(|ledger| ledger.lease(&id).is_some_and(|l| l.live())))
+    }
+
+    /// The lease of a volume: the one that it has, the one that it gets now, or why it gets none yet.
+    async fn admitted(&self, behalf: &Behalf, volume: &str, pod: &Pod, build: &v1::Build) -> Result<String, Status> {
+        let known = self.lease_of(volume).map(|lease| lease.request_id.clone()).or_else(|| self.request_of(volume));
+        let (request, stands) = match known {
+            Some(request) => (request.clone(), behalf.again(request).await?),
+            None => (fresh(volume)?, None),
+        };
+        let decision = match stands {
+            Some(decision) => decision,
+            None => self.asked_anew(behalf, volume, pod, build, &request).await?,
+        };
+        match decision {
+            Decision::Granted(lease) => Ok(lease.id),
+            Decision::Waiting(waiting) => {
+                if waiting.ticket.is_some() {
+                    self.keep_place(&request, Some(&pod.uid));
+                }
+                Err(waits(&waiting))
+            }
+            Decision::Rejected(rejection) => {
+                let why = words(&rejection.reasons);
+                Err(Status::failed_precondition(format!("this node cannot build it: {why}")))
+            }
+        }
+    }
+
+    async fn asked_anew(
+        &self,
+        behalf: &Behalf,
+        volume: &str,
+        pod: &Pod,
+        build: &v1::Build,
+        request: &RequestId,
+    ) -> Result<Decision, Status> {
+        let mut build = build.clone();
+        // What upstream said since the first attempt is as new as what it would say to a pod that came only once: else a
+        // slow upstream would be asked anew by each attempt, and none would see the answer.
+        if let (Some(source), Some(since)) = (&mut build.source, self.asked_since(volume)) {
+            source.max_age = prost_types::Duration::try_from(since).ok();
+        }
+        let owner = v1::Owner { namespace: pod.namespace.clone(), service_account: pod.service_account.clone() };
+        let order = v1::AdmitRequest {
+            request_id: request.to_string(),
+            build: Some(build),
+            take_ticket: true,
+            bind_within: Some(prost_types::Duration { seconds: KEPT_SECONDS, nanos: 0 }),
+            owner: Some(owner),
+            ..v1::AdmitRequest::default()
+        };
+        behalf.admit(order, RESOLVE_WITHIN).await.map_err(of_attribute)
+    }
+
+    /// How long ago a volume was asked for first, where it was before; a restart forgets it.
+    fn asked_since(&self, volume: &str) -> Option<Duration> {
+        let mut first = lock(&self.inner.first);
+        if let Some(at) = first.get(volume) {
+            return Some(at.elapsed());
+        }
+        if first.len() >= FIRST_MAX
+            && let Some(oldest) = first.iter().min_by_key(|(_, at)| **at).map(|(volume, _)| volume.clone())
+        {
+            first.remove(&oldest);
+        }
+        first.insert(volume.to_owned(), Instant::now());
+        None
+    }
+}
+
+fn fresh(volume: &str) -> Result<RequestId, Status> {
+    let id = format!("{}{}", prefix(volume), new_id::<RequestId>());
+    RequestId::try_from(id).map_err(|error| Status::internal(error.to_string()))
+}
+
+/// What is wrong with a source, by the attribute that names it.
+fn of_attribute(status: Status) -> Status {
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+    let is = |words: &[&str]| words.iter().any(|word| reason.starts_with(word));
+    let name = match &reason {
+        _ if is(&["REF_", "COMMIT_"]) => "ref",
+        _ if is(&["REPOSITORY_", "UPSTREAM_", "OBJECT_FORMAT_"]) => "repository",
+        _ => return status,
+    };
+    Status::new(status.code(), format!("{name}: {reason}: {}", status.message()))
+}
+
+/// What is asked for, in the tenant that it belongs to.
+fn asked_for(caller: &Caller, asked: &Asked) -> Result<Of, Status> {
+    let Of::Build(build) = &asked.of else { return Ok(asked.of.clone()) };
+    let named = build.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
+    // A pod's build is its namespace's, also where it might ask for all.
+    let tenant = if named.is_empty() { asked.pod.namespace.as_str() } else { named };
+    let tenant = caller.tenant(crate::access::Role::Scheduler, tenant).map_err(|denied| {
+        let status = Status::from(denied);
+        Status::new(status.code(), format!("tenant: {}", status.message()))
+    })?;
+    let scope = Some(v1::Scope { tenant, ..v1::Scope::default() });
+    Ok(Of::Build(Box::new(v1::Build { scope, ..v1::Build::clone(build) })))
+}
+
+/// Whether the next attempt may find what this one did not, without anybody changing anything.
+fn comes_by_itself(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded | Code::Internal
+    )
+}
+
+/// Reasons, each with its word and its figures.
+fn words(reasons: &[v1::Reason]) -> String {
+    let word = |reason: &v1::Reason| format!("{}: {}", reason.code().as_str_name(), reason.message);
+    reasons.iter().map(word).collect::<Vec<_>>().join("; ")
+}
+
+fn waits(waiting: &v1::Waiting) -> Status {
+    let place = match &waiting.ticket {
+        Some(ticket) => format!("place {} of this node's queue is kept", ticket.position),
+        None => "no place in this node's queue".to_owned(),
+    };
+    let after = waiting.retry_after.map_or(0, |after| after.seconds);
+    let reasons = words(&waiting.reasons);
+    Status::resource_exhausted(format!("waits for room ({place}, {after} s by what is known): {reasons}"))
+}
+
+fn on_its_way(lease: &str, far: &v1::Progress) -> Status {
+    let v1::Progress { phase, done, total, .. } = far;
+    let figures = if *total > 0 { format!(" ({done} of {total})") } else { String::new() };
+    Status::unavailable(format!(
+        "the workspace of lease {lease} is being made: {phase}{figures}; it goes on, tried again"
+    ))
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_told_with_place_and_figures() {
+        let reason = v1::Reason {
+            code: v1::reason::Code::MemoryHeld.into(),
+            message: "8 GiB wanted, 2 GiB free".to_owned(),
+            ..Default::default()
+        };
+        let ticket = Some(v1::Ticket { position: 3, ..Default::default() });
+        let retry_after = Some(prost_types::Duration { seconds: 40, nanos: 0 });
+        let status = waits(&v1::Waiting { ticket, retry_after, reasons: vec![reason], ..Default::default() });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(
+            status.message(),
+            "waits for room (place 3 of this node's queue is kept, 40 s by what is known): MEMORY_HELD: 8 GiB wanted, 2 \
+             GiB free"
+        );
+    }
+}

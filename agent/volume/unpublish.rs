@@ -1,0 +1,71 @@
+//! A volume is unpublished: what is mounted goes, and with it the lease that was admitted for it. One that was made before
+//! belongs to whoever made it, and ends with its pod.
+
+use std::time::Duration;
+
+use stoker_core::admission::{Lease, LeaseState, Refused};
+use stoker_core::sizing::Outcome;
+use tonic::Status;
+
+use super::publish::blocking;
+use super::target::Target;
+use super::{Volumes, lock};
+use crate::admission::WriterError;
+
+/// How long the API server's word of how a pod ended is waited for: the kubelet unmounts and tells at about the same time.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+
+impl Volumes {
+    /// Returns when nothing is mounted there and nothing is held for the volume any more. What is not known is no error.
+    pub(super) async fn unpublish(&self, volume: &str, target_path: &str) -> Result<(), Status> {
+        let target = Target::read(&self.inner.kubelet, target_path, None)?;
+        let _turn = self.turn(volume)?;
+        lock(&self.inner.first).remove(volume);
+        blocking(move || target.unmount()).await?;
+        self.give_back(volume, Some(TOLD_WITHIN)).await
+    }
+
+    /// Ends the lease that was admitted for a volume, and gives up its place in the queue. `told_within`: so long somebody
+    /// else may tell how its build ended.
+    pub(super) async fn give_back(&self, volume: &str, told_within: Option<Duration>) -> Result<(), Status> {
+        let admission = &self.inner.rooms.admission;
+        if let Some(request) = self.request_of(volume) {
+            let ticket = admission.read(|ledger| ledger.ticket_of(&request).map(|held| held.id.clone()));
+            if let Some(ticket) = ticket {
+                gone_is_gone(admission.cancel(ticket).await)?;
+            }
+        }
+        while let Some(lease) = self.lease_of(volume) {
+            if let Some(limit) = told_within.filter(|_| lease.state == LeaseState::Bound) {
+                self.ends_by_itself(&lease, limit).await;
+            }
+            gone_is_gone(admission.release(lease.id.clone(), Outcome::Lost, None, None).await.map(drop))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the lease of a pod that the API server tells of has ended as that pod did.
+    async fn ends_by_itself(&self, lease: &Lease, limit: Duration) {
+        let rooms = &self.inner.rooms;
+        if !rooms.kubernetes.view().is_current() {
+            return;
+        }
+        let mut changes = rooms.admission.watch();
+        let ended = async {
+            while rooms.admission.read(|ledger| ledger.lease(&lease.id).is_some_and(|held| held.live())) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, ended).await;
+    }
+}
+
+/// What somebody else ended meanwhile is ended.
+fn gone_is_gone(ended: Result<(), WriterError>) -> Result<(), Status> {
+    match ended {
+        Err(WriterError::Refused(Refused::NoLease(_) | Refused::NoTicket(_) | Refused::Ended(..))) => Ok(()),
+        other => Ok(other?),
+    }
+}

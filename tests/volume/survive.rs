@@ -1,0 +1,102 @@
+//! What is still so after a SIGKILL and a restart: nothing of a volume is known from memory.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_outlives_the_agent_and_is_unpublished_by_the_next() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let pod = world.pod("uid-a");
+    let request = world.wanted(&pod, &world.main());
+    world.publish_at_last(&request).await;
+    std::fs::write(pod.src().join("built"), "before").unwrap();
+    let (mounts, lease) = (mounts_below(&world.kubelet()), world.leases()[0]["id"].clone());
+    world.agent.kill9();
+    assert_eq!(std::fs::read(pod.src().join("built")).unwrap(), b"before", "the pod builds on while nobody serves");
+    world.agent.restart();
+    assert_eq!(
+        (world.leases()[0]["id"].clone(), world.leases()[0]["state"].clone()),
+        (lease, json!("LEASE_STATE_BOUND"))
+    );
+    world.publish(request).await.unwrap();
+    assert_eq!((mounts_below(&world.kubelet()), world.leases().len()), (mounts, 1));
+    assert_eq!(std::fs::read(pod.src().join("built")).unwrap(), b"before");
+    world.agent.restart();
+    world.unpublish(&pod).await.unwrap();
+    assert!(!pod.target.exists());
+    world.nothing_is_left();
+}
+
+/// Killed at any moment of a publish, the next agent ends what was begun, or the kubelet gives it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_was_killed_is_done_by_the_next_agent() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let uids = ["uid-0", "uid-1", "uid-2", "uid-3", "uid-4", "uid-5"];
+    for (round, uid) in (0_u32..).zip(uids) {
+        let pod = world.pod(uid);
+        let request = world.wanted(&pod, &world.main());
+        let mut node = world.node().await;
+        let under_way = {
+            let request = request.clone();
+            tokio::spawn(async move { node.node_publish_volume(request).await })
+        };
+        // Not a wait for anything: the moment of the kill is what differs from round to round.
+        tokio::time::sleep(Duration::from_millis(15) * round).await;
+        world.agent.kill9();
+        let _ = under_way.await;
+        world.agent.restart();
+        world.publish_at_last(&request).await;
+        assert_eq!(git_out(&pod.src(), &["status", "--porcelain"]), "");
+        assert_eq!(git_out(&pod.src(), &["rev-parse", "HEAD"]), world.repo.commit("main"));
+        assert_eq!(world.leases().len(), 1, "one lease, however often it was asked for");
+        world.unpublish(&pod).await.unwrap();
+        world.nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_in_the_queue_outlives_the_agent() {
+    needs_root!();
+    let mut world = World::new("admission: {leasesMax: 1}\n");
+    world.fill();
+    let (first, second) = (world.pod("uid-a"), world.pod("uid-b"));
+    world.publish_at_last(&world.wanted(&first, &world.main())).await;
+    let request = world.wanted(&second, &world.main());
+    assert_eq!(world.publish(request.clone()).await.unwrap_err().code(), Code::ResourceExhausted);
+    let ticket = world.tickets()[0]["id"].clone();
+    world.agent.restart();
+    assert_eq!(world.tickets()[0]["id"], ticket);
+    world.unpublish(&first).await.unwrap();
+    let granted = || world.leases().first().is_some_and(|lease| lease["state"] == "LEASE_STATE_RESERVED");
+    wait::until(LIMIT, "the next agent confirms the grant", || granted() && world.leases()[0]["confirmBy"].is_null());
+    world.publish_at_last(&request).await;
+    world.unpublish(&second).await.unwrap();
+    world.nothing_is_left();
+}
+
+/// After a reboot nothing is mounted, and the leases of the boot before are over: the kubelet publishes again before it
+/// starts the container.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_a_volume_is_published_again() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let pod = world.pod("uid-a");
+    let request = world.wanted(&pod, &world.main());
+    world.publish_at_last(&request).await;
+    let lease = world.leases()[0]["id"].as_str().unwrap().to_owned();
+    world.agent.kill9();
+    crate::support::disk::take_overlays_away(world.agent.root());
+    let boot = world.agent.root().join("host/proc/sys/kernel/random/boot_id");
+    std::fs::write(boot, "00000000-0000-4000-8000-000000000001\n").unwrap();
+    world.agent.restart();
+    assert_eq!(world.lease(&lease)["state"], "LEASE_STATE_ORPHANED");
+    world.publish_at_last(&request).await;
+    assert_ne!(world.leases()[0]["id"], json!(lease));
+    assert_eq!(git_out(&pod.src(), &["status", "--porcelain"]), "");
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
