@@ -3,6 +3,7 @@
 //! An [`Agent`] is the whole agent: `stoker agent` runs one until a signal, `stoker run` one inside its own process.
 //! Everything that is spawned belongs to a room or to this file, and is awaited at the end.
 
+mod absent;
 mod face;
 mod facts;
 mod listen;
@@ -39,6 +40,7 @@ use crate::rpc::{Identity, Rooms};
 use crate::sizing::{FactsCache, Nickel};
 use crate::workspace::retention::Retention;
 use crate::workspace::{self, Workspaces};
+pub use absent::WaitingPods;
 use facts::facts_source;
 use views::Views;
 
@@ -264,15 +266,15 @@ async fn build(
     let face = watch::Sender::<Face>::default();
     let cluster =
         kubernetes::start(&configured.subscribe(), incarnation.to_string(), face.subscribe(), closing.child_token());
+    let here = absent::without(views.waiting.subscribe(), cluster.subscribe(), tasks, closing.child_token());
     let pressure =
         Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), cluster.subscribe(), closing));
-    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), cluster.subscribe(), closing);
+    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), here.clone(), closing);
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved(), closing).await?;
     let facts_cache =
         FactsCache::new(repositories.reader(), Nickel::new(configured.subscribe()), closing.child_token());
     let measured = Measured::new(lease_meter.subscribe(), views.on_disk.subscribe());
-    let facts =
-        facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone(), cluster.subscribe());
+    let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone(), here);
     let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe(), views.caches.subscribe());
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
     let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts, measured))
@@ -299,6 +301,7 @@ async fn build(
         kubernetes: cluster.clone(),
     };
     tasks.spawn(face::follow(told, face, closing.child_token()));
+    let waiting_pods = views.waiting.clone();
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let identity = Identity {
         name: config.node.name.clone(),
@@ -318,6 +321,7 @@ async fn build(
         pools,
         pressure,
         kubernetes: cluster,
+        waiting_pods,
         lease_meter: Arc::new(lease_meter),
         configured: configured.subscribe(),
         config_fault: Arc::default(),

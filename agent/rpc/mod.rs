@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use stoker_core::reason::Reason;
 use stoker_proto::v1;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::RoutesBuilder;
@@ -43,6 +44,7 @@ use crate::pressure::Pressure;
 use crate::pressure::lease_use::LeaseMeter;
 use crate::repository::Repositories;
 use crate::repository::serve::Serve;
+use crate::supervise::WaitingPods;
 use crate::workspace::Workspaces;
 use crate::workspace::retention::Retention;
 
@@ -74,6 +76,8 @@ pub struct Rooms {
     pub pressure: Arc<Pressure>,
     /// What the cluster says.
     pub kubernetes: Kubernetes,
+    /// Pods that wait for their volume, as the driver tells it.
+    pub waiting_pods: watch::Sender<WaitingPods>,
     /// What each lease uses.
     pub lease_meter: Arc<LeaseMeter>,
     /// The configuration of now.

@@ -10,6 +10,7 @@ use stoker_core::quantity::Amounts;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::WaitingPods;
 use crate::admission::{Admission, Caches, OnDisk};
 use crate::pressure::lease_use::HeldLeases;
 use crate::repository::NeededCommits;
@@ -33,6 +34,8 @@ pub(super) struct Views {
     pub(super) on_disk: watch::Sender<OnDisk>,
     /// Caches of tenants, which make a build warmer.
     pub(super) caches: watch::Sender<Caches>,
+    /// Pods that wait for their volume: the driver tells of them.
+    pub(super) waiting: watch::Sender<WaitingPods>,
     /// Commits whose objects a store keeps; not known before the workspaces are.
     pub(super) needed: watch::Sender<Option<NeededCommits>>,
 }

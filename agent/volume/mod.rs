@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use stoker_core::admission::Lease;
+use stoker_core::cluster::Pod;
 use stoker_core::identity::RequestId;
 use stoker_proto::csi::identity_server::IdentityServer;
 use stoker_proto::csi::node_server::NodeServer;
@@ -50,6 +51,8 @@ const REQUESTS: &str = "csi-";
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long a call may take: longer than any part of it waits, and less than the kubelet does (two minutes).
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// The most volumes that are remembered to be on their way; a node has fewer pods.
+const COMING_MAX: usize = 4096;
 /// Calls at a time; more wait.
 const CALLS_MAX: usize = 256;
 
@@ -66,8 +69,8 @@ struct Inner {
     /// The volumes that are being published or unpublished.
     served: Mutex<BTreeSet<String>>,
     places: Mutex<Places>,
-    /// When volumes were asked for first that are not there yet.
-    first: Mutex<BTreeMap<String, Instant>>,
+    /// The volumes that are not there yet.
+    coming: Mutex<BTreeMap<String, Coming>>,
 }
 
 impl Volumes {
@@ -75,7 +78,7 @@ impl Volumes {
     pub(crate) fn new(rooms: Rooms, volume: &Volume) -> Self {
         let kubelet = volume.kubelet.clone();
         let inner =
-            Inner { rooms, kubelet, served: Mutex::default(), places: Mutex::default(), first: Mutex::default() };
+            Inner { rooms, kubelet, served: Mutex::default(), places: Mutex::default(), coming: Mutex::default() };
         let volumes = Self { inner: Arc::new(inner) };
         volumes.keep_all_places();
         volumes
@@ -105,6 +108,40 @@ impl Volumes {
         }
     }
 
+    /// How long ago a volume was asked for first, where it was before; a restart forgets it. From now on its pod waits.
+    fn asked_since(&self, volume: &str, pod: &str) -> Option<Duration> {
+        let mut coming = lock(&self.inner.coming);
+        if let Some(known) = coming.get(volume) {
+            return Some(known.since.elapsed());
+        }
+        // Of pods that went before their volumes came, and were never unpublished.
+        let cluster = self.inner.rooms.kubernetes.view();
+        if let Some(pods) = cluster.pods.as_ref().filter(|_| cluster.is_current()) {
+            coming.retain(|_, known| pods.get(&known.pod).is_some_and(Pod::live));
+        }
+        if coming.len() >= COMING_MAX
+            && let Some(oldest) = coming.iter().min_by_key(|(_, known)| known.since).map(|(volume, _)| volume.clone())
+        {
+            coming.remove(&oldest);
+        }
+        coming.insert(volume.to_owned(), Coming { since: Instant::now(), pod: pod.to_owned() });
+        self.tell(&coming);
+        None
+    }
+
+    /// A volume is there, or is asked for no more.
+    fn came(&self, volume: &str) {
+        let mut coming = lock(&self.inner.coming);
+        if coming.remove(volume).is_some() {
+            self.tell(&coming);
+        }
+    }
+
+    fn tell(&self, coming: &BTreeMap<String, Coming>) {
+        let pods = coming.values().map(|known| known.pod.clone()).collect();
+        self.inner.rooms.waiting_pods.send_replace(Arc::new(pods));
+    }
+
     /// The live lease that was admitted for a volume.
     fn lease_of(&self, volume: &str) -> Option<Arc<Lease>> {
         let prefix = prefix(volume);
@@ -120,6 +157,14 @@ impl Volumes {
         let waits = |request: &&RequestId| request.as_str().starts_with(&prefix);
         self.inner.rooms.admission.read(|ledger| ledger.tickets().map(|held| &held.request.id).find(waits).cloned())
     }
+}
+
+/// A volume that was asked for and is not there yet.
+struct Coming {
+    /// When it was asked for first.
+    since: Instant,
+    /// The uid of the pod that waits for it.
+    pod: String,
 }
 
 /// What ids of requests for a volume begin with. Its lease may end before it does (as by a reboot): then a request with

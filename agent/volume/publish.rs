@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stoker_core::cluster::Pod as Known;
 use stoker_core::identity::RequestId;
@@ -14,7 +14,7 @@ use tonic_types::StatusExt as _;
 
 use super::attributes::{self, Asked, Of, Pod};
 use super::target::{Found, Target};
-use super::{Volumes, lock, prefix};
+use super::{Volumes, prefix};
 use crate::access::{Caller, Peer};
 use crate::admission::new_id;
 use crate::rpc::behalf::Behalf;
@@ -26,9 +26,6 @@ const PREPARE_WITHIN: Duration = Duration::from_secs(8);
 const SEEN_WITHIN: Duration = Duration::from_secs(3);
 /// How long a grant is kept for the kubelet's next attempt, in seconds: it comes again after two minutes at the latest.
 pub(super) const KEPT_SECONDS: i64 = 300;
-
-/// The most volumes of which it is remembered when they were asked for first.
-const FIRST_MAX: usize = 4096;
 
 impl Volumes {
     /// Returns when the volume is there, or with the reason why it is not: then nothing is mounted. What may come to be
@@ -53,8 +50,9 @@ impl Volumes {
             return Ok(()); // its build has ended here: what the pod has stays as it is
         }
         self.is_known(&asked.pod).await?;
+        let since = self.asked_since(&volume_id, &asked.pod.uid);
         let lease = match &asked_for {
-            Of::Build(build) => self.admitted(&behalf, &volume_id, &asked.pod, build).await?,
+            Of::Build(build) => self.admitted(&behalf, &volume_id, &asked.pod, build, since).await?,
             Of::Lease(id) => id.clone(),
         };
         let whole = self.give(&behalf, &lease, &asked, target, readonly).await;
@@ -65,7 +63,7 @@ impl Volumes {
             self.give_back(&volume_id, None).await?;
         }
         if whole.is_ok() {
-            lock(&self.inner.first).remove(&volume_id);
+            self.came(&volume_id);
         }
         whole
     }
@@ -151,7 +149,14 @@ impl Volumes {
     }
 
     /// The lease of a volume: the one that it has, the one that it gets now, or why it gets none yet.
-    async fn admitted(&self, behalf: &Behalf, volume: &str, pod: &Pod, build: &v1::Build) -> Result<String, Status> {
+    async fn admitted(
+        &self,
+        behalf: &Behalf,
+        volume: &str,
+        pod: &Pod,
+        build: &v1::Build,
+        since: Option<Duration>,
+    ) -> Result<String, Status> {
         let known = self.lease_of(volume).map(|lease| lease.request_id.clone()).or_else(|| self.request_of(volume));
         let (request, stands) = match known {
             Some(request) => (request.clone(), behalf.again(request).await?),
@@ -159,7 +164,7 @@ impl Volumes {
         };
         let decision = match stands {
             Some(decision) => decision,
-            None => self.asked_anew(behalf, volume, pod, build, &request).await?,
+            None => self.asked_anew(behalf, pod, build, &request, since).await?,
         };
         match decision {
             Decision::Granted(lease) => Ok(lease.id),
@@ -179,15 +184,15 @@ impl Volumes {
     async fn asked_anew(
         &self,
         behalf: &Behalf,
-        volume: &str,
         pod: &Pod,
         build: &v1::Build,
         request: &RequestId,
+        since: Option<Duration>,
     ) -> Result<Decision, Status> {
         let mut build = build.clone();
         // What upstream said since the first attempt is as new as what it would say to a pod that came only once: else a
         // slow upstream would be asked anew by each attempt, and none would see the answer.
-        if let (Some(source), Some(since)) = (&mut build.source, self.asked_since(volume)) {
+        if let (Some(source), Some(since)) = (&mut build.source, since) {
             source.max_age = prost_types::Duration::try_from(since).ok();
         }
         let owner = v1::Owner { namespace: pod.namespace.clone(), service_account: pod.service_account.clone() };
@@ -200,21 +205,6 @@ impl Volumes {
             ..v1::AdmitRequest::default()
         };
         behalf.admit(order, RESOLVE_WITHIN).await.map_err(of_attribute)
-    }
-
-    /// How long ago a volume was asked for first, where it was before; a restart forgets it.
-    fn asked_since(&self, volume: &str) -> Option<Duration> {
-        let mut first = lock(&self.inner.first);
-        if let Some(at) = first.get(volume) {
-            return Some(at.elapsed());
-        }
-        if first.len() >= FIRST_MAX
-            && let Some(oldest) = first.iter().min_by_key(|(_, at)| **at).map(|(volume, _)| volume.clone())
-        {
-            first.remove(&oldest);
-        }
-        first.insert(volume.to_owned(), Instant::now());
-        None
     }
 }
 

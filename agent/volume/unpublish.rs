@@ -7,9 +7,9 @@ use stoker_core::admission::{Lease, LeaseState, Refused};
 use stoker_core::sizing::Outcome;
 use tonic::Status;
 
+use super::Volumes;
 use super::publish::blocking;
 use super::target::Target;
-use super::{Volumes, lock};
 use crate::admission::WriterError;
 
 /// How long the API server's word of how a pod ended is waited for: the kubelet unmounts and tells at about the same time.
@@ -20,8 +20,8 @@ impl Volumes {
     pub(super) async fn unpublish(&self, volume: &str, target_path: &str) -> Result<(), Status> {
         let target = Target::read(&self.inner.kubelet, target_path, None)?;
         let _turn = self.turn(volume)?;
-        lock(&self.inner.first).remove(volume);
         blocking(move || target.unmount()).await?;
+        self.came(volume);
         self.give_back(volume, Some(TOLD_WITHIN)).await
     }
 

@@ -143,6 +143,30 @@ async fn a_pod_waits_for_room_and_gets_it_while_the_kubelet_is_away() {
     world.nothing_is_left();
 }
 
+/// The scheduler of the cluster gave the pod what it asks for: that is the room of its lease, and none beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_does_not_wait_for_what_it_asks_for_itself() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let pod = world.pod("uid-a");
+    let asks = json!({"requests": {"cpu": "20", "memory": "40Gi"}, "limits": {"cpu": "20", "memory": "40Gi"}});
+    world.api.change("pods", "builds", "pod-uid-a", |pod| pod["spec"]["containers"][0]["resources"] = asks);
+    let size = [("cpu", "20"), ("memory", "40GiB"), ("disk", "1MiB")];
+    let request = world.wanted(&pod, &[&world.main()[..2], size.as_slice()].concat());
+    world.publish_at_last(&request).await;
+    // And it counts as its lease from now on.
+    let other = world.pod("uid-b");
+    let request = world.wanted(&other, &[&world.main()[..2], size.as_slice()].concat());
+    let refused = world.publish(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("_HELD: ") || refused.message().contains("NODE_REQUESTS: "), "{refused:?}");
+    for pod in [&pod, &other] {
+        world.unpublish(pod).await.unwrap();
+    }
+    world.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_goes_with_its_pod() {
     needs_root!();
