@@ -1,6 +1,7 @@
 //! Sources as volumes: what a kubelet asks of the driver over its socket, with a cluster that makes pods and their tokens,
 //! and real mounts.
 
+mod crowd;
 mod hostile;
 mod known;
 mod publish;
