@@ -2,7 +2,7 @@
 //! go through the same services as calls from outside, and so through the same checks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use stoker_core::identity::RequestId;
@@ -10,14 +10,16 @@ use stoker_proto::v1::admission_service_server::AdmissionService as _;
 use stoker_proto::v1::prepare_workspace_response::Event;
 use stoker_proto::v1::workspace_service_server::WorkspaceService as _;
 use stoker_proto::v1::{self, admit_response::Decision};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::Rooms;
 use super::admission::Admission;
 use super::asker::{Asker, Subject};
 use super::convert::decision;
+use super::guard;
 use super::workspace::Workspace;
 use crate::access::{Caller, Role};
+use crate::metrics::Face;
 
 /// One in whose name is asked.
 #[derive(Clone)]
@@ -28,20 +30,31 @@ pub(crate) struct Behalf {
 
 impl Rooms {
     /// Asks in the name of a caller.
-    ///
-    /// # Errors
-    /// When it has no role in which it could ask for builds; `what` is what it wants.
-    pub(crate) fn in_the_name_of(&self, caller: Arc<Caller>, what: &str) -> Result<Behalf, Status> {
-        if let Err(denied) = caller.at_least(Role::Scheduler, what) {
-            self.metrics.refused(crate::metrics::Face::Grpc, &denied);
-            return Err(denied.into());
-        }
+    pub(crate) fn in_the_name_of(&self, caller: Arc<Caller>) -> Behalf {
         let asker = Asker { caller, subject: Subject::default(), metrics: self.metrics.clone() };
-        Ok(Behalf { rooms: self.clone(), asker })
+        Behalf { rooms: self.clone(), asker }
     }
 }
 
 impl Behalf {
+    /// Refuses one that has no role in which it could ask for builds; `what` is what it wants.
+    pub(crate) fn may_ask(&self, what: &str) -> Result<(), Status> {
+        self.asker.caller.at_least(Role::Scheduler, what).map_err(|denied| {
+            self.rooms.metrics.refused(Face::Grpc, &denied);
+            denied.into()
+        })
+    }
+
+    /// The line of the audit log about what was asked, as each call has one.
+    pub(crate) fn audit(&self, method: &str, on: &str, began: Instant, ended: &Result<(), Status>) {
+        let identity = &self.asker.caller.identity;
+        let (pod, pod_uid) = identity.pod.as_ref().map_or(("", ""), |(name, uid)| (name.as_str(), uid.as_str()));
+        let outcome = guard::outcome(ended.as_ref().map_or_else(Status::code, |()| Code::Ok));
+        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (who, way, on) = (&identity.name, identity.way.word(), crate::access::cut(on.to_owned()));
+        tracing::info!(target: "audit", who, way, pod, pod_uid, method, on, outcome, millis, "audit");
+    }
+
     /// As `AdmissionService.Admit`.
     pub(crate) async fn admit(&self, order: v1::AdmitRequest, patience: Duration) -> Result<Decision, Status> {
         let answer = Admission(self.rooms.clone()).admit(self.request(order, patience)).await?;

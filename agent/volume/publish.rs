@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stoker_core::cluster::Pod as Known;
 use stoker_core::identity::RequestId;
@@ -19,6 +19,8 @@ use crate::access::{Caller, Peer};
 use crate::admission::new_id;
 use crate::rpc::behalf::Behalf;
 
+/// What the audit log calls it.
+const METHOD: &str = "NodePublishVolume";
 /// How long a source is resolved, and then a workspace made, while the kubelet waits. What takes longer goes on.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 const PREPARE_WITHIN: Duration = Duration::from_secs(8);
@@ -28,8 +30,7 @@ const SEEN_WITHIN: Duration = Duration::from_secs(3);
 pub(super) const KEPT_SECONDS: i64 = 300;
 
 impl Volumes {
-    /// Returns when the volume is there, or with the reason why it is not: then nothing is mounted. What may come to be
-    /// by itself is left on its way for the next attempt, everything else is taken back.
+    /// Returns when the volume is there, or with the reason why it is not: then nothing is mounted.
     pub(super) async fn publish(&self, request: csi::NodePublishVolumeRequest) -> Result<(), Status> {
         let csi::NodePublishVolumeRequest { volume_id, target_path, volume_context, secrets, readonly, .. } = request;
         let asked = Asked::read(&volume_context)?;
@@ -37,33 +38,50 @@ impl Volumes {
         let token = attributes::token(&volume_context, &secrets, &audience)?;
         let target = Target::read(&self.inner.kubelet, &target_path, Some(&asked.pod.uid))?;
         let _turn = self.turn(&volume_id)?;
-        let caller = self.proven(&asked.pod, &token).await?;
-        let asked_for = asked_for(&caller, &asked)?;
-        let behalf = self.inner.rooms.in_the_name_of(caller, "NodePublishVolume")?;
+        let (caller, began) = (self.proven(&asked.pod, &token).await?, Instant::now());
+        let behalf = self.inner.rooms.in_the_name_of(Arc::clone(&caller));
+        let published = self.publish_for(&caller, &behalf, &volume_id, &asked, target, readonly).await;
+        behalf.audit(METHOD, &format!("volume {volume_id}"), began, &published);
+        published
+    }
+
+    /// The same for one who proved who it is. What may come to be by itself is left on its way for the next attempt,
+    /// everything else is taken back.
+    async fn publish_for(
+        &self,
+        caller: &Caller,
+        behalf: &Behalf,
+        volume: &str,
+        asked: &Asked,
+        target: Target,
+        read_only: bool,
+    ) -> Result<(), Status> {
+        behalf.may_ask(METHOD)?;
+        let asked_for = asked_for(caller, asked)?;
         let looked = target.clone();
         let found = blocking(move || looked.look()).await?;
         let is_its_end = || match &asked_for {
-            Of::Build(_) => self.lease_of(&volume_id).is_none(),
+            Of::Build(_) => self.lease_of(volume).is_none(),
             Of::Lease(id) => !self.is_live(id),
         };
         if found != Found::Free && is_its_end() {
             return Ok(()); // its build has ended here: what the pod has stays as it is
         }
         self.is_known(&asked.pod).await?;
-        let since = self.asked_since(&volume_id, &asked.pod.uid);
+        let since = self.asked_since(volume, &asked.pod.uid);
         let lease = match &asked_for {
-            Of::Build(build) => self.admitted(&behalf, &volume_id, &asked.pod, build, since).await?,
+            Of::Build(build) => self.admitted(behalf, volume, &asked.pod, build, since).await?,
             Of::Lease(id) => id.clone(),
         };
-        let whole = self.give(&behalf, &lease, &asked, target, readonly).await;
+        let whole = self.give(behalf, &lease, asked, target, read_only).await;
         // What a pod has already keeps its lease, whatever befell this attempt.
         if let (Err(status), Of::Build(_), Found::Free) = (&whole, &asked_for, found)
             && !comes_by_itself(status)
         {
-            self.give_back(&volume_id, None).await?;
+            self.give_back(volume, None).await?;
         }
         if whole.is_ok() {
-            self.came(&volume_id);
+            self.came(volume);
         }
         whole
     }
@@ -105,7 +123,7 @@ impl Volumes {
         // Counted by itself: who shows what is no token keeps no other pod from showing one.
         let from = Peer::Local(None, format!("the kubelet, for pod {}", pod.uid));
         let caller = rooms.access.caller(&from, Some(token)).await.map_err(|denied| {
-            rooms.access.tell_refused(&from, "NodePublishVolume", &pod.uid, &denied);
+            rooms.access.tell_refused(&from, METHOD, &pod.uid, &denied);
             Status::from(denied)
         })?;
         let account = caller.identity.service_account.as_ref();

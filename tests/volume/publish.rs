@@ -35,6 +35,13 @@ async fn a_pod_finds_the_sources_of_a_ref_and_gives_its_lease_back() {
     assert_eq!(lease["pod"], json!({"namespace": "builds", "name": "pod-uid-a", "uid": "uid-a"}));
     assert_eq!(lease["source"]["commit"], world.repo.commit("main"));
 
+    let audit = world.agent.log();
+    let line = audit.lines().find(|line| line.contains("NodePublishVolume") && line.contains("audit")).unwrap();
+    for told in ["system:serviceaccount:builds:default", "pod_uid=\"uid-a\"", "volume csi-uid-a"] {
+        assert!(line.contains(told), "{told}: {line}");
+    }
+    assert!(!audit.contains(&pod.token), "a token is in the log");
+
     // Again is the same as once, also what the build has changed since.
     std::fs::write(pod.src().join("README.md"), "changed by the build").unwrap();
     let before = mounts_below(&world.kubelet());
