@@ -96,6 +96,22 @@ async fn a_lease_that_was_made_before_outlives_its_volume() {
     world.nothing_is_left();
 }
 
+/// Where no overlay can be, the files are the workspace's own, and so are the objects.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkout_is_whole_without_what_the_pod_does_not_have() {
+    needs_root!();
+    let world = World::new("workspaces: {method: checkout}\n");
+    world.fill();
+    let pod = world.pod("uid-a");
+    world.publish_at_last(&world.wanted(&pod, &world.main())).await;
+    assert_eq!(mounts_below(&world.kubelet()), [pod.target.as_path()], "one mount and no other");
+    assert!(!pod.src().join(".git/objects/info/alternates").exists());
+    assert_eq!(git_out(&pod.src(), &["status", "--porcelain"]), "");
+    git_out(&pod.src(), &["fsck", "--connectivity-only"]);
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn user_sub_path_and_read_only_are_as_asked_for() {
     needs_root!();
