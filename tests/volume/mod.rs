@@ -47,11 +47,11 @@ struct World {
 const CONFIGURATION: &str = "\
 node: {name: ghost, hostRoot: $ROOT/host, reserve: {cpu: 0, memory: 0}, rootFloor: {bytes: 0, inodes: 0}}
 pressure: {memoryFloor: 1MiB, memoryNarrow: 2MiB, hold: 100ms, diskForecast: 0s}
-pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 1}}]
+pools: [{name: data, path: $ROOT/shared/pool, mount: optional, floor: {bytes: 1MiB, inodes: 1}}]
 repositories: {refresh: 24h, protocols: [http], add: on-demand, allow: [127.0.0.1]}
 kubernetes: {watch: on, heartbeat: 1s, namespace: stoker, unlimited: size}
 access: {rules: [{role: scheduler, namespaces: [builds, red]}]}
-volume: {socket: $ROOT/plugin/csi.sock, kubelet: $ROOT/kubelet}
+volume: {socket: $ROOT/plugin/csi.sock, kubelet: $ROOT/shared/kubelet}
 ";
 
 impl World {
@@ -68,8 +68,9 @@ impl World {
         let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/proc/node-32cpu-62g");
         let copied = std::process::Command::new("cp").arg("-r").arg(tree).arg(agent.root().join("host")).status();
         assert!(copied.unwrap().success());
+        share(&agent.root().join("shared"));
         for folder in ["kubelet/pods", "kubelet/plugins_registry"] {
-            std::fs::create_dir_all(agent.root().join(folder)).unwrap();
+            std::fs::create_dir_all(agent.root().join("shared").join(folder)).unwrap();
         }
         let kubeconfig = agent.root().join("kubeconfig");
         std::fs::write(&kubeconfig, &front.kubeconfig).unwrap();
@@ -82,7 +83,11 @@ impl World {
     }
 
     fn kubelet(&self) -> PathBuf {
-        self.agent.root().join("kubelet")
+        self.agent.root().join("shared/kubelet")
+    }
+
+    fn pool(&self) -> PathBuf {
+        self.agent.root().join("shared/pool")
     }
 
     async fn channel(socket: &Path) -> Channel {
@@ -206,6 +211,18 @@ impl World {
     fn nothing_is_left(&self) {
         assert_eq!(mounts_below(&self.kubelet()), Vec::<PathBuf>::new());
         assert_eq!((self.leases(), self.tickets()), (Vec::new(), Vec::new()));
+    }
+}
+
+/// Makes a folder whose mounts are shared, as those of a node are: what is mounted or unmounted at one place of it happens at
+/// all that come from there.
+fn share(folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        let folder = folder.to_str().unwrap();
+        for args in [["--bind", folder, folder].as_slice(), ["--make-shared", folder].as_slice()] {
+            assert!(std::process::Command::new("mount").args(args).status().unwrap().success());
+        }
     }
 }
 

@@ -59,8 +59,8 @@ async fn a_pod_finds_the_sources_of_a_ref_and_gives_its_lease_back() {
     let ended = world.lease(lease["id"].as_str().unwrap());
     assert_eq!((&ended["outcome"], &ended["exitCode"]), (&json!("OUTCOME_FAILED"), &json!(3)), "as its pod ended");
     world.unpublish(&pod).await.unwrap();
-    wait::until(LIMIT, "its workspace goes", || mounts_below(&world.agent.root().join("pool")).is_empty());
-    assert_no_workspace(&world.agent.root().join("pool"));
+    wait::until(LIMIT, "its workspace goes", || mounts_below(&world.pool()).is_empty());
+    assert_no_workspace(&world.pool());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,17 +80,16 @@ async fn a_lease_that_was_made_before_outlives_its_volume() {
     assert_eq!(none.code(), Code::NotFound);
     assert_eq!(world.lease(id)["state"], "LEASE_STATE_RESERVED");
 
-    let request = world.wanted(&pod, &[("lease", id), ("subPath", "src")]);
-    world.publish_at_last(&request).await;
-    assert_eq!(git_out(&pod.target, &["rev-parse", "HEAD"]), world.repo.commit("main"));
-    assert_eq!(git_out(&pod.target, &["status", "--porcelain"]), "");
+    world.publish_at_last(&world.wanted(&pod, &[("lease", id)])).await;
+    assert_eq!(git_out(&pod.src(), &["rev-parse", "HEAD"]), world.repo.commit("main"));
     assert_eq!(world.lease(id)["pod"]["uid"], "uid-a");
     world.unpublish(&pod).await.unwrap();
     assert_eq!(mounts_below(&world.kubelet()), Vec::<PathBuf>::new());
     assert_eq!(world.lease(id)["state"], "LEASE_STATE_BOUND", "whoever made it ends it, or its pod does");
-    // What another mount of it was does not touch the workspace.
-    world.publish_at_last(&request).await;
-    assert!(pod.target.join("README.md").is_file());
+    let src = world.pool().join(format!("stoker/workspaces/{id}/src"));
+    assert!(src.join("README.md").is_file(), "what is unmounted in the pod stays in the pool");
+    world.publish_at_last(&world.wanted(&pod, &[("lease", id), ("subPath", "src")])).await;
+    assert_eq!(git_out(&pod.target, &["status", "--porcelain"]), "");
     world.unpublish(&pod).await.unwrap();
     world.agent.stoker().run(["lease", "release", id, "--outcome", "succeeded"]).expect_code(0);
     world.nothing_is_left();
