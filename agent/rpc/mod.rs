@@ -9,7 +9,6 @@ mod asker;
 pub(crate) mod behalf;
 mod binding;
 mod convert;
-mod error;
 pub(crate) mod error;
 mod examination;
 mod explain;
