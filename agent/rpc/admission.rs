@@ -46,6 +46,7 @@ impl AdmissionService for Admission {
         let patience = patience(&request);
         let asker = Asker::of(&request)?;
         let mut request = request.into_inner();
+        asker.may_name("request_id", &request.request_id)?;
         self.claim(&asker, "", &mut request)?;
         let order = order("", request)?;
         let answer = asker.admit(&self.0, order, patience).await?;
@@ -58,6 +59,7 @@ impl AdmissionService for Admission {
         let patience = patience(&request);
         let asker = Asker::of(&request)?;
         let mut admit = request.into_inner().admit.ok_or_else(|| bad("admit", "is missing"))?;
+        asker.may_name("admit.request_id", &admit.request_id)?;
         self.claim(&asker, "admit.", &mut admit)?;
         let order = Order { take_ticket: true, awaited: true, ..order("admit", admit)? };
         let (answers, stream) = mpsc::channel(4);

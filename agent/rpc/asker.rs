@@ -16,6 +16,7 @@ use super::error::refusal;
 use crate::access::{Caller, Denied, Role};
 use crate::admission::{AdmissionError, Order, WriterError};
 use crate::metrics::{Face, Metrics};
+use crate::volume::REQUESTS;
 
 /// What a call is about, for the audit log.
 pub(super) type Subject = Arc<Mutex<String>>;
@@ -26,6 +27,8 @@ pub(super) struct Asker {
     pub(super) caller: Arc<Caller>,
     pub(super) subject: Subject,
     pub(super) metrics: Metrics,
+    /// It is the agent itself that asks, in the caller's name.
+    pub(super) inside: bool,
 }
 
 impl Asker {
@@ -38,6 +41,17 @@ impl Asker {
     fn deny(&self, denied: Denied) -> Status {
         self.metrics.refused(Face::Grpc, &denied);
         denied.into()
+    }
+
+    /// Refuses a request by a name that the agent gives: who took one would have its lease taken for a volume's.
+    pub(super) fn may_name(&self, field: &str, request: &str) -> Result<(), Status> {
+        match !self.inside && request.starts_with(REQUESTS) {
+            true => Err(super::error::bad(
+                field,
+                format!("begins with {REQUESTS:?}, as requests for volumes do: choose another"),
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Says what the call is about.

@@ -31,7 +31,7 @@ pub(crate) struct Behalf {
 impl Rooms {
     /// Asks in the name of a caller.
     pub(crate) fn in_the_name_of(&self, caller: Arc<Caller>) -> Behalf {
-        let asker = Asker { caller, subject: Subject::default(), metrics: self.metrics.clone() };
+        let asker = Asker { caller, subject: Subject::default(), metrics: self.metrics.clone(), inside: true };
         Behalf { rooms: self.clone(), asker }
     }
 }

@@ -75,7 +75,7 @@ pub(super) async fn guard(
     });
     let response = match may {
         Ok(()) => {
-            let asker = Asker { caller: Arc::clone(&caller), subject, metrics: metrics.clone() };
+            let asker = Asker { caller: Arc::clone(&caller), subject, metrics: metrics.clone(), inside: false };
             request.extensions_mut().insert(asker);
             let response = next.run(request).await;
             if caller.can_be_revoked() {

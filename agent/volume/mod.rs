@@ -46,7 +46,7 @@ use waiting::Places;
 /// The driver's name: pods write it, and the kubelet finds the driver by it.
 const DRIVER: &str = "stoker.build";
 /// What the ids of requests for volumes begin with.
-const REQUESTS: &str = "csi-";
+pub(crate) const REQUESTS: &str = "csi-";
 /// The largest message that is read.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long a call may take: longer than any part of it waits, and less than the kubelet does (two minutes).
@@ -124,9 +124,15 @@ impl Volumes {
         {
             coming.remove(&oldest);
         }
-        coming.insert(volume.to_owned(), Coming { since: Instant::now(), pod: pod.to_owned() });
+        coming.insert(volume.to_owned(), Coming { since: Instant::now(), pod: pod.to_owned(), waits: true });
         self.tell(&coming);
         None
+    }
+
+    /// A call to its end, also where the kubelet hangs up: what works on a disk then would go on, and no longer have its turn.
+    async fn whole(&self, call: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
+        let ended = self.inner.rooms.tasks.spawn(call).await;
+        ended.unwrap_or_else(|error| Err(Status::internal(format!("the call did not come to its end: {error}"))))
     }
 
     /// A volume is there, or is asked for no more.
@@ -137,8 +143,16 @@ impl Volumes {
         }
     }
 
+    /// Its pod has its lease, and counts by that from now on.
+    fn bound(&self, volume: &str) {
+        let mut coming = lock(&self.inner.coming);
+        if coming.get_mut(volume).is_some_and(|known| std::mem::take(&mut known.waits)) {
+            self.tell(&coming);
+        }
+    }
+
     fn tell(&self, coming: &BTreeMap<String, Coming>) {
-        let pods = coming.values().map(|known| known.pod.clone()).collect();
+        let pods = coming.values().filter(|known| known.waits).map(|known| known.pod.clone()).collect();
         self.inner.rooms.waiting_pods.send_replace(Arc::new(pods));
     }
 
@@ -165,6 +179,8 @@ struct Coming {
     since: Instant,
     /// The uid of the pod that waits for it.
     pod: String,
+    /// It has no lease yet.
+    waits: bool,
 }
 
 /// What ids of requests for a volume begin with. Its lease may end before it does (as by a reboot): then a request with

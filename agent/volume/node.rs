@@ -26,9 +26,13 @@ impl Service for Node {
         named(&request.volume_id, &request.target_path)?;
         capable(request.volume_capability.as_ref())?;
         let (began, volume) = (Instant::now(), request.volume_id.clone());
-        let published = self.0.publish(request).await;
-        told("NodePublishVolume", &volume, began, &published);
-        published.map(|()| Response::new(csi::NodePublishVolumeResponse {}))
+        let volumes = self.0.clone();
+        let call = async move {
+            let published = volumes.publish(request).await;
+            told("NodePublishVolume", &volume, began, &published);
+            published
+        };
+        self.0.whole(call).await.map(|()| Response::new(csi::NodePublishVolumeResponse {}))
     }
 
     async fn node_unpublish_volume(
@@ -38,9 +42,13 @@ impl Service for Node {
         let csi::NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
         named(&volume_id, &target_path)?;
         let began = Instant::now();
-        let unpublished = self.0.unpublish(&volume_id, &target_path).await;
-        told("NodeUnpublishVolume", &volume_id, began, &unpublished);
-        unpublished.map(|()| Response::new(csi::NodeUnpublishVolumeResponse {}))
+        let volumes = self.0.clone();
+        let call = async move {
+            let unpublished = volumes.unpublish(&volume_id, &target_path).await;
+            told("NodeUnpublishVolume", &volume_id, began, &unpublished);
+            unpublished
+        };
+        self.0.whole(call).await.map(|()| Response::new(csi::NodeUnpublishVolumeResponse {}))
     }
 
     /// None: nothing is staged, nothing grows, and `fsGroup` is not applied.

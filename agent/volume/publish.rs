@@ -68,12 +68,13 @@ impl Volumes {
             return Ok(()); // its build has ended here: what the pod has stays as it is
         }
         self.is_known(&asked.pod).await?;
-        let since = self.asked_since(volume, &asked.pod.uid);
+        // A pod that has it waits for nothing.
+        let since = if found == Found::Free { self.asked_since(volume, &asked.pod.uid) } else { None };
         let lease = match &asked_for {
             Of::Build(build) => self.admitted(behalf, volume, &asked.pod, build, since).await?,
             Of::Lease(id) => id.clone(),
         };
-        let whole = self.give(behalf, &lease, asked, target, read_only).await;
+        let whole = self.give(behalf, volume, &lease, asked, target, read_only).await;
         // What a pod has already keeps its lease, whatever befell this attempt.
         if let (Err(status), Of::Build(_), Found::Free) = (&whole, &asked_for, found)
             && !comes_by_itself(status)
@@ -90,6 +91,7 @@ impl Volumes {
     async fn give(
         &self,
         behalf: &Behalf,
+        volume: &str,
         lease: &str,
         asked: &Asked,
         target: Target,
@@ -97,6 +99,7 @@ impl Volumes {
     ) -> Result<(), Status> {
         let Pod { namespace, name, uid, .. } = asked.pod.clone();
         behalf.bind(lease.to_owned(), v1::Pod { namespace, name, uid }).await?;
+        self.bound(volume);
         let order = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.to_owned())),
             user: asked.user,

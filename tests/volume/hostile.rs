@@ -31,6 +31,11 @@ async fn hostile_attributes_are_refused_by_name() {
         assert!(refused.message().starts_with(&format!("{name}: ")), "{name}={value}: {}", refused.message());
         world.nothing_is_left();
     }
+    // Whose request is called as one for a volume would have its lease taken for that.
+    let order = stoker_proto::v1::AdmitRequest { request_id: "csi-0123-x".into(), ..Default::default() };
+    let refused = world.agent.admission().await.admit(order).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("request_id"), "{}", refused.message());
     let gone = world.wanted(&pod, &[world.main()[0], ("ref", "branch:nowhere")]);
     let gone = world.publish(gone).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);

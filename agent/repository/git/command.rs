@@ -235,7 +235,21 @@ impl Command {
                 return Err(error);
             }
         };
-        let status = group.wait().await?;
+        // It has closed its pipes and is about to end, unless it means harm.
+        let ended = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(GitError::Cancelled),
+            ended = timeout(self.time_limit, group.wait()) => {
+                ended.unwrap_or(Err(GitError::TimedOut(self.time_limit)))
+            }
+        };
+        let status = match ended {
+            Ok(status) => status,
+            Err(error) => {
+                group.end().await;
+                return Err(error);
+            }
+        };
         let stderr = lines.into_text();
         if status.success() { Ok(Output { stdout, stderr }) } else { Err(GitError::failed(status, stderr, stdout)) }
     }

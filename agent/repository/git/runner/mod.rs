@@ -136,7 +136,11 @@ impl Process {
         let group = self.group();
         if timeout(KILL_GRACE, self.wait()).await.is_err() {
             self.signal(Signal::SIGKILL);
-            let _ = self.wait().await;
+            match &mut self {
+                Self::Child(child) => drop(child.wait().await),
+                // One that says nothing ends it when the connection closes.
+                Self::Helped(helped) => drop(timeout(KILL_GRACE, helped.wait()).await),
+            }
         } else if let Some(group) = group {
             child::end_group(group);
         }

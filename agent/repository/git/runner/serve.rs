@@ -256,28 +256,26 @@ impl Shared {
         let group = Group::of(child)?;
         let said = self.say(socket, &Answer::Started(group.child.id()));
         let watched = async {
-            said?;
-            let mut ended = false;
             loop {
                 tokio::select! {
-                    status = group.ended(), if !ended => {
-                        ended = true;
-                        self.say(socket, &Answer::Ended(status))?;
-                    }
+                    status = group.ended() => return Some(status),
                     order = wire::next(socket, REQUEST_BYTES_MAX) => match order {
                         Ok(Some((order, _))) => group.signal(Order::parse(&order)),
-                        _ => return Ok(()),
+                        _ => return None,
                     },
                 }
             }
         };
-        let watched = tokio::select! {
-            watched = watched => watched,
-            () = over.cancelled() => Ok(()),
+        let ended = tokio::select! {
+            ended = watched, if said.is_ok() => ended,
+            () = over.cancelled() => None,
+            else => None,
         };
         let gone = tokio::task::spawn_blocking(move || group.end()).await;
         gone.map_err(|error| error.to_string())?;
-        watched
+        said?;
+        // Told when nothing of its group is left: the store is the agent's again from then on.
+        ended.map_or(Ok(()), |status| self.say(socket, &Answer::Ended(status)))
     }
 
     fn spawn(&self, run: Run, descriptors: Vec<OwnedFd>) -> Result<Child, String> {
