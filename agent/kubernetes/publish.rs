@@ -12,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use stoker_core::pressure::{Gate, GateState};
+use stoker_core::reason::Code;
 use tokio::sync::{mpsc, watch};
 
 use super::ANSWER_WITHIN;
@@ -134,11 +135,10 @@ impl Publisher {
             if uid.is_empty() {
                 continue;
             }
-            if gate.is_none() {
-                // What it waited for has come, and the gate follows.
-                tokio::time::sleep(jittered(PAUSE)).await;
-            }
             let face = self.face.borrow_and_update().clone();
+            if gate.is_none() && face.gate.reasons.iter().any(|reason| reason.code == Code::ApiServerAway) {
+                continue; // what it waited for has come, and the gate follows
+            }
             // One that an agent before this one has tainted is tainted.
             let taint = taint.get_or_insert(Hysteresis { tainted, other_since: None });
             if gate.replace(face.gate.state).is_some_and(|before| before != face.gate.state) {

@@ -14,6 +14,7 @@ use crate::support::upstream::Upstream;
 
 mod ends;
 mod rights;
+mod told;
 
 const NODE: &str = "ghost";
 /// In the configuration: for how long the API server may be away, and for how long a lease waits for its next pod.

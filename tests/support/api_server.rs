@@ -62,6 +62,8 @@ struct Shared {
     /// Ends the watches of now.
     cut: Mutex<CancellationToken>,
     watches: AtomicU64,
+    /// Of each list the version that was asked for.
+    lists: Mutex<Vec<String>>,
 }
 
 /// The server; gone when it is dropped.
@@ -81,6 +83,7 @@ impl ApiServer {
             health: watch::Sender::new(Health::Well),
             cut: Mutex::default(),
             watches: AtomicU64::new(0),
+            lists: Mutex::default(),
         });
         let mut server = Self { shared, address: ([127, 0, 0, 1], 0).into(), listening: None, runtime: Some(runtime) };
         server.come_back();
@@ -147,6 +150,11 @@ impl ApiServer {
     /// Takes rights away: methods and resources.
     pub(crate) fn forbid(&self, all: &[(&'static str, &'static str)]) {
         self.shared.store().forbidden = all.to_vec();
+    }
+
+    /// Of each list the version that was asked for.
+    pub(crate) fn lists(&self) -> Vec<String> {
+        self.shared.lists.lock().unwrap().clone()
     }
 
     /// How many watches were begun.
@@ -376,6 +384,7 @@ fn matches(selector: Option<&String>, object: &Value) -> bool {
 }
 
 fn list(shared: &Shared, target: &Target, asked: &BTreeMap<String, String>) -> Response {
+    shared.lists.lock().unwrap().push(asked.get("resourceVersion").cloned().unwrap_or_default());
     let store = shared.store();
     let all: Vec<&Value> = store
         .objects
