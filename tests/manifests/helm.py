@@ -1,6 +1,7 @@
 """The chart: linted, packed, and installed by Helm itself with each values file; held against the kustomizations."""
 
 import asyncio
+import contextlib
 import copy
 import json
 import pathlib
@@ -126,14 +127,14 @@ def elsewhere(chart):
         raise Wrong("`config` is not laid over the environment's configuration:\n" + text)
 
 
-def network(chart, validator):
-    """Where gRPC is opened to the network, the chart opens what the component does."""
-    (configuration,) = documents((DAEMONSET / "overlays/farm/settings/agent.yaml").read_text())
-    (opened,) = documents((DAEMONSET / "network/listen.yaml").read_text())
-    configuration["listen"] |= opened["listen"]
-    values = values_of("farm") | {"grpc": {"enabled": True, "namespaces": ["argo", "ci"]}}
-    named = "/spec/ingress/0/from/0/namespaceSelector/matchExpressions/0/values"
-    patch = [{"op": "replace", "path": named, "value": values["grpc"]["namespaces"]}]
+@contextlib.contextmanager
+def with_components(overlay, components, settings, patches=()):
+    """A kustomization of an overlay with components, and with what those want in the configuration."""
+    (configuration,) = documents((DAEMONSET / "overlays" / overlay.split("/")[0] / "settings/agent.yaml").read_text())
+    for file in settings:
+        (wanted,) = documents((DAEMONSET / file).read_text())
+        for key, part in wanted.items():
+            configuration[key] = configuration.get(key, {}) | part
     with tempfile.TemporaryDirectory() as text:
         folder = pathlib.Path(text).resolve()
         there = pathlib.Path(*[".."] * (len(folder.parts) - 1), *DAEMONSET.parts[1:])
@@ -141,18 +142,43 @@ def network(chart, validator):
         whole = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [str(there / "overlays/farm/full")],
-            "components": [str(there / "network")],
+            "resources": [str(there / "overlays" / overlay)],
+            "components": [str(there / component) for component in components],
             "configMapGenerator": [
                 {"name": "stoker", "namespace": "stoker", "behavior": "replace", "files": ["agent.yaml"]}
             ],
-            "patches": [{"target": {"kind": "NetworkPolicy", "name": "stoker-grpc"}, "patch": yaml.safe_dump(patch)}],
+            "patches": list(patches),
         }
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(whole))
+        yield folder
+
+
+def network(chart, validator):
+    """Where gRPC is opened to the network, the chart opens what the component does."""
+    values = values_of("farm") | {"grpc": {"enabled": True, "namespaces": ["argo", "ci"]}}
+    named = "/spec/ingress/0/from/0/namespaceSelector/matchExpressions/0/values"
+    patch = [{"op": "replace", "path": named, "value": values["grpc"]["namespaces"]}]
+    patches = [{"target": {"kind": "NetworkPolicy", "name": "stoker-grpc"}, "patch": yaml.safe_dump(patch)}]
+    with with_components("farm/full", ["network"], ["network/listen.yaml"], patches) as folder:
         things = hold_against(chart, values, folder)
     for thing in things:
         validator.validate(thing, "the chart with gRPC")
     print(f"chart: {len(things)} objects as in daemonset/network with daemonset/overlays/farm")
+
+
+def volume(chart, validator):
+    """With the driver of volumes, the chart has what the component has, wherever the kubelet lives."""
+    values = values_of("single-node") | {"volume": {"enabled": True}}
+    with with_components("single-node/full", ["volume"], ["volume/volume.yaml"]) as folder:
+        things = hold_against(chart, values, folder)
+    for thing in things:
+        validator.validate(thing, "the chart with volumes")
+    print(f"chart: {len(things)} objects as in daemonset/volume with daemonset/overlays/single-node")
+    values["volume"]["kubelet"] = "/var/snap/kubelet"
+    for thing in chart.install(values):
+        if "/var/lib/kubelet" in json.dumps(thing):
+            raise Wrong(f"{name(thing)}: the chart with volume.kubelet has the usual place of it")
+    refuses(chart, values | {"profile": "restricted"}, "profile: full")
 
 
 def set_by_values(chart, validator):
@@ -211,6 +237,7 @@ def check(validator):
             print(f"chart: {len(things)} objects as in {folder_.relative_to(ROOT)}")
         elsewhere(chart)
         network(chart, validator)
+        volume(chart, validator)
         set_by_values(chart, validator)
         refuses(chart, {"profile": "privileged"}, "profile")
         refuses(chart, {"disks": {"path": "var/mnt"}}, "disks")

@@ -7,14 +7,22 @@
     | replace "stoker.stoker.svc" (printf "stoker.%s.svc" .root.Release.Namespace) -}}
 {{- end -}}
 
+{{/* A file of `volume`, for the kubelet's own directory. */}}
+{{- define "stoker.volume" -}}
+{{- include "stoker.file" . | replace "/var/lib/kubelet" .root.Values.volume.kubelet -}}
+{{- end -}}
+
 {{/* The agent's configuration, as text: the environment's own where nothing is laid over it. */}}
 {{- define "stoker.configuration" -}}
 {{- $path := ternary (printf "overlays/%s/settings/agent.yaml" .Values.environment) "base/agent.yaml" (ne .Values.environment "") -}}
 {{- $text := include "stoker.file" (dict "root" . "path" $path) -}}
-{{- if or .Values.config .Values.grpc.enabled -}}
+{{- if or .Values.config .Values.grpc.enabled .Values.volume.enabled -}}
 {{- $whole := fromYaml $text -}}
 {{- if .Values.grpc.enabled -}}
 {{- $whole = include "stoker.file" (dict "root" . "path" "network/listen.yaml") | fromYaml | mergeOverwrite $whole -}}
+{{- end -}}
+{{- if .Values.volume.enabled -}}
+{{- $whole = include "stoker.volume" (dict "root" . "path" "volume/volume.yaml") | fromYaml | mergeOverwrite $whole -}}
 {{- end -}}
 {{- mergeOverwrite $whole (deepCopy .Values.config) | toYaml -}}
 {{- else -}}
