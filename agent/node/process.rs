@@ -59,6 +59,12 @@ pub fn start_ticks_below(host_root: &Path, pid: i32) -> Option<u64> {
     stat(host_root, pid).ok().flatten().map(|stat| stat.starttime)
 }
 
+/// Its parent's id; nothing where it is gone.
+#[must_use]
+pub fn parent(pid: i32) -> Option<i32> {
+    stat(Path::new("/"), pid).ok().flatten().map(|stat| stat.ppid)
+}
+
 /// The processes whose environment has `NAME=value`, as it was when they were started; those that cannot be read are
 /// left out. For finding what belongs to a build whose parents are gone.
 #[must_use]

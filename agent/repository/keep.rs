@@ -45,6 +45,7 @@ impl Shared {
     pub(super) async fn recovered(self: &Arc<Self>) -> Result<(), Reason> {
         let once = self.recovery.get_or_try_init(async || {
             let root = (self.pool.root)()?;
+            self.git.alone().await;
             // What is wrong is told early; each visit looks again. A helper that starts at the same time is not waited for.
             if !self.git.waits_for_helper() {
                 let _ = self.git.settle(&root).await;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::check::{TIPS_AT_START, snapshot};
+use super::contain::lend::{is_lent, take_back};
 use super::disk::{Paths, StorePaths, is_leftover, names, repositories, snapshot_number, stores};
 use super::meta::Meta;
 use super::packs::half_packs;
@@ -63,12 +64,27 @@ fn recover_stores(root: &Path, found: &[Found], discard: &dyn Fn(PathBuf) -> io:
     for name in names(&stores(root))? {
         let folder = StorePaths::new(root, &name).folder;
         if used.contains(name.as_str()) {
+            if let Err(error) = close(&StorePaths::new(root, &name).git()) {
+                // The next git that works there takes it back, or says why not.
+                tracing::error!(store = name, %error, "a store that was lent cannot be taken back: not cleaned");
+                continue;
+            }
             clean(&folder, discard);
         } else {
             remove(&folder, discard);
         }
     }
     Ok(())
+}
+
+/// Takes a store back that was lent when the agent was killed: before anything is removed there, nobody else may change it.
+fn close(git: &Path) -> io::Result<()> {
+    match is_lent(git) {
+        Ok(true) => take_back(git),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Until stores were shared, each lay in its repository's folder.

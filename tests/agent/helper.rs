@@ -258,3 +258,38 @@ async fn memory_that_git_takes_is_its_containers() {
     mirror_ready(&agent, &url).await;
     drop(helper);
 }
+
+/// As one that was taken over might: what it leaves lives in a session of its own, and holds a directory of the store open.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_git_leaves_outside_of_its_group_ends_with_it() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let mut agent = prepared(&GitHelper::configured(&configuration(PLAIN, &[&url])));
+    let path = std::env::var("PATH").unwrap();
+    let real = std::env::split_paths(&path).map(|dir| dir.join("git")).find(|git| git.is_file()).unwrap();
+    let bin = agent.root().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let seconds = format!("9{}", agent.root().file_name().unwrap().len() + std::process::id() as usize);
+    let script = format!(
+        "#!/bin/sh\nsetsid sh -c 'sleep {seconds} & sleep {seconds}' >/dev/null 2>&1 </dev/null &\nexec {} \"$@\"\n",
+        real.display()
+    );
+    std::fs::write(bin.join("git"), script).unwrap();
+    for part in [&bin, &bin.join("git")] {
+        std::fs::set_permissions(part, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let found = ("PATH".into(), format!("{}:{path}", bin.display()).into());
+    let helper = GitHelper::start(agent.root(), &[found], &CONTAINER);
+    agent.launch();
+    agent.wait_ready();
+    mirror_ready(&agent, &url).await;
+    for commit in 0..3 {
+        repo.commit_file("main", "file", format!("{commit}\n").as_bytes());
+        refresh(&agent, &url).await.unwrap();
+    }
+    nothing_runs(&agent);
+    let left = workers(Path::new(&seconds));
+    assert!(left.is_empty(), "{left:?}");
+    assert!(helper.log().contains("processes that a git left"), "they were there: {}", helper.log());
+}

@@ -39,15 +39,16 @@ pub(in crate::repository) fn lend(dir: &Path, user: GitUser) -> io::Result<()> {
         open_way(above)?;
     }
     let top = rustix::fs::open(dir, DIRECTORY, Mode::empty())?;
-    // What was lent before is git's inside; only one that the agent filled itself is not.
-    let filled_by_agent = match statat(&top, c"objects", AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(objects) => objects.st_uid != user.uid,
-        Err(rustix::io::Errno::NOENT) => false,
+    // What was lent before is git's inside, but for the objects; only one that the agent filled itself is not.
+    let filled_by_agent = match statat(&top, c"refs", AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(refs) => refs.st_uid != user.uid,
+        Err(rustix::io::Errno::NOENT) => true,
         Err(error) => return Err(error.into()),
     };
-    if filled_by_agent {
-        each(top.as_fd(), &mut |parent, name, stat| give(parent, name, stat, user, 0))?;
-    }
+    each(top.as_fd(), &mut |parent, name, stat| match filled_by_agent || name == c"objects" {
+        true => give(parent, name, stat, user, 0),
+        false => Ok(()),
+    })?;
     own(&top, user.uid, user.gid, LENT)
 }
 
@@ -58,7 +59,7 @@ pub(in crate::repository) fn keep(dir: &Path) -> io::Result<()> {
     if !own_uid.is_root() {
         return Ok(());
     }
-    for part in [dir.to_owned(), dir.join("objects")] {
+    for part in [dir.to_owned(), dir.join("refs")] {
         match rustix::fs::open(&part, DIRECTORY, Mode::empty()) {
             Ok(opened) if fstat(&opened)?.st_uid != own_uid.as_raw() => fchown(&opened, Some(own_uid), None)?,
             _ => {}
@@ -75,15 +76,22 @@ pub(in crate::repository) fn open_way(dir: &Path) -> io::Result<()> {
     if open != mode { Ok(fchmod(&opened, open)?) } else { Ok(()) }
 }
 
-/// Closes the store at `dir`, and takes what is published or read from it. What is no plain file there is removed.
+/// Whether the store at `dir` was lent, and not taken back: who had it was killed.
+pub(in crate::repository) fn is_lent(dir: &Path) -> io::Result<bool> {
+    let own_uid = rustix::process::geteuid();
+    let top = rustix::fs::open(dir, DIRECTORY, Mode::empty())?;
+    Ok(own_uid.is_root() && fstat(&top)?.st_uid != own_uid.as_raw())
+}
+
+/// Closes the store at `dir`, and takes what is published or read from it, with the directories that it lies in: whoever
+/// still holds one of them open changes nothing there. What is no plain file there is removed.
 pub(in crate::repository) fn take_back(dir: &Path) -> io::Result<()> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let top = rustix::fs::open(dir, DIRECTORY, Mode::empty())?;
     own(&top, uid, gid, CLOSED)?;
     each(top.as_fd(), &mut |parent, name, stat| match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory if name == c"objects" => {
-            let objects = openat(parent, name, DIRECTORY, Mode::empty())?;
-            each(objects.as_fd(), &mut |parent, name, stat| take_object(parent, name, stat, uid, gid, 0))
+            take_object(parent, name, stat, uid, gid, 0)
         }
         FileType::Directory => Ok(()),
         _ => take(parent, name, stat, uid, gid, TOP_FILE),
@@ -98,6 +106,8 @@ fn take_object(parent: BorrowedFd<'_>, name: &CStr, stat: &Stat, uid: u32, gid: 
         return Err(too_deep(name));
     }
     let dir = openat(parent, name, DIRECTORY, Mode::empty())?;
+    // Before what lies in it is looked at: from then on nobody else exchanges that.
+    own(&dir, uid, gid, LENT)?;
     each(dir.as_fd(), &mut |parent, name, stat| take_object(parent, name, stat, uid, gid, depth + 1))
 }
 
@@ -216,13 +226,20 @@ mod tests {
         assert_eq!(owner(&store), (0, 0o700));
         assert_eq!(owner(&pack), (0, 0o444));
         assert_eq!(owner(&packed), (0, 0o644));
+        for part in ["objects", "objects/pack"] {
+            assert_eq!(owner(&store.join(part)), (0, 0o755), "{part}: nobody adds to it by a descriptor that is left");
+        }
+        assert_eq!(owner(&store.join("refs/namespaces/x")), (65532, 0o755), "cheap the next time");
+        assert!(!is_lent(&store).unwrap());
         for gone in ["objects/pack/pack-2.pack", "HEAD", "objects/info", "objects/pipe"] {
             assert!(fs::symlink_metadata(store.join(gone)).is_err(), "{gone}");
         }
         assert_eq!(owner(&secret), (0, 0o600));
-        // Cheap the next time: what lies inside is still git's.
         lend(&store, GIT).unwrap();
-        assert_eq!(owner(&store), (65532, 0o755));
+        assert!(is_lent(&store).unwrap());
+        for part in ["", "objects", "objects/pack"] {
+            assert_eq!(owner(&store.join(part)), (65532, 0o755), "{part}");
+        }
         assert_eq!(owner(&pack), (0, 0o444));
     }
 }

@@ -74,10 +74,20 @@ impl Wrapper {
     /// Has a child look whether `user` can be become and reaches `path`: modes, access lists and capabilities all count,
     /// so it is tried and not computed. Gives what the child says of the kernel. Blocks.
     pub(super) fn probe(&self, user: Option<GitUser>, path: &Path) -> Result<String, String> {
+        self.probe_by(user, path, |command| command.output())
+    }
+
+    /// The same, where somebody else waits for the child.
+    pub(super) fn probe_by(
+        &self,
+        user: Option<GitUser>,
+        path: &Path,
+        output: impl FnOnce(&mut std::process::Command) -> std::io::Result<std::process::Output>,
+    ) -> Result<String, String> {
         let mut command = self.command();
         command.args(user.iter().flat_map(|user| ["--user".to_owned(), user.to_string()])).arg("--probe").arg(path);
         command.env_clear().current_dir("/").stdin(Stdio::null());
-        let output = command.output().map_err(|error| format!("its program does not start: {error}"))?;
+        let output = output(&mut command).map_err(|error| format!("its program does not start: {error}"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         match output.status.success() {
             true => Ok(text(&output.stdout)),

@@ -129,6 +129,13 @@ impl Git {
         self.containment().and_then(Containment::helper).is_some_and(|helper| !helper.is_ready())
     }
 
+    /// Waits, where it runs in a helper, until what another agent began there has ended, or the helper is not there.
+    pub(super) async fn alone(&self) {
+        if let Some(helper) = self.containment().and_then(Containment::helper) {
+            helper.known().await;
+        }
+    }
+
     /// Holds the connection to the helper that git runs in, where it does; never ends. Until then no such git starts.
     #[must_use]
     pub fn keep_helper(&self) -> Option<impl Future<Output = ()> + Send + use<>> {

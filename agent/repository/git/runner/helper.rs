@@ -95,6 +95,13 @@ impl Helper {
         }
     }
 
+    /// Waits until it is known whether it is there: then what an agent before this one began there has ended.
+    pub(in crate::repository) async fn known(&self) {
+        let mut state = self.watch();
+        let known = state.wait_for(|state| *state != State::Unknown);
+        let _ = timeout(BEGINS_WITHIN, known).await;
+    }
+
     /// Holds the connection that says that this agent lives, and begins a new one whenever it breaks. Never ends: dropped,
     /// all that the helper does for this agent is over. `version` is that of the agent's own git.
     pub(in crate::repository) async fn keep(self, version: String) {

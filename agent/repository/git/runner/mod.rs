@@ -5,6 +5,7 @@
 //! has no rights and its own limit of memory. Both bound git and lay off its rights the same way.
 
 mod child;
+mod children;
 pub(in crate::repository) mod helper;
 pub(in crate::repository) mod serve;
 mod wire;

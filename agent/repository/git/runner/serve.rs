@@ -33,6 +33,7 @@ use super::super::super::contain::{Bounds, Plan, Wrapper};
 use super::super::super::orphans::{self, end_orphans};
 use super::super::Git;
 use super::child::{NICENESS_MAX, end_group};
+use super::children::Children;
 use super::helper::connect;
 use super::wire::{self, Answer, Order, REQUEST_BYTES_MAX, Request, Run};
 use crate::config::git::GitUser;
@@ -64,6 +65,7 @@ struct Shared {
     path: OsString,
     session: Mutex<Session>,
     places: Arc<Semaphore>,
+    children: Arc<Children>,
 }
 
 /// What one agent began. It is over when its connection closes, or another agent begins.
@@ -106,6 +108,7 @@ impl Server {
             path: std::env::var_os("PATH").unwrap_or_default(),
             session: Mutex::default(),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            children: Arc::default(),
         };
         Ok(Self { listener, shared: Arc::new(shared) })
     }
@@ -203,7 +206,10 @@ impl Shared {
             Request::Look { session, path } => {
                 let _running = self.join(&session)?;
                 let shared = Arc::clone(self);
-                let looked = tokio::task::spawn_blocking(move || shared.wrapper.probe(None, &path)).await;
+                let looked = tokio::task::spawn_blocking(move || {
+                    shared.wrapper.probe_by(None, &path, |command| shared.children.output(command))
+                });
+                let looked = looked.await;
                 self.say(socket, &Answer::Looked(looked.map_err(|error| error.to_string())?))
             }
             Request::Run(run) => {
@@ -253,7 +259,7 @@ impl Shared {
         over: &CancellationToken,
     ) -> Result<(), String> {
         let child = self.spawn(run, descriptors)?;
-        let group = Group::of(child)?;
+        let group = Group::of(child, &self.children)?;
         let said = self.say(socket, &Answer::Started(group.child.id()));
         let watched = async {
             loop {
@@ -299,7 +305,7 @@ impl Shared {
         command.env_clear().envs(self.environment(run.environment)).process_group(0);
         // The place may be one that only its descriptor leads to.
         command.current_dir(format!("/proc/self/fd/{}", place.as_raw_fd()));
-        let child = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn();
+        let child = self.children.spawn(command.stdin(stdin).stdout(stdout).stderr(stderr));
         let child = child.map_err(|error| format!("git does not start: {error}"))?;
         if run.low_priority {
             let group = rustix::process::Pid::from_child(&child);
@@ -334,10 +340,11 @@ struct Group {
     child: Child,
     exit: AsyncFd<OwnedFd>,
     leader: Pid,
+    children: Arc<Children>,
 }
 
 impl Group {
-    fn of(mut child: Child) -> Result<Self, String> {
+    fn of(mut child: Child, children: &Arc<Children>) -> Result<Self, String> {
         let opened = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::NONBLOCK);
         #[expect(
             deprecated,
@@ -345,9 +352,10 @@ impl Group {
         )]
         let exit = opened.map_err(io::Error::from).and_then(|exit| AsyncFd::with_interest(exit, Interest::READABLE));
         match (exit, i32::try_from(child.id())) {
-            (Ok(exit), Ok(pid)) => Ok(Self { child, exit, leader: Pid::from_raw(pid) }),
+            (Ok(exit), Ok(pid)) => Ok(Self { child, exit, leader: Pid::from_raw(pid), children: Arc::clone(children) }),
             (exit, _) => {
                 let _ = child.kill().and_then(|()| child.wait());
+                children.gone(child.id());
                 Err(format!("its end would not be seen: {:?}", exit.err()))
             }
         }
@@ -375,11 +383,14 @@ impl Group {
         }
     }
 
-    /// Kills what is left of it, and waits until it is gone. What lost its parent is the helper's child by then. Blocks.
+    /// Kills what is left of it, and waits until it is gone. What lost its parent is the helper's child by then; so is
+    /// what left the group. Blocks.
     fn end(mut self) {
         end_group(self.leader);
         let _ = self.child.wait();
+        self.children.gone(self.child.id());
         let all = Pid::from_raw(-self.leader.as_raw());
         while !matches!(waitpid(all, Some(WaitPidFlag::empty())), Err(_) | Ok(WaitStatus::StillAlive)) {}
+        self.children.end_others();
     }
 }
