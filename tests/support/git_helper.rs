@@ -17,9 +17,28 @@ use super::wait;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// As whom git runs where nothing else is said.
 const USER: &str = "65532:65532";
-/// As a pod's second container sees the node: mounts come from there and go nowhere, its own processes alone.
-pub(crate) const CONTAINER: [&str; 7] =
-    ["unshare", "--mount", "--propagation=slave", "--pid", "--fork", "--mount-proc", "--kill-child"];
+/// As a pod's second container sees the node: mounts come from there and go nowhere, its own processes alone, and a root
+/// that is not the agent's.
+pub(crate) const CONTAINER: [&str; 11] = [
+    "unshare",
+    "--mount",
+    "--propagation=slave",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+    "--kill-child",
+    "sh",
+    "-c",
+    OTHER_ROOT,
+    "sh",
+];
+/// The folders of this machine, in another root.
+const OTHER_ROOT: &str = "set -e; mount -t tmpfs -o mode=755 none /mnt; \
+    for at in /*; do \
+        if [ -L $at ]; then cp -a $at /mnt; \
+        elif [ -d $at ] && [ $at != /mnt ]; then mkdir /mnt$at; mount --rbind $at /mnt$at; fi; \
+    done; \
+    exec chroot /mnt \"$@\"";
 
 /// A helper. Dropped, it is killed, with all that it started.
 pub(crate) struct GitHelper {

@@ -327,10 +327,11 @@ impl Shared {
     }
 }
 
-/// The helper's own way to a directory where it is the same: that one leads to nothing of the agent's container.
+/// The helper's own way to a directory where it is the same: that one leads to nothing of the agent's container. `/` is
+/// nowhere in particular, and no container's is another's: git cannot tell where it is in one of those, and ends.
 fn work_dir(path: &Path, theirs: OwnedFd) -> OwnedFd {
     match wire::open_dir(path) {
-        Ok(own) if wire::is_same(&own, &theirs) => own,
+        Ok(own) if path == Path::new("/") || wire::is_same(&own, &theirs) => own,
         _ => theirs,
     }
 }
