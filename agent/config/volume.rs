@@ -35,9 +35,10 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The socket by which the driver makes itself known.
+    /// The socket by which the driver makes itself known. A kubelet calls the host that it speaks to by the whole path, with
+    /// each slash as `%2F`, and HTTP/2 is refused with a host like that; what stands before an `@` is no host.
     #[must_use]
     pub fn registration(&self) -> PathBuf {
-        self.kubelet.join("plugins_registry/stoker.build-reg.sock")
+        self.kubelet.join("plugins_registry/stoker.build@reg.sock")
     }
 }

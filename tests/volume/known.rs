@@ -88,7 +88,7 @@ async fn the_kubelet_finds_the_driver_also_when_it_starts_anew() {
     let mut world = World::new("");
     let registration = world.registration();
     wait::until(LIMIT, "the driver makes itself known", || registration.exists());
-    let mut client = RegistrationClient::new(World::channel(&registration).await);
+    let mut client = RegistrationClient::new(World::registering(&registration).await);
     let info = client.get_info(registration::InfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "stoker.build"));
     assert_eq!(
@@ -110,7 +110,7 @@ async fn the_kubelet_finds_the_driver_also_when_it_starts_anew() {
     wait::until(LIMIT, "the agent says why not", || world.agent.log().contains("cannot find the driver"));
     std::fs::create_dir(registration.parent().unwrap()).unwrap();
     wait::until(LIMIT, "it is there again", || registration.exists());
-    let mut client = RegistrationClient::new(World::channel(&registration).await);
+    let mut client = RegistrationClient::new(World::registering(&registration).await);
     client.get_info(registration::InfoRequest {}).await.unwrap();
 
     // Over what a killed agent left, and nothing of one that ended.

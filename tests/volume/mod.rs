@@ -95,12 +95,23 @@ impl World {
         Endpoint::try_from(address).unwrap().connect().await.unwrap()
     }
 
+    /// As a kubelet reaches whoever makes itself known: the host of its calls is the path, with all escaped in it that a host
+    /// may not have.
+    async fn registering(socket: &Path) -> Channel {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]@".contains(&byte);
+        let escaped = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+        let host: String = socket.to_str().unwrap().bytes().map(escaped).collect();
+        let origin = format!("http://{host}").parse().expect("a host that HTTP/2 lets through");
+        let address = format!("unix://{}", socket.display());
+        Endpoint::try_from(address).unwrap().origin(origin).connect().await.unwrap()
+    }
+
     fn socket(&self) -> PathBuf {
         self.agent.root().join("plugin/csi.sock")
     }
 
     fn registration(&self) -> PathBuf {
-        self.kubelet().join("plugins_registry/stoker.build-reg.sock")
+        self.kubelet().join("plugins_registry/stoker.build@reg.sock")
     }
 
     async fn node(&self) -> NodeClient<Channel> {
