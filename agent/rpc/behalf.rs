@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use stoker_core::identity::RequestId;
+use stoker_core::admission::Lease;
+use stoker_core::identity::{LeaseId, RequestId};
 use stoker_proto::v1::admission_service_server::AdmissionService as _;
 use stoker_proto::v1::prepare_workspace_response::Event;
 use stoker_proto::v1::workspace_service_server::WorkspaceService as _;
@@ -43,6 +44,11 @@ impl Behalf {
             self.rooms.metrics.refused(Face::Grpc, &denied);
             denied.into()
         })
+    }
+
+    /// A lease that it could have built, as what it may not know of is not there.
+    pub(crate) fn lease(&self, id: &LeaseId) -> Option<Arc<Lease>> {
+        self.asker.lease_to_build(&self.rooms, id).ok()
     }
 
     /// The line of the audit log about what was asked, as each call has one.

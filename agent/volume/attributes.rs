@@ -40,8 +40,18 @@ pub(super) struct Pod {
 pub(super) enum Of {
     /// What a lease is for that was made before.
     Lease(String),
-    /// What is admitted for this volume.
-    Build(Box<v1::Build>),
+    /// What the pod's lease is for, or is admitted for this volume.
+    Build(Box<Wanted>),
+}
+
+/// A build that a volume is for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Wanted {
+    /// As it is asked for.
+    pub(super) build: v1::Build,
+    /// The repository's key, and the ref, as leases have them.
+    pub(super) repository: String,
+    pub(super) reference: String,
 }
 
 /// What a pod asks for.
@@ -143,6 +153,7 @@ fn of(attributes: &Attributes) -> Result<Of, Status> {
     let url = RepositoryUrl::from_str(url).map_err(|why| bad("repository", why.to_string()))?;
     let reference = part("ref").map_or(Ok(SourceRef::Head), str::parse);
     let reference = reference.map_err(|why| bad("ref", why.to_string()))?;
+    let (key, written) = (url.key().to_owned(), reference.to_string());
     let amount = |name: &str, read: fn(&str) -> Result<i64, String>| {
         part(name).map(read).transpose().map_err(|why| bad(name, why))
     };
@@ -155,12 +166,13 @@ fn of(attributes: &Attributes) -> Result<Of, Status> {
     };
     let tenant = part("tenant").map_or_else(|| Ok(String::new()), amount::name);
     let tenant = tenant.map_err(|why| bad("tenant", why))?;
-    Ok(Of::Build(Box::new(v1::Build {
+    let build = v1::Build {
         source: Some(amount::message(url, reference)),
         scope: Some(v1::Scope { tenant, ..v1::Scope::default() }),
         declared: Some(declared),
         ..v1::Build::default()
-    })))
+    };
+    Ok(Of::Build(Box::new(Wanted { build, repository: key, reference: written })))
 }
 
 fn sub_path(text: &str) -> Result<PathBuf, Status> {
@@ -210,7 +222,9 @@ mod tests {
         let more =
             [REPOSITORY, ("ref", "pr:7"), ("cpu", "2.5"), ("memory", "8GiB"), ("time", "1h30m"), ("user", "1000")];
         let asked = Asked::read(&context(&more)).unwrap();
-        let Of::Build(build) = asked.of else { panic!("a build") };
+        let Of::Build(wanted) = asked.of else { panic!("a build") };
+        assert_eq!((wanted.repository.as_str(), wanted.reference.as_str()), ("git.example.org/a", "pr:7"));
+        let build = wanted.build;
         let size = build.declared.unwrap();
         assert_eq!((size.cpu_millis, size.memory_bytes, size.disk_bytes), (Some(2500), Some(8 << 30), None));
         assert_eq!(size.time_budget.unwrap().seconds, 5400);

@@ -8,10 +8,12 @@
 //! Nothing is remembered here that would be missed: which lease is a volume's stands in the journal,
 //! under a request id made of the volume's, and what is mounted in the kernel's table. So a restart finds all of it.
 //!
-//! `attributes` reads what is asked for, `publish` and `unpublish` do it, `target` mounts, by descriptors only, `waiting`
-//! keeps places in the queue between the kubelet's attempts, `registration` makes the driver known to the kubelet.
+//! `attributes` reads what is asked for, `carried` finds the lease that a pod has already, `publish` and `unpublish` do it,
+//! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
+//! makes the driver known to the kubelet.
 
 mod attributes;
+mod carried;
 mod identity;
 mod node;
 mod publish;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stoker_core::cluster::Pod as Known;
+use stoker_core::cluster::{LEASE, Pod as Known};
 use stoker_core::identity::RequestId;
 use stoker_core::reason::Code as Why;
 use stoker_proto::csi;
@@ -57,26 +57,34 @@ impl Volumes {
         read_only: bool,
     ) -> Result<(), Status> {
         behalf.may_ask(METHOD)?;
-        let asked_for = asked_for(caller, asked)?;
+        let of = asked_for(caller, asked)?;
         let looked = target.clone();
         let found = blocking(move || looked.look()).await?;
-        let is_its_end = || match &asked_for {
-            Of::Build(_) => self.lease_of(volume).is_none(),
+        let is_its_end = || match &of {
+            Of::Build(_) => self.lease_of(volume).is_none() && self.held_by(&asked.pod.uid).is_empty(),
             Of::Lease(id) => !self.is_live(id),
         };
         if found != Found::Free && is_its_end() {
             return Ok(()); // its build has ended here: what the pod has stays as it is
         }
         self.is_known(&asked.pod).await?;
+        let carried = match &asked.of {
+            Of::Build(wanted) if self.lease_of(volume).is_none() => self.carried(behalf, &asked.pod.uid, wanted)?,
+            _ => None,
+        };
+        if carried.is_some() {
+            self.give_back(volume, None).await?; // the place that it had in the queue before
+        }
         // A pod that has it waits for nothing.
         let since = if found == Found::Free { self.asked_since(volume, &asked.pod.uid) } else { None };
-        let lease = match &asked_for {
-            Of::Build(build) => self.admitted(behalf, volume, &asked.pod, build, since).await?,
-            Of::Lease(id) => id.clone(),
+        let (lease, made) = match (carried, &of) {
+            (Some(lease), _) => (lease, Some(LEASE)),
+            (None, Of::Lease(lease)) => (lease.clone(), Some("lease")),
+            (None, Of::Build(wanted)) => (self.admitted(behalf, volume, &asked.pod, &wanted.build, since).await?, None),
         };
-        let whole = self.give(behalf, volume, &lease, asked, target, read_only).await;
+        let whole = self.give(behalf, volume, (&lease, made), asked, target, read_only).await;
         // What a pod has already keeps its lease, whatever befell this attempt.
-        if let (Err(status), Of::Build(_), Found::Free) = (&whole, &asked_for, found)
+        if let (Err(status), None, Found::Free) = (&whole, made, found)
             && !comes_by_itself(status)
         {
             self.give_back(volume, None).await?;
@@ -87,18 +95,22 @@ impl Volumes {
         whole
     }
 
-    /// The workspace of a lease, mounted.
+    /// The workspace of a lease, mounted. Of one that was made before, what names it.
     async fn give(
         &self,
         behalf: &Behalf,
         volume: &str,
-        lease: &str,
+        (lease, made): (&str, Option<&str>),
         asked: &Asked,
         target: Target,
         read_only: bool,
     ) -> Result<(), Status> {
         let Pod { namespace, name, uid, .. } = asked.pod.clone();
-        behalf.bind(lease.to_owned(), v1::Pod { namespace, name, uid }).await?;
+        let bound = behalf.bind(lease.to_owned(), v1::Pod { namespace, name, uid }).await;
+        bound.map_err(|status| match made {
+            Some(by) => Status::new(status.code(), format!("{by}: {}", status.message())),
+            None => status,
+        })?;
         self.bound(volume);
         let order = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.to_owned())),
@@ -248,16 +260,17 @@ fn of_attribute(status: Status) -> Status {
 
 /// What is asked for, in the tenant that it belongs to.
 fn asked_for(caller: &Caller, asked: &Asked) -> Result<Of, Status> {
-    let Of::Build(build) = &asked.of else { return Ok(asked.of.clone()) };
-    let named = build.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
+    let Of::Build(wanted) = &asked.of else { return Ok(asked.of.clone()) };
+    let named = wanted.build.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
     // A pod's build is its namespace's, also where it might ask for all.
     let tenant = if named.is_empty() { asked.pod.namespace.as_str() } else { named };
     let tenant = caller.tenant(crate::access::Role::Scheduler, tenant).map_err(|denied| {
         let status = Status::from(denied);
         Status::new(status.code(), format!("tenant: {}", status.message()))
     })?;
-    let scope = Some(v1::Scope { tenant, ..v1::Scope::default() });
-    Ok(Of::Build(Box::new(v1::Build { scope, ..v1::Build::clone(build) })))
+    let mut wanted = wanted.clone();
+    wanted.build.scope = Some(v1::Scope { tenant, ..v1::Scope::default() });
+    Ok(Of::Build(wanted))
 }
 
 /// Whether the next attempt may find what this one did not, without anybody changing anything.

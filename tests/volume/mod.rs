@@ -1,6 +1,7 @@
 //! Sources as volumes: what a kubelet asks of the driver over its socket, with a cluster that makes pods and their tokens,
 //! and real mounts.
 
+mod carried;
 mod crowd;
 mod hostile;
 mod known;
@@ -184,6 +185,29 @@ impl World {
             }
         };
         wait::until_async(LIMIT, "it is published", published).await;
+    }
+
+    /// Somebody admits a build of `main` for a tenant, before there is a volume.
+    fn admit(&self, tenant: &str) -> String {
+        let of = ["lease", "admit", "--repo", &self.url, "--ref", "branch:main", "--tenant", tenant];
+        let size = ["--cpu", "100m", "--memory", "64MiB", "--disk", "1MiB", "-o", "json"];
+        let granted = self.agent.stoker().run(of.into_iter().chain(size)).expect_code(0).json()["granted"].clone();
+        granted["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A pod that names a lease since it is here.
+    fn pod_with(&self, uid: &'static str, lease: &str) -> Pod {
+        let mut object = pod(uid, "builds");
+        object["metadata"]["annotations"] = json!({"stoker.build/lease": lease});
+        self.api.put("pods", object);
+        self.pod_elsewhere(uid, "builds")
+    }
+
+    /// Whoever admitted a pod's build writes its lease into the pod.
+    fn annotate(&self, pod: &Pod, lease: &str) {
+        self.api.change("pods", pod.namespace, &format!("pod-{}", pod.uid), |pod| {
+            pod["metadata"]["annotations"] = json!({"stoker.build/lease": lease});
+        });
     }
 
     async fn unpublish(&self, pod: &Pod) -> Result<(), Status> {

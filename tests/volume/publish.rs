@@ -68,11 +68,8 @@ async fn a_lease_that_was_made_before_outlives_its_volume() {
     needs_root!();
     let world = World::new("");
     world.fill();
-    let admitted =
-        ["lease", "admit", "--repo", &world.url, "--ref", "branch:main", "--tenant", "builds", "--cpu", "100m"];
-    let more = ["--memory", "64MiB", "--disk", "1MiB", "-o", "json"];
-    let lease = world.agent.stoker().run(admitted.into_iter().chain(more)).expect_code(0).json()["granted"].clone();
-    let id = lease["id"].as_str().unwrap();
+    let lease = world.admit("builds");
+    let id = lease.as_str();
     let (pod, thief) = (world.pod("uid-a"), world.pod_of("uid-b", "red"));
     let anothers = world.publish(world.wanted(&thief, &[("lease", id)])).await.unwrap_err();
     assert_eq!(anothers.code(), Code::NotFound, "it looks as if it were not there: {anothers:?}");

@@ -97,8 +97,9 @@ pub fn decide(leases: &[Arc<Lease>], seen: &Seen<'_>) -> Vec<Act> {
             let why = match holders.get(lease) {
                 Some(holder) if *holder == pod.uid => continue,
                 Some(holder) => not_theirs(leases, lease, holder, pod),
-                // It released the lease itself, as its last step.
+                // It released the lease itself, as its last step; or has another in its place.
                 None if (seen.held_before)(lease, &pod.uid) => continue,
+                None if holders.values().any(|holder| *holder == pod.uid) => continue,
                 None => format!("there is no live lease {lease:?} on this node: it ended, or belongs to another node"),
             };
             let subject = format!("{}/{}", pod.namespace, pod.name);

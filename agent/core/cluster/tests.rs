@@ -234,6 +234,9 @@ fn what_was_not_known_when_it_was_bound_is_made_good() {
     // Who released its lease itself is told nothing.
     let unknown = Pod { lease: "gone".into(), uid: "before".into(), ..pod("before", &lease_of("one")) };
     assert_eq!(acts(&reserved(Rebind::Never), &cluster(&[unknown]), Group::Runs), []);
+    // Nor who has another in the place of one that ran out.
+    let other = Pod { lease: "gone".into(), ..pod("a", &lease_of("one")) };
+    assert_eq!(acts(&held_by(&other, Rebind::Never), &cluster(from_ref(&other)), Group::Runs), []);
 }
 
 #[test]
