@@ -288,7 +288,11 @@ async fn build(
         repositories: repositories.clone(),
         admission: admission.clone(),
         on_disk: views.on_disk.clone(),
+        shown: views.shown.subscribe(),
     };
+    if config.volume.is_none() {
+        views.shown.send_replace(Some(Arc::default()));
+    }
     let workspaces = Workspaces::open(configured.subscribe(), &machine.boot_id, beside, closing.child_token()).await;
     let retention =
         Retention::open(pools.clone(), workspaces.outputs().clone(), configured.subscribe(), workspaces.holders());
@@ -301,7 +305,7 @@ async fn build(
         kubernetes: cluster.clone(),
     };
     tasks.spawn(face::follow(told, face, closing.child_token()));
-    let waiting_pods = views.waiting.clone();
+    let (waiting_pods, shown_caches) = (views.waiting.clone(), views.shown.clone());
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let identity = Identity {
         name: config.node.name.clone(),
@@ -322,6 +326,7 @@ async fn build(
         pressure,
         kubernetes: cluster,
         waiting_pods,
+        shown_caches,
         lease_meter: Arc::new(lease_meter),
         configured: configured.subscribe(),
         config_fault: Arc::default(),

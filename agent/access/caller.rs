@@ -1,5 +1,7 @@
 //! A caller: who it is, and what it was granted.
 
+use std::collections::BTreeSet;
+
 use stoker_core::retention::Glob;
 
 use super::local::Process;
@@ -242,6 +244,16 @@ impl Caller {
         self.grants.iter().any(may)
     }
 
+    /// The trust classes that it may read for a tenant in a role; unset: all there are and will be.
+    #[must_use]
+    pub fn classes(&self, role: Role, tenant: &str) -> Option<BTreeSet<String>> {
+        let mut classes = BTreeSet::new();
+        for grant in self.grants.iter().filter(|grant| grant.role >= role && self.covers(grant, tenant)) {
+            classes.extend(grant.trust.as_ref()?.iter().cloned());
+        }
+        Some(classes)
+    }
+
     /// The tenant that a request is for: the one that it names, else the caller's own.
     ///
     /// # Errors
@@ -344,6 +356,11 @@ mod tests {
         assert!(caller.may(Role::Viewer, "b") && !caller.may(Role::Scheduler, "b"));
         assert!(caller.may_read("private") && caller.may_of(Role::Viewer, "a", "private"));
         assert!(!caller.may_of(Role::Scheduler, "a", "private") && caller.may_of(Role::Scheduler, "a", ""));
+        let default = BTreeSet::from([TRUST_DEFAULT.to_owned()]);
+        assert_eq!(caller.classes(Role::Scheduler, "a"), Some(default.clone()));
+        assert_eq!(caller.classes(Role::Scheduler, "b"), Some(BTreeSet::new()));
+        let all = AccessRule { namespaces: globs(&["a"]), trust: None, ..rule(Role::Scheduler) };
+        assert_eq!(Caller::new(account("a", "x"), &[rules[0].clone(), all]).classes(Role::Scheduler, "a"), None);
         assert!(!caller.may_of(Role::Viewer, "b", ""));
     }
 

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use nix::libc;
 
+use super::mount::Shown;
+
 /// `struct mount_attr` of the kernel's `include/uapi/linux/mount.h`.
 #[repr(C)]
 #[derive(Default)]
@@ -21,6 +23,7 @@ struct MountAttr {
 const MOUNT_ATTR_RDONLY: u64 = 0x0000_0001;
 const MOUNT_ATTR_NOSUID: u64 = 0x0000_0002;
 const MOUNT_ATTR_NODEV: u64 = 0x0000_0004;
+const MOUNT_ATTR_NOEXEC: u64 = 0x0000_0008;
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 /// `AT_RECURSIVE` of `include/uapi/linux/fcntl.h`: all mounts of the tree.
 const AT_RECURSIVE: libc::c_int = 0x8000;
@@ -40,10 +43,11 @@ pub(super) fn set(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Resul
 ///
 /// # Errors
 /// The kernel's, `ENOSYS` before 5.12.
-pub(super) fn cut_off(tree: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let read_only = if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+pub(super) fn cut_off(tree: BorrowedFd<'_>, shown: Shown) -> io::Result<()> {
+    let read_only = if shown.read_only { MOUNT_ATTR_RDONLY } else { 0 };
+    let no_exec = if shown.no_exec { MOUNT_ATTR_NOEXEC } else { 0 };
     let wanted = MountAttr {
-        attr_set: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | read_only,
+        attr_set: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | read_only | no_exec,
         propagation: libc::MS_PRIVATE,
         ..MountAttr::default()
     };

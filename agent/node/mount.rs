@@ -167,18 +167,41 @@ pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The mounts at and below a path, each with the directory of its filesystem that it shows.
+///
+/// # Errors
+/// When the table cannot be read.
+pub(crate) fn roots_below(path: &Path) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    // Fields 4 and 5 of each line, proc_pid_mountinfo(5).
+    let both = table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ').skip(3);
+        Some((unescape(fields.next()?), unescape(fields.next()?)))
+    });
+    Ok(both.filter(|(_, point)| point.starts_with(path)).map(|(root, point)| (point, root)).collect())
+}
+
+/// What may not be done in a tree that is shown to a pod, beside what never may.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// Nothing may be written.
+    pub(crate) read_only: bool,
+    /// Nothing may be run.
+    pub(crate) no_exec: bool,
+}
+
 /// Clones what is mounted at and below a directory, as a tree that is not attached yet and is cut off from where it comes
 /// from: neither sees what is mounted or unmounted in the other.
 ///
 /// # Errors
 /// The kernel's, `EPERM` without the right to mount, `ENOSYS` before 5.12.
-pub(crate) fn clone_tree(of: BorrowedFd<'_>, read_only: bool) -> io::Result<OwnedFd> {
+pub(crate) fn clone_tree(of: BorrowedFd<'_>, shown: Shown) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(of, c"", flags)?;
-    idmap::cut_off(tree.as_fd(), read_only)?;
+    idmap::cut_off(tree.as_fd(), shown)?;
     Ok(tree)
 }
 

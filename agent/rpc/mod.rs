@@ -44,8 +44,8 @@ use crate::pressure::lease_use::LeaseMeter;
 use crate::repository::Repositories;
 use crate::repository::serve::Serve;
 use crate::supervise::WaitingPods;
-use crate::workspace::Workspaces;
 use crate::workspace::retention::Retention;
+use crate::workspace::{ShownCaches, Workspaces};
 
 /// The largest message that is read.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -77,6 +77,8 @@ pub struct Rooms {
     pub kubernetes: Kubernetes,
     /// Pods that wait for their volume, as the driver tells it.
     pub waiting_pods: watch::Sender<WaitingPods>,
+    /// Caches that volumes show, as the driver tells it.
+    pub shown_caches: watch::Sender<ShownCaches>,
     /// What each lease uses.
     pub lease_meter: Arc<LeaseMeter>,
     /// The configuration of now.

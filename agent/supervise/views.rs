@@ -14,7 +14,7 @@ use super::WaitingPods;
 use crate::admission::{Admission, Caches, OnDisk};
 use crate::pressure::lease_use::HeldLeases;
 use crate::repository::NeededCommits;
-use crate::workspace::Workspaces;
+use crate::workspace::{ShownCaches, Workspaces};
 
 /// Workspaces without a lease, and caches, come and go without a change of the ledger: they are looked at so often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -36,6 +36,8 @@ pub(super) struct Views {
     pub(super) caches: watch::Sender<Caches>,
     /// Pods that wait for their volume: the driver tells of them.
     pub(super) waiting: watch::Sender<WaitingPods>,
+    /// Caches that volumes show: the driver tells of them.
+    pub(super) shown: watch::Sender<ShownCaches>,
     /// Commits whose objects a store keeps; not known before the workspaces are.
     pub(super) needed: watch::Sender<Option<NeededCommits>>,
 }

@@ -11,13 +11,32 @@ use stoker_proto::v1;
 use tonic::Status;
 
 use crate::cli::amount;
+use crate::config::TRUST_DEFAULT;
 use crate::rpc::error::bad;
+use crate::sizing::is_cache_key;
 
 /// What the kubelet adds to attributes begins with this.
 const OF_THE_KUBELET: &str = "csi.storage.k8s.io/";
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
-/// All there are.
-const NAMES: &str = "lease, repository, ref, cpu, memory, disk, time, tenant, subPath, submodules, lfs, user and group";
+/// All there are of each kind.
+const OF_A_WORKSPACE: [&str; 14] = [
+    "kind",
+    "lease",
+    "repository",
+    "ref",
+    "cpu",
+    "memory",
+    "disk",
+    "time",
+    "tenant",
+    "subPath",
+    "submodules",
+    "lfs",
+    "user",
+    "group",
+];
+const OF_A_CACHE: [&str; 4] = ["kind", "key", "tenant", "trust"];
+const OF_MIRRORS: [&str; 2] = ["kind", "tenant"];
 /// Those of a build that is yet to be admitted.
 const OF_A_BUILD: [&str; 7] = ["repository", "ref", "cpu", "memory", "disk", "time", "tenant"];
 /// The longest attribute, in bytes.
@@ -42,6 +61,20 @@ pub(super) enum Of {
     Lease(String),
     /// What the pod's lease is for, or is admitted for this volume.
     Build(Box<Wanted>),
+    /// No build: the cache that a tenant's builds share.
+    Cache {
+        /// Empty: that of the pod's namespace.
+        tenant: String,
+        /// Of what is built from mirrors of this trust class.
+        trust: String,
+        /// One directory of it.
+        key: Option<String>,
+    },
+    /// No build: the mirrors that a tenant may read.
+    Mirrors {
+        /// Empty: that of the pod's namespace.
+        tenant: String,
+    },
 }
 
 /// A build that a volume is for.
@@ -89,11 +122,18 @@ impl Asked {
         let given = |(name, _): &(&String, &String)| !name.starts_with(OF_THE_KUBELET);
         let attributes: Attributes =
             context.iter().filter(given).map(|(name, value)| (name.clone(), value.clone())).collect();
-        attributes.iter().try_for_each(|(name, value)| known(name, value))?;
+        let kind = attributes.get("kind").map_or("workspace", String::as_str);
+        let names = match kind {
+            "workspace" => OF_A_WORKSPACE.as_slice(),
+            "cache" => &OF_A_CACHE,
+            "mirrors" => &OF_MIRRORS,
+            _ => return Err(bad("kind", "is none that there is; give workspace, cache or mirrors, or leave it out")),
+        };
+        attributes.iter().try_for_each(|(name, value)| known(kind, names, name, value))?;
         let part = |name: &str| attributes.get(name).map(String::as_str);
         Ok(Self {
             pod,
-            of: of(&attributes)?,
+            of: of(kind, &attributes)?,
             sub_path: part("subPath").map_or_else(|| Ok(PathBuf::new()), sub_path)?,
             submodules: flag("submodules", part("submodules"))?,
             lfs: flag("lfs", part("lfs"))?,
@@ -120,13 +160,12 @@ pub(super) fn token(context: &Attributes, secrets: &Attributes, audience: &str) 
     tokens.into_iter().find(|(of, _)| of == audience).map(|(_, token)| token.token).ok_or_else(missing)
 }
 
-fn known(name: &str, value: &str) -> Result<(), Status> {
+fn known(kind: &str, names: &[&str], name: &str, value: &str) -> Result<(), Status> {
     if value.len() > VALUE_BYTES_MAX {
         return Err(bad(name, format!("has {} bytes, at most {VALUE_BYTES_MAX} are allowed", value.len())));
     }
     match name {
-        "lease" | "subPath" | "submodules" | "lfs" | "user" | "group" => Ok(()),
-        name if OF_A_BUILD.contains(&name) => Ok(()),
+        name if names.contains(&name) => Ok(()),
         "depth" => {
             let what =
                 "is not known here: the whole history is on the node, and a part of it is no faster; leave it out";
@@ -134,13 +173,32 @@ fn known(name: &str, value: &str) -> Result<(), Status> {
         }
         other => {
             let shown: String = other.chars().take(64).filter(|c| !c.is_control()).collect();
-            Err(bad(shown, format!("is no attribute; there are {NAMES}")))
+            let what = format!("is no attribute of a volume of kind {kind}; there are {}", names.join(", "));
+            Err(bad(shown, what))
         }
     }
 }
 
-fn of(attributes: &Attributes) -> Result<Of, Status> {
+fn of(kind: &str, attributes: &Attributes) -> Result<Of, Status> {
     let part = |name: &str| attributes.get(name).map(String::as_str);
+    let name = |name: &str| {
+        let given = part(name).map_or_else(|| Ok(String::new()), amount::name);
+        given.map_err(|why| bad(name, why))
+    };
+    let tenant = name("tenant")?;
+    match kind {
+        "cache" => {
+            let key = part("key").map(|key| match is_cache_key(key) {
+                true => Ok(key.to_owned()),
+                false => Err(bad("key", "is no name of a cache; give lower-case letters, digits, '.', '_' and '-'")),
+            });
+            let trust = name("trust")?;
+            let trust = if trust.is_empty() { TRUST_DEFAULT.to_owned() } else { trust };
+            return Ok(Of::Cache { tenant, trust, key: key.transpose()? });
+        }
+        "mirrors" => return Ok(Of::Mirrors { tenant }),
+        _ => {}
+    }
     if let Some(lease) = part("lease") {
         if let Some(name) = OF_A_BUILD.iter().find(|name| attributes.contains_key(**name)) {
             return Err(bad(*name, "cannot be had together with `lease`, which knows it; leave one of them out"));
@@ -164,8 +222,6 @@ fn of(attributes: &Attributes) -> Result<Of, Status> {
         disk_inodes: None,
         time_budget: part("time").map(amount::span).transpose().map_err(|why| bad("time", why))?,
     };
-    let tenant = part("tenant").map_or_else(|| Ok(String::new()), amount::name);
-    let tenant = tenant.map_err(|why| bad("tenant", why))?;
     let build = v1::Build {
         source: Some(amount::message(url, reference)),
         scope: Some(v1::Scope { tenant, ..v1::Scope::default() }),
@@ -258,6 +314,9 @@ mod tests {
             ("depth", "1"),
             ("lease", "01"),
             ("Repository", "x"),
+            ("key", "target"),
+            ("trust", "default"),
+            ("kind", "scratch"),
         ] {
             let mut context = context(&[REPOSITORY]);
             context.insert(name.into(), value.into());
@@ -266,6 +325,37 @@ mod tests {
             let of = if name == "lease" { "repository" } else { name };
             assert!(refused.message().starts_with(&format!("{of}: ")), "{name}={value}: {}", refused.message());
             assert!(!refused.message().contains("secret"), "{}", refused.message());
+        }
+    }
+
+    #[test]
+    fn each_kind_has_attributes_of_its_own() {
+        let asked = |attributes: &[(&str, &str)]| Asked::read(&context(attributes));
+        let cache = [("kind", "cache"), ("key", "target"), ("trust", "private"), ("tenant", "red")];
+        let (tenant, trust, key) = ("red".to_owned(), "private".to_owned(), Some("target".to_owned()));
+        assert_eq!(asked(&cache).unwrap().of, Of::Cache { tenant, trust, key });
+        let plain = Of::Cache { tenant: String::new(), trust: TRUST_DEFAULT.to_owned(), key: None };
+        assert_eq!(asked(&cache[..1]).unwrap().of, plain);
+        let mirrors = [("kind", "mirrors")];
+        assert_eq!(asked(&mirrors).unwrap().of, Of::Mirrors { tenant: String::new() });
+        assert!(matches!(asked(&[REPOSITORY, ("kind", "workspace")]).unwrap().of, Of::Build(_)));
+        for (kind, name, value) in [
+            ("cache", "repository", "https://git.example.org/a"),
+            ("cache", "cpu", "1"),
+            ("cache", "user", "1000"),
+            ("cache", "subPath", "x"),
+            ("cache", "lease", "01"),
+            ("cache", "key", "../x"),
+            ("cache", "key", "~2"),
+            ("cache", "key", ""),
+            ("mirrors", "key", "x"),
+            ("mirrors", "trust", "private"),
+            ("mirrors", "ref", "head"),
+            ("mirrors", "depth", "1"),
+        ] {
+            let refused = asked(&[("kind", kind), (name, value)]).unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+            assert!(refused.message().starts_with(&format!("{name}: ")), "{kind} {name}: {}", refused.message());
         }
     }
 

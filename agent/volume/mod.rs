@@ -10,7 +10,7 @@
 //!
 //! `attributes` reads what is asked for, `carried` finds the lease that a pod has already, `publish` and `unpublish` do it,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
-//! makes the driver known to the kubelet.
+//! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants, and mirrors.
 
 mod attributes;
 mod carried;
@@ -18,6 +18,7 @@ mod identity;
 mod node;
 mod publish;
 mod registration;
+mod shown;
 mod target;
 mod unpublish;
 mod waiting;
@@ -43,6 +44,7 @@ use crate::access::is_of_the_host;
 use crate::config::Volume;
 use crate::rpc::Rooms;
 pub(crate) use registration::keep_known;
+use shown::ShownVolumes;
 use waiting::Places;
 
 /// The driver's name: pods write it, and the kubelet finds the driver by it.
@@ -73,16 +75,24 @@ struct Inner {
     places: Mutex<Places>,
     /// The volumes that are not there yet.
     coming: Mutex<BTreeMap<String, Coming>>,
+    shown: tokio::sync::Mutex<ShownVolumes>,
 }
 
 impl Volumes {
     /// A driver for this kubelet. Builds that waited for the kubelet to come again when an earlier agent ended wait on.
     pub(crate) fn new(rooms: Rooms, volume: &Volume) -> Self {
         let kubelet = volume.kubelet.clone();
-        let inner =
-            Inner { rooms, kubelet, served: Mutex::default(), places: Mutex::default(), coming: Mutex::default() };
+        let inner = Inner {
+            rooms,
+            kubelet,
+            served: Mutex::default(),
+            places: Mutex::default(),
+            coming: Mutex::default(),
+            shown: tokio::sync::Mutex::default(),
+        };
         let volumes = Self { inner: Arc::new(inner) };
         volumes.keep_all_places();
+        volumes.inner.rooms.tasks.spawn(volumes.clone().keep_shown());
         volumes
     }
 

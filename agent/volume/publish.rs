@@ -15,12 +15,14 @@ use tonic_types::StatusExt as _;
 use super::attributes::{self, Asked, Of, Pod};
 use super::target::{Found, Target};
 use super::{Volumes, prefix};
-use crate::access::{Caller, Peer};
+use crate::access::{Caller, Peer, Role};
 use crate::admission::new_id;
+use crate::node::mount::Shown;
 use crate::rpc::behalf::Behalf;
+use crate::rpc::error::bad;
 
 /// What the audit log calls it.
-const METHOD: &str = "NodePublishVolume";
+pub(super) const METHOD: &str = "NodePublishVolume";
 /// How long a source is resolved, and then a workspace made, while the kubelet waits. What takes longer goes on.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 const PREPARE_WITHIN: Duration = Duration::from_secs(8);
@@ -40,7 +42,12 @@ impl Volumes {
         let _turn = self.turn(&volume_id)?;
         let (caller, began) = (self.proven(&asked.pod, &token).await?, Instant::now());
         let behalf = self.inner.rooms.in_the_name_of(Arc::clone(&caller));
-        let published = self.publish_for(&caller, &behalf, &volume_id, &asked, target, readonly).await;
+        let published = match &asked.of {
+            Of::Lease(_) | Of::Build(_) => {
+                self.publish_for(&caller, &behalf, &volume_id, &asked, target, readonly).await
+            }
+            Of::Cache { .. } | Of::Mirrors { .. } => self.show(&caller, &behalf, &asked, target, readonly).await,
+        };
         behalf.audit(METHOD, &format!("volume {volume_id}"), began, &published);
         published
     }
@@ -63,6 +70,7 @@ impl Volumes {
         let is_its_end = || match &of {
             Of::Build(_) => self.lease_of(volume).is_none() && self.held_by(&asked.pod.uid).is_empty(),
             Of::Lease(id) => !self.is_live(id),
+            Of::Cache { .. } | Of::Mirrors { .. } => true,
         };
         if found != Found::Free && is_its_end() {
             return Ok(()); // its build has ended here: what the pod has stays as it is
@@ -81,6 +89,7 @@ impl Volumes {
             (Some(lease), _) => (lease, Some(LEASE)),
             (None, Of::Lease(lease)) => (lease.clone(), Some("lease")),
             (None, Of::Build(wanted)) => (self.admitted(behalf, volume, &asked.pod, &wanted.build, since).await?, None),
+            (None, Of::Cache { .. } | Of::Mirrors { .. }) => return Err(bad("kind", "is no build's")),
         };
         let whole = self.give(behalf, volume, (&lease, made), asked, target, read_only).await;
         // What a pod has already keeps its lease, whatever befell this attempt.
@@ -129,7 +138,8 @@ impl Volumes {
         let home = Path::new(&workspace.src).parent().map(Path::to_owned);
         let home = home.ok_or_else(|| Status::internal(format!("the workspace of lease {lease} has no directory")))?;
         let sub_path: PathBuf = asked.sub_path.clone();
-        blocking(move || target.mount(&home, &sub_path, read_only)).await
+        let shown = Shown { read_only, ..Shown::default() };
+        blocking(move || target.mount(&home, &sub_path, shown)).await
     }
 
     /// Who asks: the pod that the kubelet names, by a token that is bound to it.
@@ -153,7 +163,7 @@ impl Volumes {
     }
 
     /// A lease is held by a pod that the API server knows to be on this node. The kubelet may know it sooner.
-    async fn is_known(&self, pod: &Pod) -> Result<(), Status> {
+    pub(super) async fn is_known(&self, pod: &Pod) -> Result<(), Status> {
         let mut view = self.inner.rooms.kubernetes.subscribe();
         let is_it = |known: &Known| known.live() && known.namespace == pod.namespace && known.name == pod.name;
         let known = view.wait_for(|cluster| {
@@ -262,15 +272,19 @@ fn of_attribute(status: Status) -> Status {
 fn asked_for(caller: &Caller, asked: &Asked) -> Result<Of, Status> {
     let Of::Build(wanted) = &asked.of else { return Ok(asked.of.clone()) };
     let named = wanted.build.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
-    // A pod's build is its namespace's, also where it might ask for all.
-    let tenant = if named.is_empty() { asked.pod.namespace.as_str() } else { named };
-    let tenant = caller.tenant(crate::access::Role::Scheduler, tenant).map_err(|denied| {
-        let status = Status::from(denied);
-        Status::new(status.code(), format!("tenant: {}", status.message()))
-    })?;
+    let tenant = tenant(caller, &asked.pod, named)?;
     let mut wanted = wanted.clone();
     wanted.build.scope = Some(v1::Scope { tenant, ..v1::Scope::default() });
     Ok(Of::Build(wanted))
+}
+
+/// The tenant that a pod asks for: its namespace where it names none, also where it might ask for all.
+pub(super) fn tenant(caller: &Caller, pod: &Pod, named: &str) -> Result<String, Status> {
+    let tenant = if named.is_empty() { pod.namespace.as_str() } else { named };
+    caller.tenant(Role::Scheduler, tenant).map_err(|denied| {
+        let status = Status::from(denied);
+        Status::new(status.code(), format!("tenant: {}", status.message()))
+    })
 }
 
 /// Whether the next attempt may find what this one did not, without anybody changing anything.

@@ -18,11 +18,13 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tonic::Status;
 
+use crate::node::mount::Shown;
 use crate::node::{TRASH, mount};
+use crate::repository::SHELVES;
 use crate::rpc::error::bad;
 
 /// What the kubelet calls its volumes of CSI drivers.
-const OF_CSI: &str = "kubernetes.io~csi";
+pub(super) const OF_CSI: &str = "kubernetes.io~csi";
 const FIELD: &str = "target_path";
 /// Below the kubelet's directory: no way out of it, through no link. Mounts are crossed: the target may be one.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
@@ -97,7 +99,7 @@ impl Target {
 
     /// Mounts a directory of a workspace there; `of` is that workspace's, `sub_path` a directory in it. What is there
     /// already stays.
-    pub(super) fn mount(&self, of: &Path, sub_path: &Path, read_only: bool) -> Result<(), Status> {
+    pub(super) fn mount(&self, of: &Path, sub_path: &Path, shown: Shown) -> Result<(), Status> {
         let source = source(of, sub_path)?;
         let parent = self.parent().map_err(refused)?;
         match mkdirat(&parent, &self.name, Mode::from_raw_mode(0o750)) {
@@ -108,7 +110,7 @@ impl Target {
         let wanted = identity(source.as_fd()).map_err(failed)?;
         match found(target.as_fd())? {
             Found::Ours(major, minor, inode) if (major, minor, inode) == wanted => return Ok(()),
-            // Of a workspace that was there before.
+            // Of what was there before.
             Found::Ours(..) => {
                 drop(target);
                 self.take_away(parent.as_fd())?;
@@ -116,8 +118,16 @@ impl Target {
             Found::Free => {}
         }
         let target = self.open(parent.as_fd()).map_err(refused)?;
-        let tree = mount::clone_tree(source.as_fd(), read_only).map_err(failed)?;
-        mount::attach(tree.as_fd(), target.as_fd()).map_err(failed)
+        let tree = mount::clone_tree(source.as_fd(), shown).map_err(failed)?;
+        mount::attach(tree.as_fd(), target.as_fd()).map_err(failed)?;
+        // It may have been thrown away between these two.
+        let still = self::source(of, sub_path).and_then(|source| identity(source.as_fd()).map_err(failed));
+        if still.as_ref().ok() != Some(&wanted) {
+            drop(target);
+            self.take_away(parent.as_fd())?;
+            return Err(Status::unavailable("what was to be mounted went meanwhile; tried again"));
+        }
+        Ok(())
     }
 
     /// Unmounts what the agent mounted there, and removes the directory. What is not there is no error.
@@ -213,11 +223,12 @@ fn found(target: BorrowedFd<'_>) -> Result<Found, Status> {
     }
 }
 
-/// Whether a directory of a filesystem is one of workspaces, or of those that were thrown away, of a pool.
+/// Whether a directory of a filesystem is one that volumes show, or that was thrown away, of a pool.
 fn is_in_a_pool(root: &Path) -> bool {
     let parts: Vec<_> = root.components().collect();
     let is = |part: &Component<'_>, name: &str| part.as_os_str() == name;
-    parts.windows(2).any(|two| is(&two[0], "stoker") && (is(&two[1], "workspaces") || is(&two[1], TRASH)))
+    let folders = ["workspaces", "caches", SHELVES, TRASH];
+    parts.windows(2).any(|two| is(&two[0], "stoker") && folders.iter().any(|folder| is(&two[1], folder)))
 }
 
 /// Unmounts what is mounted at a name; who uses it is waited for, but not for ever.
@@ -299,7 +310,12 @@ mod tests {
 
     #[test]
     fn what_lies_in_a_pool_is_told_by_its_directory() {
-        for ours in ["/stoker/workspaces/1", "/a/pool/stoker/workspaces/1/src", "/stoker/trash/9//deleted"] {
+        for ours in [
+            "/stoker/workspaces/1",
+            "/a/pool/stoker/workspaces/1/src",
+            "/stoker/trash/9//deleted",
+            "/p/stoker/caches/a-1/x",
+        ] {
             assert!(is_in_a_pool(Path::new(ours)), "{ours}");
         }
         for other in ["/", "/stoker", "/stoker/checkouts/1", "/workspaces/stoker", "/x/stoker.d/workspaces"] {

@@ -8,7 +8,6 @@ use stoker_core::sizing::Outcome;
 use tonic::Status;
 
 use super::Volumes;
-use super::publish::blocking;
 use super::target::Target;
 use crate::admission::WriterError;
 
@@ -20,7 +19,7 @@ impl Volumes {
     pub(super) async fn unpublish(&self, volume: &str, target_path: &str) -> Result<(), Status> {
         let target = Target::read(&self.inner.kubelet, target_path, None)?;
         let _turn = self.turn(volume)?;
-        blocking(move || target.unmount()).await?;
+        self.hide(target).await?;
         self.came(volume);
         self.give_back(volume, Some(TOLD_WITHIN)).await
     }

@@ -80,7 +80,7 @@ impl Volumes {
     }
 
     /// Whether the API server says that a pod is no more.
-    fn is_gone(&self, pod: &str) -> bool {
+    pub(super) fn is_gone(&self, pod: &str) -> bool {
         let cluster = self.inner.rooms.kubernetes.view();
         let pods = cluster.pods.as_ref().filter(|_| cluster.is_current());
         pods.is_some_and(|pods| pods.get(pod).is_none_or(|pod| !pod.live()))

@@ -149,12 +149,16 @@ impl Turn<'_> {
         let mut known = BTreeMap::new();
         for key in &self.line.keys {
             let (tenant, slot) = (&self.line.tenant, self.line.slot.to_string());
-            let name = Component::of(&[key, &slot, tenant, &self.line.repository]);
+            let name = Component::of(&[key.as_str(), &slot, tenant, &self.line.repository]);
             let file = files::record(&place, name.as_str());
             let times = match (read_record::<Record>(&file, RECORD_BYTES_MAX), self.folder.join(key).exists()) {
                 // Nothing was made from anything yet.
                 (None, false) => Times::default(),
-                (Some(record), _) if record.boot == self.boot && record.form == self.line.form => {
+                (Some(record), _)
+                    if record.boot == self.boot
+                        && record.form == self.line.form
+                        && (self.line.slot > 1 || !is_disturbed(&place, &file, tenant, key)) =>
+                {
                     self.advance(record, now, &mut known)
                 }
                 // Whatever it holds may be younger than any file.
@@ -188,6 +192,27 @@ impl Turn<'_> {
         }
         times
     }
+}
+
+/// Remembers that others than builds of commits write to a cache, or to all of a tenant's: what it holds may be younger than
+/// any file. Told before they begin: until they
+/// have ended, builds have other places.
+pub(super) fn disturb(root: &Path, tenant: &str, key: Option<&str>) -> io::Result<()> {
+    let place = root.join(TIMES);
+    directory(&place, 0o700)?;
+    files::replace(&disturbed(&place, tenant, key), b"{}", false)
+}
+
+fn disturbed(place: &Path, tenant: &str, key: Option<&str>) -> PathBuf {
+    let name = Component::of(&["disturbed", tenant, key.unwrap_or_default()]);
+    files::record(place, name.as_str())
+}
+
+/// Whether others wrote since this was remembered.
+fn is_disturbed(place: &Path, record: &Path, tenant: &str, key: &str) -> bool {
+    let at = |file: &Path| fs::metadata(file).and_then(|meta| meta.modified()).ok();
+    let mut marks = [Some(key), None].into_iter().filter_map(|key| at(&disturbed(place, tenant, key)));
+    marks.any(|mark| at(record).is_none_or(|at| at <= mark))
 }
 
 /// Forgets the caches that were not used for longest: what is not remembered makes all files young once.
@@ -274,6 +299,14 @@ mod tests {
             take(3, "boot", Some(Changes::default()));
         }
         assert!(take(3, "another boot", Some(Changes::default())).all.is_some());
+        for key in [Some("target"), None] {
+            take(3, "boot", Some(Changes::default()));
+            disturb(place.path(), "b", key).unwrap();
+            disturb(place.path(), "a", Some("other")).unwrap();
+            let before = take(3, "boot", Some(Changes::default())).all;
+            disturb(place.path(), "a", key).unwrap();
+            assert!(take(3, "boot", Some(Changes::default())).all > before, "others wrote to it");
+        }
         let several = Line { several: true, ..line("a", &["target"], 3, 1) };
         for _ in 0..2 {
             let (root, folder, changes) = (place.path(), folder.as_path(), |_| Some(Changes::default()));

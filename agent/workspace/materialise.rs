@@ -2,26 +2,22 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::Mode;
-use rustix::io::Errno;
 use stoker_core::reason::Reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::caches;
 use super::checkouts::{Checkouts, Kept, Wanted, fill};
 use super::copy;
-use super::disk::{self, blocking, directory, directory_at, give, hand_over, spread, unwritable};
+use super::disk::{self, blocking, directory, give, hand_over, spread, unwritable};
 use super::gitdir::{Objects, Shape, borrow_objects, own_objects, repository};
 use super::method::{Chosen, Method};
 use super::quota::{self, Projects};
 use super::trees::{self, Tree};
-use super::{OVERLAYS, Progress, Workspace, submodules};
+use super::{OVERLAYS, Progress, Workspace, shared, submodules};
 use crate::node::mount::{self, Overlay};
 use crate::node::namespace::Namespaces;
 use crate::repository::Nested;
@@ -126,30 +122,9 @@ fn directories(mut workspace: Workspace, projects: Option<&Projects>) -> io::Res
             io::Error::new(error.kind(), format!("tmp in memory: {error}; the agent needs the right to mount"))
         })?;
     }
-    shared_caches(&workspace)?;
+    shared::make(&workspace.cache, workspace.cache_slot, &workspace.cache_keys)?;
     workspace.project = project;
     Ok(workspace)
-}
-
-/// Builds may have written to what they share: no link of theirs is followed.
-fn shared_caches(workspace: &Workspace) -> io::Result<()> {
-    directory(workspace.cache.parent().unwrap_or(workspace.home()), 0o755)?;
-    directory(&workspace.cache, 0o755)?;
-    let mut folder = OwnedFd::from(fs::File::open(&workspace.cache)?);
-    let slot = caches::folder(&workspace.cache, workspace.cache_slot);
-    if let Some(slot) = slot.strip_prefix(&workspace.cache).ok().and_then(Path::to_str).filter(|slot| !slot.is_empty())
-    {
-        folder = directory_at(folder.as_fd(), slot, 0o755)?;
-    }
-    for key in &workspace.cache_keys {
-        let cache = directory_at(folder.as_fd(), key, 0o777)?;
-        // The builds of a tenant may run as different users; the directory is the tenant's.
-        match rustix::fs::fchmod(&cache, Mode::from_raw_mode(0o1777)) {
-            Err(Errno::PERM) | Ok(()) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// The git directories of a workspace: where each comes from, and what it says.

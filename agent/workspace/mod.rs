@@ -29,6 +29,7 @@ pub mod outputs;
 mod quota;
 mod record;
 pub mod retention;
+mod shared;
 mod submodules;
 mod take_up;
 mod trees;
@@ -65,6 +66,8 @@ pub use begin::NotBegun;
 pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
 pub use quota::Quota;
+pub(crate) use shared::below;
+pub use shared::{ShownCache, ShownCaches};
 pub use submodules::Submodule;
 pub use trees::Manifest;
 
@@ -264,6 +267,8 @@ struct Inner {
     admission: Admission,
     checkouts: Checkouts,
     uses: retention::Uses,
+    /// Caches that volumes show.
+    shown: watch::Receiver<ShownCaches>,
     boot: String,
     on_disk: watch::Sender<OnDisk>,
     /// Held while times of caches are read and written.
@@ -296,6 +301,8 @@ pub struct Rooms {
     pub admission: Admission,
     /// Who decides what else fits is told here what builds have written.
     pub on_disk: watch::Sender<OnDisk>,
+    /// What volumes show of the tenants' caches.
+    pub shown: watch::Receiver<ShownCaches>,
 }
 
 /// The room's face. Cheap to clone.
@@ -312,7 +319,7 @@ impl Workspaces {
         rooms: Rooms,
         cancel: CancellationToken,
     ) -> Self {
-        let Rooms { pools, git, repositories, admission, on_disk } = rooms;
+        let Rooms { pools, git, repositories, admission, on_disk, shown } = rooms;
         let tasks = TaskTracker::new();
         let pool = config.borrow().workspaces.pool.clone();
         let outputs = outputs::Outputs::new(&pool, pools.clone(), config.clone());
@@ -332,6 +339,7 @@ impl Workspaces {
             admission: admission.clone(),
             checkouts,
             uses: retention::Uses::default(),
+            shown,
             boot: boot.to_owned(),
             on_disk,
             turns: Mutex::default(),

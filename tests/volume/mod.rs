@@ -6,6 +6,7 @@ mod crowd;
 mod hostile;
 mod known;
 mod publish;
+mod shown;
 mod survive;
 
 use std::collections::BTreeMap;

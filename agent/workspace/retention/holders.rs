@@ -9,7 +9,7 @@ use stoker_core::identity::LeaseId;
 use stoker_core::quantity::Timestamp;
 
 use crate::workspace::outputs::Ending;
-use crate::workspace::{Workspaces, record};
+use crate::workspace::{CACHES, ShownCache, Workspaces, record};
 
 /// What is held.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -64,7 +64,10 @@ impl Workspaces {
             remove_cache: Arc::new(move |path, tenant| {
                 // A build that comes has its entry before it has its caches; so not while this is looked at.
                 let entries = cache.entries();
-                if entries.values().any(|entry| entry.line.tenant == tenant) {
+                let shows = |shown: &BTreeSet<ShownCache>| shown.iter().any(|shown| shown.tenant == tenant);
+                if entries.values().any(|entry| entry.line.tenant == tenant)
+                    || cache.shown().is_none_or(|shown| shows(&shown))
+                {
                     return Ok(false);
                 }
                 cache.inner.pools.discard(path).map(|()| true)
@@ -84,15 +87,17 @@ impl Workspaces {
     }
 
     fn held(&self) -> Option<Known> {
-        if !self.are_taken_up() {
-            return None;
-        }
+        let shown = self.shown().filter(|_| self.are_taken_up())?;
         for workspace in self.list() {
             self.inner.uses.add(&workspace);
         }
         let leases = self.inner.admission.read(|ledger| ledger.live().map(|lease| lease.created_at).collect());
         let entries = self.entries();
-        let (workspaces, caches) = entries.iter().map(|(id, entry)| (id.clone(), entry.line.tenant.clone())).unzip();
+        let all = entries.iter().map(|(id, entry)| (id.clone(), entry.line.tenant.clone()));
+        let (workspaces, mut caches): (_, BTreeSet<String>) = all.unzip();
+        drop(entries);
+        caches.extend(shown.iter().map(|shown| shown.tenant.clone()));
+        self.inner.uses.add_shown(&self.inner.outputs.root().ok()?.join(CACHES), &shown);
         Some(Known { leases, workspaces, caches })
     }
 }

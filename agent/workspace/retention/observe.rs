@@ -13,6 +13,7 @@ use super::{DirectoryUse, Known};
 use crate::config::{Config, Directory, Pool, Retention as Word};
 use crate::node::files::owner;
 use crate::node::{Found, Identity, Measure, Pools, State, TRASH};
+use crate::repository::SHELVES;
 use crate::repository::serve::SPOOL;
 use crate::sizing::is_cache_key;
 use crate::workspace::outputs::{FOLDER, Output, name};
@@ -20,7 +21,8 @@ use crate::workspace::record::FOLDER as WORKSPACES;
 use crate::workspace::{CACHES, OVERLAYS, caches, checkouts};
 
 /// What the agent itself keeps in its directory of a pool: no orphans, and looked at by those who keep it.
-const KEPT: [&str; 8] = [TRASH, "repositories", "stores", "lfs", SPOOL, checkouts::DIRECTORY, OVERLAYS, caches::TIMES];
+const KEPT: [&str; 9] =
+    [TRASH, "repositories", "stores", "lfs", SHELVES, SPOOL, checkouts::DIRECTORY, OVERLAYS, caches::TIMES];
 /// The most names of one directory that are looked at.
 const NAMES_MAX: usize = 10_000;
 /// The most entries that are counted for one look at all.

@@ -1,0 +1,201 @@
+//! Volumes that are no build's: caches of tenants, and mirrors. They have no lease.
+//!
+//! What they show is held while it is mounted: the kernel's table tells what is, so nothing has to be remembered, and after
+//! a reboot nothing is held. A pod that is gone holds nothing either, whether or not the kubelet came to unmount.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::Status;
+
+use super::Volumes;
+use super::attributes::{Asked, Of};
+use super::publish::{METHOD, blocking, tenant};
+use super::target::{OF_CSI, Target};
+use crate::access::{Caller, Role};
+use crate::node::mount::{self, Shown};
+use crate::repository::{Classes, SHELVES, Shelved};
+use crate::rpc::behalf::Behalf;
+use crate::rpc::error::{bad, refusal};
+use crate::workspace::{ShownCache, below};
+
+/// How often it is looked at what is mounted, where nothing says that it changed.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Changes of mirrors and pods that come one after the other are looked at together.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What is held for volumes. One at a time looks and changes it, so that nothing goes that is about to be mounted.
+#[derive(Default)]
+pub(super) struct ShownVolumes {
+    /// The mirrors of each directory.
+    shelved: BTreeMap<String, Shelved>,
+}
+
+/// What mounts of volumes show.
+#[derive(Default)]
+struct Seen {
+    caches: BTreeSet<ShownCache>,
+    shelves: BTreeSet<String>,
+}
+
+impl Volumes {
+    /// Shows what no build needs.
+    pub(super) async fn show(
+        &self,
+        caller: &Caller,
+        behalf: &Behalf,
+        asked: &Asked,
+        target: Target,
+        read_only: bool,
+    ) -> Result<(), Status> {
+        behalf.may_ask(METHOD)?;
+        match &asked.of {
+            Of::Cache { tenant: named, trust, key } => {
+                let tenant = tenant(caller, &asked.pod, named)?;
+                if !caller.may_of(Role::Scheduler, &tenant, trust) {
+                    let what = format!("{trust:?} is none that {} may read", caller.identity.name);
+                    return Err(Status::permission_denied(format!(
+                        "trust: {what}; a rule of access.rules has to say so"
+                    )));
+                }
+                self.is_known(&asked.pod).await?;
+                self.show_cache(ShownCache::of(&tenant, trust, key.as_deref()), target, read_only).await
+            }
+            Of::Mirrors { tenant: named } => {
+                let tenant = tenant(caller, &asked.pod, named)?;
+                self.is_known(&asked.pod).await?;
+                self.show_mirrors(Classes(caller.classes(Role::Scheduler, &tenant)), target).await
+            }
+            Of::Lease(_) | Of::Build(_) => Err(bad("kind", "is a build's")),
+        }
+    }
+
+    async fn show_cache(&self, cache: ShownCache, target: Target, read_only: bool) -> Result<(), Status> {
+        let shown = self.inner.shown.lock().await;
+        let looked = target.clone();
+        blocking(move || looked.look()).await?;
+        // Held before it is made: retention looks at this before it takes anything.
+        let mut held = self.held_caches().await?;
+        held.insert(cache.clone());
+        self.tell_caches(held);
+        let folder = self.inner.rooms.workspaces.cache(cache.clone(), !read_only).await;
+        let folder = folder.map_err(|reason| refusal(&reason))?;
+        let key = PathBuf::from(cache.key.unwrap_or_default());
+        let how = Shown { read_only, ..Shown::default() };
+        let mounted = blocking(move || target.mount(&folder, &key, how)).await;
+        if mounted.is_err() {
+            self.tell_caches(self.held_caches().await?);
+        }
+        drop(shown);
+        mounted
+    }
+
+    async fn show_mirrors(&self, classes: Classes, target: Target) -> Result<(), Status> {
+        let mut shown = self.inner.shown.lock().await;
+        let looked = target.clone();
+        blocking(move || looked.look()).await?;
+        let name = classes.name();
+        let (shelf, shelved) = self.shelve(classes).await?;
+        shown.shelved.insert(name, shelved);
+        let how = Shown { read_only: true, no_exec: true };
+        blocking(move || target.mount(&shelf, Path::new(""), how)).await
+    }
+
+    async fn shelve(&self, classes: Classes) -> Result<(PathBuf, Shelved), Status> {
+        let repositories = self.inner.rooms.repositories.clone();
+        blocking(move || repositories.shelve(&classes).map_err(|reason| refusal(&reason))).await
+    }
+
+    /// Unmounts a volume of any kind.
+    pub(super) async fn hide(&self, target: Target) -> Result<(), Status> {
+        blocking(move || target.unmount()).await?;
+        let _shown = self.inner.shown.lock().await;
+        self.tell_caches(self.held_caches().await?);
+        Ok(())
+    }
+
+    /// Keeps what is mounted held, and mirrors up to date, until the agent stops.
+    pub(super) async fn keep_shown(self) {
+        let cancel = self.inner.rooms.cancel.clone();
+        let (mut mirrors, mut pods) = (self.inner.rooms.repositories.watch(), self.inner.rooms.kubernetes.subscribe());
+        loop {
+            if let Err(status) = self.look_at_shown().await {
+                tracing::warn!(why = status.message(), "what volumes show is not up to date; tried again");
+            }
+            if cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                return;
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                changed = mirrors.changed() => if changed.is_err() { return },
+                changed = pods.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn look_at_shown(&self) -> Result<(), Status> {
+        let mut shown = self.inner.shown.lock().await;
+        let Seen { caches, shelves: mounted } = self.seen().await?;
+        self.tell_caches(caches);
+        let repositories = self.inner.rooms.repositories.clone();
+        if !repositories.are_known() {
+            return Ok(());
+        }
+        let there = blocking(move || repositories.shelves().map_err(|reason| refusal(&reason))).await?;
+        for (name, classes) in there {
+            if mounted.contains(&name) {
+                let (_, shelved) = self.shelve(classes).await?;
+                shown.shelved.insert(name, shelved);
+                continue;
+            }
+            shown.shelved.remove(&name);
+            let repositories = self.inner.rooms.repositories.clone();
+            blocking(move || repositories.unshelve(&name).map_err(|reason| refusal(&reason))).await?;
+        }
+        Ok(())
+    }
+
+    async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
+        Ok(self.seen().await?.caches)
+    }
+
+    fn tell_caches(&self, caches: BTreeSet<ShownCache>) {
+        self.inner.rooms.shown_caches.send_if_modified(|before| {
+            let differs = before.as_deref() != Some(&caches);
+            if differs {
+                *before = Some(Arc::new(caches));
+            }
+            differs
+        });
+    }
+
+    /// What is mounted for pods that are there.
+    async fn seen(&self) -> Result<Seen, Status> {
+        let pods = self.inner.kubelet.join("pods");
+        let below_pods = pods.clone();
+        let mounts = blocking(move || {
+            mount::roots_below(&below_pods).map_err(|error| Status::internal(format!("mounts: {error}")))
+        });
+        let mut seen = Seen::default();
+        for (point, root) in mounts.await? {
+            if pod_of(&pods, &point).is_none_or(|uid| self.is_gone(&uid)) {
+                continue;
+            }
+            seen.caches.extend(ShownCache::shown_by(&root));
+            if let Some(name) = below(&root, SHELVES).and_then(|mut names| names.next()) {
+                seen.shelves.insert(name);
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// The uid of the pod whose volume is mounted at a point.
+fn pod_of(pods: &Path, point: &Path) -> Option<String> {
+    let mut parts = point.strip_prefix(pods).ok()?.iter().map(|part| part.to_string_lossy().into_owned());
+    let (uid, volumes, of_csi) = (parts.next()?, parts.next()?, parts.next()?);
+    (volumes == "volumes" && of_csi == OF_CSI).then_some(uid)
+}

@@ -1,0 +1,140 @@
+//! Caches of tenants as volumes show them: to a pod that has no workspace. What a volume shows is published by those who
+//! mount it ([`ShownCaches`]); here that keeps retention away, and builds of commits in places of their own.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use stoker_core::identity::{CommitId, Component};
+use stoker_core::reason::Reason;
+
+use super::caches::{self, Line};
+use super::disk::{blocking, directory, directory_at, unwritable};
+use super::{CACHES, Workspaces};
+
+/// A cache that a volume shows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShownCache {
+    /// The folder of tenant and trust class.
+    pub tenant: String,
+    /// The one directory of it that is shown; unset: all of them.
+    pub key: Option<String>,
+}
+
+/// Caches that volumes show; unset while that is not known yet.
+pub type ShownCaches = Option<Arc<BTreeSet<ShownCache>>>;
+
+impl ShownCache {
+    /// The cache of a tenant and a trust class.
+    #[must_use]
+    pub fn of(tenant: &str, trust: &str, key: Option<&str>) -> Self {
+        Self { tenant: Component::of(&[tenant, trust]).as_str().to_owned(), key: key.map(str::to_owned) }
+    }
+
+    /// By the directory of a filesystem that a mount shows; nothing where that is no cache of a pool.
+    #[must_use]
+    pub fn shown_by(root: &Path) -> Option<Self> {
+        let mut parts = below(root, CACHES)?;
+        Some(Self { tenant: parts.next()?, key: parts.next() })
+    }
+
+    /// Which caches of builds it may be: where it is all of them, those that the build has.
+    fn line(&self, of: &Line) -> Line {
+        let keys = match &self.key {
+            Some(key) => BTreeSet::from([key.clone()]),
+            None => of.keys.clone(),
+        };
+        Line {
+            tenant: self.tenant.clone(),
+            keys,
+            repository: String::new(),
+            commit: CommitId::new([0; 20]),
+            form: (false, false),
+            several: true,
+            slot: 1,
+        }
+    }
+}
+
+/// What comes below a folder of the agent's in a pool, name by name, of a path that leads there.
+pub(crate) fn below(path: &Path, folder: &str) -> Option<impl Iterator<Item = String>> {
+    let names: Vec<String> = path.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    let at = names.windows(2).position(|two| matches!(two, [own, of] if own == "stoker" && of == folder))?;
+    Some(names.into_iter().skip(at.saturating_add(2)))
+}
+
+impl Workspaces {
+    /// Where a cache that a volume shows is: the tenant's folder. Made as builds have it, with the key where one is named.
+    ///
+    /// # Errors
+    /// When the pool is not there, or a build left something else in its place.
+    pub async fn cache(&self, shown: ShownCache, is_written: bool) -> Result<PathBuf, Reason> {
+        let root = self.inner.pools.usable(&self.inner.pool)?;
+        let folder = root.join(CACHES).join(&shown.tenant);
+        let (room, at) = (self.clone(), folder.clone());
+        let made = blocking(move || {
+            if is_written {
+                room.disturb(&root, &shown)?;
+            }
+            make(&at, 1, shown.key.as_slice())
+        });
+        made.await.map_err(|error| unwritable(&folder, &error))?;
+        Ok(folder)
+    }
+
+    fn disturb(&self, root: &Path, shown: &ShownCache) -> io::Result<()> {
+        let _one = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        caches::disturb(root, &shown.tenant, shown.key.as_deref())
+    }
+
+    /// What volumes show.
+    pub(super) fn shown(&self) -> ShownCaches {
+        self.inner.shown.borrow().clone()
+    }
+
+    /// The lines of what volumes show, beside one that begins.
+    pub(super) fn shown_lines(&self, beside: &Line) -> Vec<Line> {
+        self.shown().iter().flat_map(|all| all.iter()).map(|shown| shown.line(beside)).collect()
+    }
+}
+
+/// Makes the folder of a tenant's caches, and those of a place in it. Builds may have written to what they share: no link of
+/// theirs is followed.
+pub(super) fn make(cache: &Path, slot: u32, keys: &[String]) -> io::Result<()> {
+    directory(cache.parent().unwrap_or(cache), 0o755)?;
+    directory(cache, 0o755)?;
+    let mut folder = OwnedFd::from(File::open(cache)?);
+    let place = caches::folder(cache, slot);
+    if let Some(slot) = place.strip_prefix(cache).ok().and_then(Path::to_str).filter(|slot| !slot.is_empty()) {
+        folder = directory_at(folder.as_fd(), slot, 0o755)?;
+    }
+    for key in keys {
+        let cache = directory_at(folder.as_fd(), key, 0o777)?;
+        // The builds of a tenant may run as different users; the directory is the tenant's.
+        match rustix::fs::fchmod(&cache, Mode::from_raw_mode(0o1777)) {
+            Err(Errno::PERM) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_tells_which_cache_it_shows() {
+        let shown = |root: &str| ShownCache::shown_by(Path::new(root)).map(|shown| (shown.tenant, shown.key));
+        assert_eq!(shown("/stoker/caches/a-1"), Some(("a-1".to_owned(), None)));
+        assert_eq!(shown("/x/pool/stoker/caches/a-1/target"), Some(("a-1".to_owned(), Some("target".to_owned()))));
+        for other in ["/", "/stoker/caches", "/stoker/workspaces/1/src", "/caches/a-1"] {
+            assert_eq!(shown(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Volumes that are no build's: the cache of a tenant, and the mirrors that it may read.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::process::{Command, Stdio};
+
+use super::*;
+
+const CACHE: [(&str, &str); 2] = [("kind", "cache"), ("key", "target")];
+const MIRRORS: [(&str, &str); 1] = [("kind", "mirrors")];
+
+/// Where a mirror is in its directory.
+fn named(url: &str) -> String {
+    let name = url.strip_prefix("http://").unwrap();
+    format!("{}.git", name.strip_suffix(".git").unwrap_or(name))
+}
+
+/// As somebody who is not root.
+fn write_as(user: u32, file: &Path) -> bool {
+    let script = format!("echo written > {}", file.display());
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".into()]);
+    command.args(["sh", "-c", &script]).stderr(Stdio::null()).status().unwrap().success()
+}
+
+/// The options of what is mounted at a target, without where it comes from.
+fn options(target: &Path) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.split(' ').nth(4) == target.to_str()).unwrap();
+    line.split(' ').nth(5).unwrap().split(',').map(str::to_owned).collect()
+}
+
+impl World {
+    /// The directories of mirrors on the pool.
+    fn shelves(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir(self.pool().join("stoker/mirrors")).into_iter().flatten();
+        all.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+    }
+
+    /// How many hold a snapshot of a mirror.
+    fn holders(&self, url: &str) -> Value {
+        let all = self.agent.stoker().run(["repo", "show", url, "-o", "json"]).expect_code(0).json();
+        all["repository"]["holders"].clone()
+    }
+
+    fn refresh(&self) {
+        self.agent.stoker().run(["repo", "refresh", &self.url]).expect_code(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_a_tenant_share_its_cache_with_its_builds() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let (one, other, reds) = (world.pod("uid-a"), world.pod("uid-b"), world.pod_of("uid-c", "red"));
+    for pod in [&one, &other, &reds] {
+        world.publish(world.wanted(pod, &CACHE)).await.unwrap();
+    }
+    assert_eq!((world.leases(), world.tickets()), (Vec::new(), Vec::new()), "it is no build");
+    assert_eq!(std::fs::metadata(&one.target).unwrap().permissions().mode() & 0o7777, 0o1777, "as builds make it");
+    assert!(write_as(4711, &one.target.join("output")));
+    assert_eq!(std::fs::read_to_string(other.target.join("output")).unwrap(), "written\n");
+    assert!(!reds.target.join("output").exists(), "another tenant has another");
+    for flag in ["nosuid", "nodev"] {
+        assert!(options(&one.target).iter().any(|option| option == flag), "{flag}: {:?}", options(&one.target));
+    }
+
+    // It is what the tenant's builds have, which get a place of their own meanwhile.
+    let build = world.pod("uid-d");
+    world.publish_at_last(&world.wanted(&build, &world.main())).await;
+    let home = world.pool().join("stoker/workspaces").join(world.leases()[0]["id"].as_str().unwrap());
+    let environment = std::fs::read_to_string(home.join("environment")).unwrap();
+    let cache = environment.lines().find_map(|line| line.strip_prefix("export STOKER_CACHE=")).unwrap();
+    let is = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).unwrap();
+    assert_eq!(is(&one.target), is(&Path::new(cache.trim_matches(['"', '\''])).join("target")));
+    world.unpublish(&build).await.unwrap();
+
+    // All of it, and for reading alone.
+    world.unpublish(&other).await.unwrap();
+    let mut request = world.wanted(&other, &CACHE[..1]);
+    request.readonly = true;
+    world.publish(request.clone()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(other.target.join("target/output")).unwrap(), "written\n");
+    let refused = std::fs::write(other.target.join("target/output"), "").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let before = mounts_below(&world.kubelet());
+    world.agent.kill9();
+    assert!(write_as(4711, &one.target.join("later")), "it outlives the agent");
+    world.agent.restart();
+    world.publish(request).await.unwrap();
+    assert_eq!(mounts_below(&world.kubelet()), before, "again is the same as once");
+    for pod in [&one, &other, &reds] {
+        world.unpublish(pod).await.unwrap();
+        world.unpublish(pod).await.unwrap();
+    }
+    world.nothing_is_left();
+    assert!(Path::new(cache.trim_matches(['"', '\''])).join("target/later").is_file(), "it stays for the next one");
+}
+
+/// A commit that comes back to a cache trusts what others wrote to it no more than it trusts another commit's outputs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_beside_a_volume_has_a_place_of_its_own() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    repo.commit_file(
+        "main",
+        ".build-spec.yaml",
+        b"schema_version: 1\ncpu: 0.1\nmemory_gb: 0.1\ndisk_gb: 0.1\ncache_keys: [target]\n",
+    );
+    let world = World::of(repo, "");
+    world.fill();
+    let (pod, build) = (world.pod("uid-a"), world.pod("uid-b"));
+    let attributes = [world.main()[0], world.main()[1]];
+    let slot = async || {
+        world.publish_at_last(&world.wanted(&build, &attributes)).await;
+        let home = world.pool().join("stoker/workspaces").join(world.leases()[0]["id"].as_str().unwrap());
+        let environment = std::fs::read_to_string(home.join("environment")).unwrap();
+        let touched = std::fs::metadata(build.src().join("README.md")).unwrap().mtime();
+        world.unpublish(&build).await.unwrap();
+        let cache = environment.lines().find_map(|line| line.strip_prefix("export STOKER_CACHE=")).unwrap().to_owned();
+        (cache.trim_matches(['"', '\'']).to_owned(), touched)
+    };
+    let (alone, old) = slot().await;
+    world.publish(world.wanted(&pod, &CACHE)).await.unwrap();
+    let (beside, _) = slot().await;
+    assert_eq!(beside, format!("{alone}/~2"));
+    world.unpublish(&pod).await.unwrap();
+    let (after, young) = slot().await;
+    assert_eq!(after, alone);
+    assert!(young > old, "all files are younger than what the volume may have left: {young} and {old}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_takes_no_cache_from_under_a_pod() {
+    needs_root!();
+    let mut world = World::new("caches: {limit: 1MiB}\n");
+    let pod = world.pod("uid-a");
+    world.publish(world.wanted(&pod, &CACHE)).await.unwrap();
+    std::fs::write(pod.target.join("large"), vec![1; 4 << 20]).unwrap();
+    let planned = |world: &World| {
+        // Until the agent knows what is there it says so, and takes nothing.
+        let plan = || world.agent.stoker().run(["plan", "-o", "json"]);
+        wait::until(LIMIT, "there is a plan", || plan().code() == Some(0));
+        plan().expect_code(0).json().to_string().contains("stoker/caches/")
+    };
+    for _ in 0..2 {
+        assert!(!planned(&world), "a pod has it");
+        world.agent.restart();
+    }
+    assert!(!planned(&world) && pod.target.join("large").is_file(), "the next agent knows it from the kernel's table");
+    // Nobody came to unmount it, and its pod is gone.
+    world.api.delete("pods", "builds", "pod-uid-a");
+    let cache = world.pool().join("stoker/caches");
+    let is_empty = || {
+        let tenants = std::fs::read_dir(&cache).unwrap();
+        tenants.into_iter().all(|tenant| std::fs::read_dir(tenant.unwrap().path()).unwrap().next().is_none())
+    };
+    wait::until(LIMIT * 2, "what is above the limit goes", is_empty);
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_reads_the_mirrors_of_its_tenant_and_no_others() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let hidden = TestRepo::standard();
+    let secret = world.upstream.host("secret.git", &hidden);
+    world.agent.stoker().run(["repo", "add", &secret, "--trust", "secret"]).expect_code(0);
+    let filled = || {
+        let all = world.agent.stoker().run(["repo", "show", &secret, "-o", "json"]).expect_code(0).json();
+        all["repository"]["state"] == "REPOSITORY_STATE_READY"
+    };
+    wait::until(LIMIT, "the secret mirror is filled", filled);
+    let pod = world.pod("uid-a");
+    let request = world.wanted(&pod, &MIRRORS);
+    world.publish(request.clone()).await.unwrap();
+    assert_eq!((world.leases(), world.tickets()), (Vec::new(), Vec::new()), "it is no build");
+    let mirror = pod.target.join(named(&world.url));
+    let head = |at: &Path| git_out(at, &["-c", "safe.directory=*", "rev-parse", "main"]);
+    assert_eq!(head(&mirror), world.repo.commit("main"));
+    git_out(&mirror, &["-c", "safe.directory=*", "fsck", "--connectivity-only"]);
+    let clone = world.agent.root().join("clone");
+    let place = format!("file://{}", mirror.display());
+    git_out(world.agent.root(), &["-c", "safe.directory=*", "clone", "--quiet", &place, clone.to_str().unwrap()]);
+    assert_eq!(git_out(&clone, &["rev-parse", "HEAD"]), world.repo.commit("main"));
+    assert!(!pod.target.join(named(&secret)).exists());
+    assert_eq!(std::fs::read_dir(pod.target.join(".at")).unwrap().count(), 1, "nothing of another class is there");
+    for flag in ["ro", "nosuid", "nodev", "noexec"] {
+        assert!(options(&pod.target).iter().any(|option| option == flag), "{flag}: {:?}", options(&pod.target));
+    }
+    let refused = std::fs::write(mirror.join("HEAD"), "").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+
+    // It follows the mirror, for whoever looks by the name, also with the next agent; git that works in it goes on.
+    let inside = std::fs::canonicalize(&mirror).unwrap();
+    for restarted in [false, true] {
+        if restarted {
+            world.agent.restart();
+        }
+        let commit = world.repo.commit_file("main", "new", if restarted { b"2" } else { b"1" });
+        world.refresh();
+        wait::until(LIMIT, "the pod sees it", || head(&mirror) == commit);
+        git_out(&inside, &["-c", "safe.directory=*", "fsck", "--connectivity-only"]);
+    }
+    world.publish(request).await.unwrap();
+    assert_eq!(mounts_below(&world.kubelet()).len(), 1, "again is the same as once");
+    assert!(world.holders(&world.url) != json!(0), "what a pod sees is not taken: {}", world.holders(&world.url));
+    world.unpublish(&pod).await.unwrap();
+    wait::until(LIMIT, "its directory goes with the last one who has it", || world.shelves().is_empty());
+    wait::until(LIMIT, "nobody holds it", || {
+        world.holders(&world.url).is_null() || world.holders(&world.url) == json!(0)
+    });
+    world.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_are_held_for_pods_that_are_there() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let (pod, other) = (world.pod("uid-a"), world.pod("uid-b"));
+    for pod in [&pod, &other] {
+        world.publish(world.wanted(pod, &MIRRORS)).await.unwrap();
+    }
+    assert_eq!(world.shelves().len(), 1, "who may read the same has the same");
+    // A mirror that is removed is shown no more.
+    let mirror = pod.target.join(named(&world.url));
+    world.agent.stoker().run(["repo", "remove", &world.url]).expect_code(0);
+    wait::until(LIMIT, "it is not there any more", || !mirror.exists());
+    world.fill();
+    wait::until(LIMIT, "it is there again", || mirror.join("HEAD").exists());
+    // A pod that is gone holds nothing, though nobody unmounted for it.
+    world.api.delete("pods", "builds", "pod-uid-a");
+    world.unpublish(&other).await.unwrap();
+    wait::until(LIMIT, "its directory goes", || world.shelves().is_empty());
+    world.unpublish(&pod).await.unwrap();
+    // Nor does what was mounted before a reboot.
+    let pod = world.pod("uid-c");
+    world.publish(world.wanted(&pod, &MIRRORS)).await.unwrap();
+    world.agent.kill9();
+    assert!(Command::new("umount").arg(&pod.target).status().unwrap().success());
+    world.agent.restart();
+    wait::until(LIMIT, "its directory goes", || world.shelves().is_empty());
+    world.publish(world.wanted(&pod, &MIRRORS)).await.unwrap();
+    assert!(pod.target.join(named(&world.url)).join("HEAD").exists());
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caches_and_mirrors_are_for_who_proves_itself_too() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let (pod, other, stranger) = (world.pod("uid-a"), world.pod("uid-b"), world.pod_of("uid-c", "strangers"));
+    let nowhere = world.pod_elsewhere("uid-d", "builds");
+    let outside = world.agent.root().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    for kind in [CACHE.as_slice(), MIRRORS.as_slice()] {
+        let refuse = async |pod: &Pod, more: &[(&str, &str)], code: Code, told: &str| {
+            let refused = world.publish(world.wanted(pod, &[kind, more].concat())).await.unwrap_err();
+            assert_eq!(refused.code(), code, "{refused:?}");
+            assert!(refused.message().contains(told), "{told}: {}", refused.message());
+            assert!(!pod.target.is_dir());
+        };
+        refuse(&stranger, &[], Code::PermissionDenied, "scheduler").await;
+        refuse(&nowhere, &[], Code::Unavailable, "knows no pod").await;
+        refuse(&pod, &[("tenant", "red")], Code::PermissionDenied, "tenant: ").await;
+        refuse(&pod, &[("cpu", "1")], Code::InvalidArgument, "cpu: ").await;
+        let forged = Pod { token: other.token.clone(), ..world.pod("uid-a") };
+        refuse(&forged, &[], Code::PermissionDenied, "not one of the pod").await;
+        std::os::unix::fs::symlink(&outside, &pod.target).unwrap();
+        let refused = world.publish(world.wanted(&pod, kind)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        std::fs::remove_file(&pod.target).unwrap();
+    }
+    let others = [CACHE.as_slice(), &[("trust", "secret")]].concat();
+    let refused = world.publish(world.wanted(&pod, &others)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().starts_with("trust: "), "{}", refused.message());
+    // What a build put into the place of a cache is not followed.
+    world.publish(world.wanted(&pod, &CACHE)).await.unwrap();
+    let cache = std::fs::read_dir(world.pool().join("stoker/caches")).unwrap().next().unwrap().unwrap().path();
+    world.unpublish(&pod).await.unwrap();
+    std::fs::remove_dir(cache.join("target")).unwrap();
+    std::os::unix::fs::symlink(&outside, cache.join("target")).unwrap();
+    let refused = world.publish(world.wanted(&pod, &CACHE)).await.unwrap_err();
+    assert!(refused.message().contains("is no directory"), "{refused:?}");
+    assert!(!pod.target.is_dir() && std::fs::read_dir(&outside).unwrap().next().is_none());
+    world.nothing_is_left();
+}
