@@ -269,12 +269,13 @@ async fn build(
     let here = absent::without(views.waiting.subscribe(), cluster.subscribe(), tasks, closing.child_token());
     let pressure =
         Arc::new(Pressure::start(&configured.subscribe(), pools.clone(), reserved(), cluster.subscribe(), closing));
-    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), here.clone(), closing);
+    let lease_meter = LeaseMeter::start(&config.node.host_root, views.held.subscribe(), here, closing);
     let repositories = open_repositories(config, git.clone(), pools.clone(), reserved(), closing).await?;
     let facts_cache =
         FactsCache::new(repositories.reader(), Nickel::new(configured.subscribe()), closing.child_token());
     let measured = Measured::new(lease_meter.subscribe(), views.on_disk.subscribe());
-    let facts = facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone(), here);
+    let facts =
+        facts_source(configured.subscribe(), &machine, &pools, &pressure, measured.clone(), cluster.subscribe());
     let survey = Survey::new(repositories.clone(), facts_cache, configured.subscribe(), views.caches.subscribe());
     let (state, boot_id) = (config.state.clone(), machine.boot_id.clone());
     let admission = tokio::task::spawn_blocking(move || Admission::open(&state, &boot_id, survey, facts, measured))

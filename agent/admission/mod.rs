@@ -214,7 +214,8 @@ impl Admission {
             let (source, pin) = self.survey.again(lease.source.clone(), patience).await?;
             let known = known_request(&lease);
             let retry_of = Some(first);
-            let terms = if terms.names_a_pod() { terms } else { known.terms.clone() };
+            // Another pod: the one of the first attempt has ended.
+            let terms = if terms.names_a_pod() { terms } else { Terms { pod: String::new(), ..known.terms.clone() } };
             let retry = Request { id: request_id, digest, source, priority, bind_within, retry_of, terms, ..known };
             return Ok((retry, pin));
         }

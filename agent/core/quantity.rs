@@ -73,6 +73,12 @@ impl Amounts {
         }
     }
 
+    /// Whether there is nothing of anything.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Part by part.
     #[must_use]
     pub fn zip(self, other: Self, part: impl Fn(u64, u64) -> u64) -> Self {

@@ -48,7 +48,8 @@ impl AdmissionService for Admission {
         let mut request = request.into_inner();
         asker.may_name("request_id", &request.request_id)?;
         self.claim(&asker, "", &mut request)?;
-        let order = order("", request)?;
+        let mut order = order("", request)?;
+        self.place(&asker, &mut order);
         let answer = asker.admit(&self.0, order, patience).await?;
         self.0.metrics.answered(&answer);
         let decision = Some(decision(&answer, self.0.name()));
@@ -211,6 +212,17 @@ impl AdmissionService for Admission {
 }
 
 impl Admission {
+    /// Says of a pod that is on the node already that it is, and what it asks of the cluster: it has that, so its lease is
+    /// for no less.
+    fn place(&self, asker: &Asker, order: &mut Order) {
+        let Some(uid) = asker.placed() else { return };
+        uid.clone_into(&mut order.terms.pod);
+        let cluster = self.0.kubernetes.view();
+        if let (Some(build), Some(pod)) = (&mut order.build, cluster.pods.as_ref().and_then(|pods| pods.get(uid))) {
+            build.declared.pod = pod.requests;
+        }
+    }
+
     /// Whose build it is: what its lease, its history and its caches belong to.
     fn claim(&self, asker: &Asker, field: &str, request: &mut v1::AdmitRequest) -> Result<(), Status> {
         asker.about("request", &request.request_id);

@@ -74,6 +74,11 @@ impl Asker {
         self.caller.may_of(Role::Viewer, tenant, trust)
     }
 
+    /// The pod that its order is for, where that waits on this node: the agent itself asks for it, by its own token.
+    pub(super) fn placed(&self) -> Option<&str> {
+        self.caller.identity.pod.as_ref().filter(|_| self.inside).map(|(_, uid)| uid.as_str())
+    }
+
     /// Puts the tenant into a scope that names none, and refuses one that is not the caller's.
     pub(super) fn claim(&self, field: &str, scope: &mut Option<v1::Scope>) -> Result<(), Status> {
         let scope = scope.get_or_insert_default();

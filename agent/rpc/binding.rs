@@ -3,6 +3,7 @@
 use stoker_core::admission::{Holder, Lease, Terms};
 use stoker_core::cluster::Pod;
 use stoker_core::identity::LeaseId;
+use stoker_core::reason::Code;
 use tonic::Status;
 
 use super::Rooms;
@@ -27,8 +28,9 @@ impl Rooms {
         let cluster = self.kubernetes.view();
         let Some(pods) = cluster.pods.as_ref().filter(|_| cluster.is_current()) else {
             if !may_all {
-                let what = "cannot be looked at now, for the API server does not answer; try again when it does";
-                return Err(bad("pod", what));
+                let word = Code::ApiServerAway.word();
+                let what = "pods cannot be looked at now, for the API server does not answer; try again when it does";
+                return Err(Status::unavailable(format!("{word}: {what}")));
             }
             return Ok(self.admission.bind(lease, holder, String::new()).await?);
         };

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use prost_types::Duration as ProtoDuration;
 use stoker_core::admission::{Rebind, Terms, Usage};
 use stoker_core::identity::{NAME_BYTES_MAX, NameError, Scope, check_name};
-use stoker_core::quantity::Span;
+use stoker_core::quantity::{Amounts, Span};
 use stoker_core::sizing::{Declared, Measured, Outcome};
 use stoker_core::source::{self, RepositoryUrl, SourceRef};
 use stoker_proto::v1;
@@ -186,6 +186,7 @@ fn declared(field: Field<'_>, size: v1::Size) -> Result<Declared, Status> {
         disk_inodes: amount("disk_inodes", size.disk_inodes, INODES_MAX, "inodes")?,
         time_budget,
         measured: None,
+        pod: Amounts::default(),
     })
 }
 
@@ -275,5 +276,5 @@ pub(super) fn terms(field: Field<'_>, again: Field<'_>, owner: v1::Owner, rebind
         Ok(v1::Rebind::SameOwner) => Rebind::SameOwner,
         Err(_) => return Err(bad(again, format!("{rebind} is none that is known; give never or same-owner"))),
     };
-    Ok(Terms { namespace, service_account, rebind })
+    Ok(Terms { namespace, service_account, rebind, pod: String::new() })
 }

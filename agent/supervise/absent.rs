@@ -1,5 +1,6 @@
 //! The cluster as it is without pods that are placed here and wait for their volume: nothing of them runs before they have
-//! it, and what they ask for is what their lease is to be. Counted beside that, a build would wait for its own pod.
+//! it, and what they ask for is what their lease is to be. Counted among those that run beside leases, a build would wait
+//! for its own pod. The scheduler of the cluster has given them what they ask for: of what that has left they are no part.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -8,12 +8,14 @@
 //! Nothing is remembered here that would be missed: which lease is a volume's stands in the journal,
 //! under a request id made of the volume's, and what is mounted in the kernel's table. So a restart finds all of it.
 //!
-//! `attributes` reads what is asked for, `carried` finds the lease that a pod has already, `publish` and `unpublish` do it,
+//! `attributes` reads what is asked for, `carried` finds the lease that a pod has already, `coming`
+//! knows the volumes that pods wait for, `publish` and `unpublish` do it,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
 //! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants, and mirrors.
 
 mod attributes;
 mod carried;
+mod coming;
 mod identity;
 mod node;
 mod publish;
@@ -24,14 +26,13 @@ mod unpublish;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use stoker_core::admission::Lease;
-use stoker_core::cluster::Pod;
 use stoker_core::identity::RequestId;
 use stoker_proto::csi::identity_server::IdentityServer;
 use stoker_proto::csi::node_server::NodeServer;
@@ -42,7 +43,9 @@ use tonic::Status;
 
 use crate::access::is_of_the_host;
 use crate::config::Volume;
+use crate::node::mount;
 use crate::rpc::Rooms;
+use coming::Coming;
 pub(crate) use registration::keep_known;
 use shown::ShownVolumes;
 use waiting::Places;
@@ -55,8 +58,6 @@ pub(crate) const REQUESTS: &str = "csi-";
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long a call may take: longer than any part of it waits, and less than the kubelet does (two minutes).
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// The most volumes that are remembered to be on their way; a node has fewer pods.
-const COMING_MAX: usize = 4096;
 /// Calls at a time; more wait.
 const CALLS_MAX: usize = 256;
 
@@ -92,6 +93,9 @@ impl Volumes {
         };
         let volumes = Self { inner: Arc::new(inner) };
         volumes.keep_all_places();
+        if let Err(status) = seen_by_pods(&volume.kubelet) {
+            tracing::error!("no volume can be served: {}", status.message());
+        }
         volumes.inner.rooms.tasks.spawn(volumes.clone().keep_shown());
         volumes
     }
@@ -120,52 +124,16 @@ impl Volumes {
         }
     }
 
-    /// How long ago a volume was asked for first, where it was before; a restart forgets it. From now on its pod waits.
-    fn asked_since(&self, volume: &str, pod: &str) -> Option<Duration> {
-        let mut coming = lock(&self.inner.coming);
-        if let Some(known) = coming.get(volume) {
-            return Some(known.since.elapsed());
-        }
-        // Of pods that went before their volumes came, and were never unpublished.
-        let cluster = self.inner.rooms.kubernetes.view();
-        if let Some(pods) = cluster.pods.as_ref().filter(|_| cluster.is_current()) {
-            coming.retain(|_, known| pods.get(&known.pod).is_some_and(Pod::live));
-        }
-        if coming.len() >= COMING_MAX
-            && let Some(oldest) = coming.iter().min_by_key(|(_, known)| known.since).map(|(volume, _)| volume.clone())
-        {
-            coming.remove(&oldest);
-        }
-        coming.insert(volume.to_owned(), Coming { since: Instant::now(), pod: pod.to_owned(), waits: true });
-        self.tell(&coming);
-        None
-    }
-
     /// A call to its end, also where the kubelet hangs up: what works on a disk then would go on, and no longer have its turn.
     async fn whole(&self, call: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
         let ended = self.inner.rooms.tasks.spawn(call).await;
         ended.unwrap_or_else(|error| Err(Status::internal(format!("the call did not come to its end: {error}"))))
     }
 
-    /// A volume is there, or is asked for no more.
-    fn came(&self, volume: &str) {
-        let mut coming = lock(&self.inner.coming);
-        if coming.remove(volume).is_some() {
-            self.tell(&coming);
-        }
-    }
-
-    /// Its pod has its lease, and counts by that from now on.
-    fn bound(&self, volume: &str) {
-        let mut coming = lock(&self.inner.coming);
-        if coming.get_mut(volume).is_some_and(|known| std::mem::take(&mut known.waits)) {
-            self.tell(&coming);
-        }
-    }
-
-    fn tell(&self, coming: &BTreeMap<String, Coming>) {
-        let pods = coming.values().filter(|known| known.waits).map(|known| known.pod.clone()).collect();
-        self.inner.rooms.waiting_pods.send_replace(Arc::new(pods));
+    /// Refuses to mount where no pod would see it.
+    async fn is_seen_by_pods(&self) -> Result<(), Status> {
+        let kubelet = self.inner.kubelet.clone();
+        publish::blocking(move || seen_by_pods(&kubelet)).await
     }
 
     /// The live lease that was admitted for a volume.
@@ -185,14 +153,15 @@ impl Volumes {
     }
 }
 
-/// A volume that was asked for and is not there yet.
-struct Coming {
-    /// When it was asked for first.
-    since: Instant,
-    /// The uid of the pod that waits for it.
-    pod: String,
-    /// It has no lease yet.
-    waits: bool,
+/// What is mounted below the kubelet's directory of pods reaches the kubelet only where that propagates.
+fn seen_by_pods(kubelet: &Path) -> Result<(), Status> {
+    let pods = kubelet.join("pods");
+    if mount::propagates(&pods) {
+        return Ok(());
+    }
+    let what = "is not shared, so that no pod would see what is mounted there: give the agent's container the directory \
+                of volume.kubelet with `mountPropagation: Bidirectional` (outside of a container: `mount --make-rshared`)";
+    Err(Status::failed_precondition(format!("volume.kubelet: {} {what}", pods.display())))
 }
 
 /// What ids of requests for a volume begin with. Its lease may end before it does (as by a reboot): then a request with

@@ -76,6 +76,7 @@ impl Volumes {
             return Ok(()); // its build has ended here: what the pod has stays as it is
         }
         self.is_known(&asked.pod).await?;
+        self.is_seen_by_pods().await?;
         let carried = match &asked.of {
             Of::Build(wanted) if self.lease_of(volume).is_none() => self.carried(behalf, &asked.pod.uid, wanted)?,
             _ => None,
@@ -83,8 +84,15 @@ impl Volumes {
         if carried.is_some() {
             self.give_back(volume, None).await?; // the place that it had in the queue before
         }
+        let made_before = match (&carried, &of) {
+            (Some(lease), _) | (None, Of::Lease(lease)) => Some(lease.as_str()),
+            _ => None,
+        };
         // A pod that has it waits for nothing.
-        let since = if found == Found::Free { self.asked_since(volume, &asked.pod.uid) } else { None };
+        let since = match found {
+            Found::Free => self.asked_since(volume, &asked.pod.uid, made_before)?,
+            Found::Ours(..) => None,
+        };
         let (lease, made) = match (carried, &of) {
             (Some(lease), _) => (lease, Some(LEASE)),
             (None, Of::Lease(lease)) => (lease.clone(), Some("lease")),

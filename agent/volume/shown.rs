@@ -61,11 +61,13 @@ impl Volumes {
                     )));
                 }
                 self.is_known(&asked.pod).await?;
+                self.is_seen_by_pods().await?;
                 self.show_cache(ShownCache::of(&tenant, trust, key.as_deref()), target, read_only).await
             }
             Of::Mirrors { tenant: named } => {
                 let tenant = tenant(caller, &asked.pod, named)?;
                 self.is_known(&asked.pod).await?;
+                self.is_seen_by_pods().await?;
                 self.show_mirrors(Classes(caller.classes(Role::Scheduler, &tenant)), target).await
             }
             Of::Lease(_) | Of::Build(_) => Err(bad("kind", "is a build's")),

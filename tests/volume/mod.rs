@@ -5,6 +5,7 @@ mod carried;
 mod crowd;
 mod hostile;
 mod known;
+mod one_build;
 mod publish;
 mod shown;
 mod survive;
@@ -62,6 +63,11 @@ impl World {
     }
 
     fn of(repo: TestRepo, more: &str) -> Self {
+        Self::with(repo, more, |_| {})
+    }
+
+    /// The same after something was done to the folder of what the node shares with pods.
+    fn with(repo: TestRepo, more: &str, before: impl FnOnce(&Path)) -> Self {
         let (upstream, url) = Upstream::of(&repo);
         let (tokens, api) = (Cluster::start(), ApiServer::start());
         api.put("nodes", node());
@@ -74,6 +80,7 @@ impl World {
         for folder in ["kubelet/pods", "kubelet/plugins_registry"] {
             std::fs::create_dir_all(agent.root().join("shared").join(folder)).unwrap();
         }
+        before(&agent.root().join("shared"));
         let kubeconfig = agent.root().join("kubeconfig");
         std::fs::write(&kubeconfig, &front.kubeconfig).unwrap();
         agent.env("KUBECONFIG", kubeconfig);
@@ -139,7 +146,7 @@ impl World {
         let volume = self.kubelet().join("pods").join(uid).join("volumes/kubernetes.io~csi/src");
         std::fs::create_dir_all(&volume).unwrap();
         let claims = Claims { pod_uid: Some(uid), ..of(namespace, "default") };
-        Pod { uid, namespace, target: volume.join("mount"), token: self.tokens.token(&claims) }
+        Pod { uid, namespace, target: volume.join("mount"), token: self.tokens.token(&claims), volume: None }
     }
 
     /// What the kubelet sends for a volume with these attributes.
@@ -171,6 +178,13 @@ impl World {
         [("repository", &self.url), ("ref", "branch:main"), ("cpu", "100m"), ("memory", "64MiB"), ("disk", "1MiB")]
     }
 
+    /// Another volume of a pod.
+    fn beside(&self, pod: &Pod, name: &'static str) -> Pod {
+        let volume = self.kubelet().join("pods").join(pod.uid).join("volumes/kubernetes.io~csi").join(name);
+        std::fs::create_dir_all(&volume).unwrap();
+        Pod { target: volume.join("mount"), volume: Some(name), ..pod.clone() }
+    }
+
     async fn publish(&self, request: csi::NodePublishVolumeRequest) -> Result<(), Status> {
         self.node().await.node_publish_volume(request).await.map(drop)
     }
@@ -198,8 +212,13 @@ impl World {
 
     /// A pod that names a lease since it is here.
     fn pod_with(&self, uid: &'static str, lease: &str) -> Pod {
+        self.pod_like(uid, |pod| pod["metadata"]["annotations"] = json!({"stoker.build/lease": lease}))
+    }
+
+    /// A pod that is so since it is here.
+    fn pod_like(&self, uid: &'static str, change: impl FnOnce(&mut Value)) -> Pod {
         let mut object = pod(uid, "builds");
-        object["metadata"]["annotations"] = json!({"stoker.build/lease": lease});
+        change(&mut object);
         self.api.put("pods", object);
         self.pod_elsewhere(uid, "builds")
     }
@@ -254,6 +273,10 @@ impl World {
 /// all that come from there.
 fn share(folder: &Path) {
     std::fs::create_dir(folder).unwrap();
+    share_again(folder);
+}
+
+fn share_again(folder: &Path) {
     if nix::unistd::geteuid().is_root() {
         let folder = folder.to_str().unwrap();
         for args in [["--bind", folder, folder].as_slice(), ["--make-shared", folder].as_slice()] {
@@ -263,16 +286,19 @@ fn share(folder: &Path) {
 }
 
 /// A pod with one volume.
+#[derive(Clone)]
 struct Pod {
     uid: &'static str,
     namespace: &'static str,
     target: PathBuf,
     token: String,
+    /// Its name, where the pod has several.
+    volume: Option<&'static str>,
 }
 
 impl Pod {
     fn volume(&self) -> String {
-        format!("csi-{}", self.uid)
+        format!("csi-{}{}", self.uid, self.volume.unwrap_or_default())
     }
 
     /// The sources, as the pod sees them.

@@ -71,7 +71,8 @@ impl Ledger {
         let view = self.view(facts, now);
         let size = &request.sizing.size;
         let standing = standing_of(request, first.order, &view.totals.budget);
-        let (ahead, fit) = view.newcomer(&standing, size.amounts, lasts(size, request.bind_within));
+        let (ahead, fit) =
+            view.newcomer(&standing, size.amounts, lasts(size, request.bind_within), !request.terms.pod.is_empty());
         match fit {
             Fit::Now => {
                 let in_turn = view.head().is_none_or(|_| ahead == 0);

@@ -94,6 +94,8 @@ pub struct Totals {
     pub unwritten: Amounts,
     /// The budget less others less leases: what must wait is judged against it.
     pub free: Amounts,
+    /// The same whatever the scheduler of the cluster has left: for those whose pod it placed here already.
+    pub free_placed: Amounts,
     /// What the scheduler of the cluster would give, less what it will give to the pods of leases that wait for theirs.
     pub scheduler: Option<Scheduler>,
 }
@@ -179,12 +181,16 @@ impl Ledger {
         })
     }
 
-    /// What the scheduler has left when the pods have come that are to bind what is reserved.
-    fn coming(&self, room: Scheduler) -> Scheduler {
+    /// What the scheduler has left when the pods have come that are to bind what is reserved. Of one that is here already
+    /// it has given what that asks for.
+    fn coming(&self, facts: &Facts, room: Scheduler) -> Scheduler {
         let reserved = self.live().filter(|lease| lease.state == LeaseState::Reserved);
-        reserved.fold(room, |room, lease| Scheduler {
-            free: room.free.less(lease.sizing.size.amounts),
-            pods: room.pods.saturating_sub(1),
+        reserved.fold(room, |room, lease| {
+            let size = lease.sizing.size.amounts;
+            match facts.pods.as_ref().and_then(|pods| pods.get(&lease.terms.pod)) {
+                Some(pod) => Scheduler { free: room.free.less(size.less(pod.requests)), ..room },
+                None => Scheduler { free: room.free.less(size), pods: room.pods.saturating_sub(1) },
+            }
         })
     }
 
@@ -198,10 +204,11 @@ impl Ledger {
         let system = facts.others.less(sums.unmeasured).less(facts.reserve);
         let others = with_disk(system.plus(facts.other_pods), lies);
         let Sums { leased, unwritten, .. } = sums;
-        let free = with_disk(budget.less(others).less(leased), facts.disk_free.less(unwritten));
-        let scheduler = facts.scheduler.map(|room| self.coming(room));
-        let free = scheduler.map_or(free, |room| with_disk(free.min(room.free), free));
-        Totals { capacity: facts.capacity, reserve: facts.reserve, budget, others, leased, unwritten, free, scheduler }
+        let free_placed = with_disk(budget.less(others).less(leased), facts.disk_free.less(unwritten));
+        let scheduler = facts.scheduler.map(|room| self.coming(facts, room));
+        let free = scheduler.map_or(free_placed, |room| with_disk(free_placed.min(room.free), free_placed));
+        let (capacity, reserve) = (facts.capacity, facts.reserve);
+        Totals { capacity, reserve, budget, others, leased, unwritten, free, free_placed, scheduler }
     }
 }
 

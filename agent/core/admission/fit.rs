@@ -53,14 +53,14 @@ impl View<'_> {
 
     /// Nothing at all can start: the mode, a shut gate, the bound on leases.
     pub(super) fn nobody_starts(&self) -> bool {
-        !self.is_let_in(Amounts::default())
+        !self.is_let_in(Amounts::default(), true)
     }
 
-    /// Whether [`Self::held_back`] is empty.
-    pub(super) fn is_let_in(&self, wanted: Amounts) -> bool {
+    /// Whether [`Self::held_back`] is empty. `placed`: its pod is here already, and whether it may come is not asked.
+    pub(super) fn is_let_in(&self, wanted: Amounts, placed: bool) -> bool {
         self.ledger.accepts(self.now)
             && self.ledger.live_count() < self.facts.leases_max
-            && self.totals.scheduler.is_none_or(|room| room.pods > 0)
+            && (placed || self.totals.scheduler.is_none_or(|room| room.pods > 0))
             && !self.gate_holds(wanted)
     }
 
@@ -76,7 +76,7 @@ impl View<'_> {
     }
 
     /// What holds every build back: the mode, the gate, the bounds.
-    pub(super) fn held_back(&self, wanted: Amounts) -> Vec<Reason> {
+    pub(super) fn held_back(&self, wanted: Amounts, placed: bool) -> Vec<Reason> {
         let mut reasons = Vec::new();
         let mode = self.ledger.mode_at(self.now);
         let code = match mode.mode {
@@ -91,7 +91,7 @@ impl View<'_> {
         if self.gate_holds(wanted) {
             reasons.extend(self.facts.gate.reasons.iter().cloned());
         }
-        if self.totals.scheduler.is_some_and(|room| room.pods == 0) {
+        if !placed && self.totals.scheduler.is_some_and(|room| room.pods == 0) {
             let message =
                 "the node takes no more pods, those of leases that wait for theirs counted: wait until some end";
             reasons.push(Reason::new(Code::NodeRequests, "node", message));
@@ -107,26 +107,31 @@ impl View<'_> {
     /// Of what there is not enough. Where nothing runs and no floor is crossed one build starts whatever the soft figures
     /// say: otherwise a node whose figures are a little off would wait for ever for a release that cannot come. A disk's
     /// free bytes are no soft figure.
-    fn short_of(&self, wanted: Amounts, first_alone: bool) -> impl Iterator<Item = Resource> {
+    fn short_of(&self, wanted: Amounts, first_alone: bool, placed: bool) -> impl Iterator<Item = Resource> {
         // What the scheduler would not place would wait there for ever.
-        let beyond = move |r: Resource| self.totals.scheduler.is_some_and(|room| wanted.get(r) > room.free.get(r));
+        let scheduler = self.totals.scheduler.filter(|_| !placed);
+        let beyond = move |r: Resource| scheduler.is_some_and(|room| wanted.get(r) > room.free.get(r));
         let soft = move |r: &Resource| first_alone && matches!(r, Resource::Cpu | Resource::Memory) && !beyond(*r);
-        exceeding(wanted, self.totals.free).filter(move |r| !soft(r))
+        exceeding(wanted, self.free_for(placed)).filter(move |r| !soft(r))
+    }
+
+    const fn free_for(&self, placed: bool) -> Amounts {
+        if placed { self.totals.free_placed } else { self.totals.free }
     }
 
     /// Whether there is room for one that is let in.
-    pub(super) fn has_room(&self, wanted: Amounts) -> bool {
-        self.short_of(wanted, self.ledger.live_count() == 0).next().is_none()
+    pub(super) fn has_room(&self, wanted: Amounts, placed: bool) -> bool {
+        self.short_of(wanted, self.ledger.live_count() == 0, placed).next().is_none()
     }
 
     /// What others hold of what it wants.
-    pub(super) fn no_room(&self, wanted: Amounts, first_alone: bool) -> Vec<Reason> {
-        let short: Vec<Resource> = self.short_of(wanted, first_alone).collect();
+    pub(super) fn no_room(&self, wanted: Amounts, first_alone: bool, placed: bool) -> Vec<Reason> {
+        let short: Vec<Resource> = self.short_of(wanted, first_alone, placed).collect();
         if short.is_empty() {
             return Vec::new();
         }
         let until = self.reservation(wanted, None).map(|kept| kept.at);
-        short.into_iter().map(|r| Reason { expected_until: until, ..self.held(r, wanted) }).collect()
+        short.into_iter().map(|r| Reason { expected_until: until, ..self.held(r, wanted, placed) }).collect()
     }
 
     /// The caps of its tenant that it would cross now.
@@ -158,10 +163,10 @@ impl View<'_> {
         self.quota(tenant, wanted).map(say).collect()
     }
 
-    fn held(&self, resource: Resource, wanted: Amounts) -> Reason {
+    fn held(&self, resource: Resource, wanted: Amounts, placed: bool) -> Reason {
         let totals = &self.totals;
-        let (wants, free) = (wanted.get(resource), totals.free.get(resource));
-        let scheduler = totals.scheduler.filter(|_| matches!(resource, Resource::Cpu | Resource::Memory));
+        let (wants, free) = (wanted.get(resource), self.free_for(placed).get(resource));
+        let scheduler = totals.scheduler.filter(|_| !placed && matches!(resource, Resource::Cpu | Resource::Memory));
         if let Some(room) = scheduler.filter(|room| room.free.get(resource) == free) {
             let message = format!(
                 "{} wanted, the scheduler of the cluster has {} left here: pods asked for the rest, or will for leases \

@@ -223,6 +223,9 @@ pub struct Terms {
     pub service_account: String,
     /// Whether another pod may follow.
     pub rebind: Rebind,
+    /// The uid of the one pod that it is for, where that was placed on the node before; empty: none is here yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pod: String,
 }
 
 impl Terms {
@@ -239,7 +242,10 @@ impl Terms {
     /// Whether this pod may have it.
     #[must_use]
     pub fn admit(&self, pod: &Pod) -> bool {
-        self.names_a_pod() && self.namespace == pod.namespace && self.service_account == pod.service_account
+        self.names_a_pod()
+            && self.namespace == pod.namespace
+            && self.service_account == pod.service_account
+            && (self.pod.is_empty() || self.pod == pod.uid)
     }
 }
 

@@ -68,6 +68,10 @@ impl View<'_> {
 
     /// Whether starting `one` now leaves the head what is kept for it.
     pub(super) fn passes_head(&self, one: &Contender<'_>, head: &Head) -> Passes {
+        // What the head waits for ends with pods that are here, and this one's is: behind it both would wait for ever.
+        if one.placed && self.waits_for_the_scheduler(&head.ticket) {
+            return Passes::Yes;
+        }
         if was_passed(&head.ticket, self.facts, self.now) {
             return Passes::No("the first of them was passed for as long as that may last, so nothing passes it now");
         }
@@ -86,6 +90,15 @@ impl View<'_> {
             true => Passes::Yes,
             false => Passes::No("it would keep the first of them waiting longer"),
         }
+    }
+
+    /// Whether the scheduler of the cluster would not place its pod now.
+    pub(super) fn waits_for_the_scheduler(&self, ticket: &Ticket) -> bool {
+        let wanted = ticket.request.sizing.size.amounts;
+        let is_short = |r: Resource| self.totals.scheduler.is_some_and(|room| wanted.get(r) > room.free.get(r));
+        ticket.request.terms.pod.is_empty()
+            && (self.totals.scheduler.is_some_and(|room| room.pods == 0)
+                || [Resource::Cpu, Resource::Memory].into_iter().any(is_short))
     }
 
     /// A grant moves its tenant's turn on, and with it the head where that is its tenant's: no further than to whoever

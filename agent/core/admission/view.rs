@@ -99,6 +99,8 @@ pub(super) struct Contender<'a> {
     pub(super) amounts: Amounts,
     /// At most, from now.
     pub(super) lasts: Span,
+    /// Its pod is on the node already.
+    pub(super) placed: bool,
 }
 
 impl Ledger {
@@ -148,7 +150,7 @@ impl<'a> View<'a> {
             cost: cost(wanted.size, &self.totals.budget),
         };
         let lasts = lasts(wanted.size, wanted.bind_within);
-        self.newcomer(&standing, wanted.size.amounts, lasts).1
+        self.newcomer(&standing, wanted.size.amounts, lasts, false).1
     }
 
     /// What a ticket is told.
@@ -171,9 +173,15 @@ impl<'a> View<'a> {
     }
 
     /// What one without a ticket is told, and how many are before it. It starts only where nobody who waits could.
-    pub(super) fn newcomer(&self, standing: &Standing<'_>, amounts: Amounts, lasts: Span) -> (usize, Fit) {
+    pub(super) fn newcomer(
+        &self,
+        standing: &Standing<'_>,
+        amounts: Amounts,
+        lasts: Span,
+        placed: bool,
+    ) -> (usize, Fit) {
         let (key, ahead) = self.stands(standing);
-        let contender = Contender { standing: *standing, key, amounts, lasts };
+        let contender = Contender { standing: *standing, key, amounts, lasts, placed };
         let fit = self.judge(&contender, ahead);
         if fit != Fit::Now || self.next().is_none_or(|(_, before, _)| key < *before) {
             return (ahead, fit);
@@ -271,7 +279,7 @@ impl<'a> View<'a> {
         if starts(&head.ticket, head.key) {
             return Some((Arc::clone(&head.ticket), head.key, true));
         }
-        if was_passed(&head.ticket, self.facts, self.now) {
+        if was_passed(&head.ticket, self.facts, self.now) && !self.waits_for_the_scheduler(&head.ticket) {
             return None;
         }
         let behind = self.with_a_turn().skip(1).take(LOOKED_AT);
@@ -281,8 +289,8 @@ impl<'a> View<'a> {
 
     /// As [`Self::judge`] says, in fewer words.
     fn starts(&self, one: &Contender<'_>) -> bool {
-        self.is_let_in(one.amounts)
-            && self.has_room(one.amounts)
+        self.is_let_in(one.amounts, one.placed)
+            && self.has_room(one.amounts, one.placed)
             && self.quota(one.standing.tenant, one.amounts).next().is_none()
             && self.passes(one) == Passes::Yes
     }
@@ -301,9 +309,9 @@ impl<'a> View<'a> {
         if !never.is_empty() {
             return Fit::Never(never);
         }
-        let mut reasons = self.held_back(one.amounts);
+        let mut reasons = self.held_back(one.amounts, one.placed);
         let first_alone = self.ledger.live_count() == 0 && reasons.is_empty();
-        reasons.extend(self.no_room(one.amounts, first_alone));
+        reasons.extend(self.no_room(one.amounts, first_alone, one.placed));
         reasons.extend(self.quota_reasons(one.standing.tenant, one.amounts));
         match self.passes(one) {
             Passes::Yes if self.behind_a_cap(&one.standing) => {
@@ -338,7 +346,8 @@ impl<'a> View<'a> {
 pub(super) fn contender(ticket: &Ticket, key: Key) -> Contender<'_> {
     let (request, standing) = (&ticket.request, Standing::of(ticket));
     let size = &request.sizing.size;
-    Contender { standing, key, amounts: size.amounts, lasts: lasts(size, request.bind_within) }
+    let placed = !request.terms.pod.is_empty();
+    Contender { standing, key, amounts: size.amounts, lasts: lasts(size, request.bind_within), placed }
 }
 
 /// A request that has no ticket, at the place of `order`.

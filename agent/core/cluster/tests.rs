@@ -97,7 +97,7 @@ fn cluster(pods: &[Pod]) -> Cluster {
 }
 
 fn terms(rebind: Rebind) -> Terms {
-    Terms { namespace: "builds".into(), service_account: "builder".into(), rebind }
+    Terms { namespace: "builds".into(), service_account: "builder".into(), rebind, pod: String::new() }
 }
 
 fn reserved(rebind: Rebind) -> Lease {

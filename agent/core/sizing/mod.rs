@@ -68,6 +68,9 @@ pub struct Declared {
     pub time_budget: Option<Span>,
     /// The caller's own history, used like the node's.
     pub measured: Option<Measured>,
+    /// What its pod asks of the cluster, where that is known: it is given that, so its lease has no less.
+    #[serde(default, skip_serializing_if = "Amounts::is_nothing")]
+    pub pod: Amounts,
 }
 
 impl Declared {
@@ -476,8 +479,17 @@ pub fn size(
     sizing
 }
 
-/// The request's part, else the spec's.
+/// The request's part, else the spec's; and no less than what its pod asks for.
 fn declared(request: &Declared, spec: Option<&Spec>, resource: Resource) -> Option<Basis> {
+    let told = told(request, spec, resource);
+    let pod = request.pod.get(resource);
+    match told.as_ref().map_or(0, |basis| basis.value) < pod {
+        true => Some(Basis::new(resource, Tier::Request, pod)),
+        false => told,
+    }
+}
+
+fn told(request: &Declared, spec: Option<&Spec>, resource: Resource) -> Option<Basis> {
     if let Some(value) = request.get(resource) {
         return Some(Basis::new(resource, Tier::Request, value));
     }

@@ -38,6 +38,24 @@ fn basis(sizing: &Sizing, resource: Resource) -> Basis {
     sizing.basis.iter().find(|basis| basis.resource == resource).unwrap().clone()
 }
 
+/// The scheduler of the cluster gave it to its pod: a lease for less would grow when the pod is bound.
+#[test]
+fn no_lease_is_for_less_than_its_pod_asks_for() {
+    let pod = Amounts { cpu_millis: 5000, memory_bytes: 20 * GIB, ..Amounts::default() };
+    let of = |declared: Declared, spec: Option<&Spec>, history: Option<&HistorySummary>| {
+        let sizing = size(&declared, spec, history, Language::Rust, &Policy::default(), &NODE);
+        (sizing.size.amounts.cpu_millis, sizing.size.amounts.memory_bytes / GIB, sizing.size.amounts.disk_bytes / GIB)
+    };
+    let asks = Declared { pod, ..Declared::default() };
+    assert_eq!(of(asks.clone(), None, None), (5000, 20, 20), "part by part; of the disk it says nothing");
+    assert_eq!(of(asks.clone(), Some(&spec()), None), (6000, 20, 20));
+    let told = Declared { cpu_millis: Some(8000), memory_bytes: Some(GIB), ..asks.clone() };
+    assert_eq!(of(told, None, None), (8000, 20, 20));
+    assert_eq!(of(asks.clone(), None, Some(&ran(30 * GIB, 20))).1, 36, "what its runs lead to is more");
+    let huge = Declared { pod: Amounts { memory_bytes: 90 * GIB, ..pod }, ..Declared::default() };
+    assert_eq!(of(huge, None, None).1, 90, "and it is refused rather than made smaller");
+}
+
 #[test]
 fn nothing_known_gives_the_languages_default() {
     let of = |language| size(&Declared::default(), None, None, language, &Policy::default(), &NODE);
@@ -208,7 +226,7 @@ prop_compose! {
                  measured in prop::option::of((0..64_000u64, 0..(256 * GIB), 0..50u32))) -> Declared {
         let measured = measured
             .map(|(cpu_millis_p95, memory_bytes_p95, runs)| Measured { cpu_millis_p95, memory_bytes_p95, runs });
-        Declared { cpu_millis, memory_bytes, disk_bytes, disk_inodes, time_budget: time.map(Span), measured }
+        Declared { cpu_millis, memory_bytes, disk_bytes, disk_inodes, time_budget: time.map(Span), measured, pod: Amounts::default() }
     }
 }
 

@@ -211,6 +211,43 @@ fn what_the_scheduler_would_not_place_waits_even_where_nothing_runs() {
     assert_eq!(codes(&node.waiting(request("second", 4, 10)).reasons), [Code::NodeRequests]);
 }
 
+/// The scheduler has placed its pod, which waits for its lease: what that has left is for others, and they see it so.
+#[test]
+fn a_pod_that_is_here_already_does_not_wait_for_the_scheduler() {
+    let room = |cpu, gib, pods| Some(Scheduler { free: amounts(cpu, gib), pods });
+    let placed = |request: Request| {
+        let terms = Terms { pod: String::from("uid"), ..Terms::default() };
+        Request { terms, ..request }
+    };
+    let with_pod = || {
+        let mut node = Node::new();
+        let asks = Pod { uid: String::from("uid"), requests: amounts(20, 40), ..Pod::default() };
+        node.facts.pods = Some(Arc::new(Pods::new([(asks.uid.clone(), Arc::new(asks))].into())));
+        node.facts.scheduler = room(8, 14, 0);
+        node.facts.pass_for = Span::seconds(1);
+        assert_eq!(codes(&node.waiting(request("other", 9, 10)).reasons), [Code::NodeRequests, Code::NodeRequests]);
+        node
+    };
+    let mut node = with_pod();
+    let id = node.granted(placed(request("own", 22, 42)));
+    assert_eq!(node.ledger.lease(&id).unwrap().terms.pod, "uid");
+    // Of the scheduler's it takes what is beyond what its pod asked for, and no second pod.
+    assert_eq!(node.ledger.totals(&node.facts).scheduler, room(6, 12, 0));
+    // Nor behind one that does, however long that one was passed: it waits for the end of this very pod.
+    let mut node = with_pod();
+    node.facts.leases_max = 0;
+    node.waiting(placed(request("own", 22, 42)));
+    node.pass(Span::seconds(2));
+    node.facts.leases_max = 100;
+    node.pass(Span::seconds(2));
+    assert_eq!(node.live(), ["own"]);
+    // What leases hold counts for it as for all.
+    let mut node = Node::new();
+    node.running(request("first", 20, 40), "a");
+    node.facts.scheduler = room(8, 14, 0);
+    assert_eq!(codes(&node.waiting(placed(request("own", 20, 10))).reasons), [Code::CpuHeld]);
+}
+
 #[test]
 fn a_disk_without_room_holds_back_the_first_build_on_an_idle_node_too() {
     let mut node = Node::new();

@@ -1,0 +1,115 @@
+//! Volumes that pods wait for: since when, whether their pods have their leases yet, and that a pod has no more than one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::admission::{LeaseState, Terms};
+use stoker_core::cluster::{LEASE, Pod};
+use stoker_core::identity::RequestId;
+use tonic::Status;
+
+use super::{REQUESTS, Volumes, lock, prefix};
+use crate::rpc::error::bad;
+
+/// The most volumes that are remembered to be on their way; a node has fewer pods.
+const COMING_MAX: usize = 4096;
+
+/// A volume that was asked for and is not there yet.
+pub(super) struct Coming {
+    /// When it was asked for first.
+    since: Instant,
+    /// The uid of the pod that waits for it.
+    pod: String,
+    /// Of this lease, which was made before; unset: of one that is admitted for it.
+    of: Option<String>,
+    /// It has no lease yet.
+    waits: bool,
+}
+
+impl Volumes {
+    /// How long ago a volume was asked for first, where it was before; a restart forgets it. From now on its pod waits.
+    /// `of`: the lease that it is of, where that was made before.
+    ///
+    /// # Errors
+    /// Where the pod has, or waits for, another lease by another of its volumes.
+    pub(super) fn asked_since(&self, volume: &str, pod: &str, of: Option<&str>) -> Result<Option<Duration>, Status> {
+        let mut coming = lock(&self.inner.coming);
+        // All under one lock: of two that come at once the second sees the first.
+        let others = coming.iter().filter(|(other, known)| other.as_str() != volume && known.pod == pod);
+        let mut others = others.map(|(_, known)| known.of.as_deref());
+        if others.any(|other| other.is_none() || other != of) || self.has_another(volume, pod, of) {
+            return Err(second(of));
+        }
+        if let Some(known) = coming.get_mut(volume) {
+            known.of = of.map(str::to_owned);
+            return Ok(Some(known.since.elapsed()));
+        }
+        // Of pods that went before their volumes came, and were never unpublished.
+        let cluster = self.inner.rooms.kubernetes.view();
+        if let Some(pods) = cluster.pods.as_ref().filter(|_| cluster.is_current()) {
+            coming.retain(|_, known| pods.get(&known.pod).is_some_and(Pod::live));
+        }
+        if coming.len() >= COMING_MAX
+            && let Some(oldest) = coming.iter().min_by_key(|(_, known)| known.since).map(|(volume, _)| volume.clone())
+        {
+            coming.remove(&oldest);
+        }
+        let new = Coming { since: Instant::now(), pod: pod.to_owned(), of: of.map(str::to_owned), waits: true };
+        coming.insert(volume.to_owned(), new);
+        self.tell(&coming);
+        Ok(None)
+    }
+
+    /// Whether a pod holds another lease, or another of its volumes has one, or a place in the queue.
+    fn has_another(&self, volume: &str, pod: &str, of: Option<&str>) -> bool {
+        let own = prefix(volume);
+        let of_another = |request: &RequestId, terms: &Terms| {
+            terms.pod == pod && request.as_str().starts_with(REQUESTS) && !request.as_str().starts_with(&own)
+        };
+        let is_meant = |id: &str, request: &RequestId| of == Some(id) || request.as_str().starts_with(&own);
+        self.held_by(pod).iter().any(|lease| !is_meant(lease.id.as_str(), &lease.request_id))
+            || self.inner.rooms.admission.read(|ledger| {
+                ledger.live().any(|lease| of != Some(lease.id.as_str()) && of_another(&lease.request_id, &lease.terms))
+                    || ledger.tickets().any(|held| of_another(&held.request.id, &held.request.terms))
+            })
+    }
+
+    /// A volume is there, or is asked for no more.
+    pub(super) fn came(&self, volume: &str) {
+        let mut coming = lock(&self.inner.coming);
+        if coming.remove(volume).is_some() {
+            self.tell(&coming);
+        }
+    }
+
+    /// Its pod has its lease, and counts by that from now on.
+    pub(super) fn bound(&self, volume: &str) {
+        let mut coming = lock(&self.inner.coming);
+        if coming.get_mut(volume).is_some_and(|known| std::mem::take(&mut known.waits)) {
+            self.tell(&coming);
+        }
+    }
+
+    /// Says which pods wait: also those whose volumes an earlier agent was asked for, and that have a place in the queue, or
+    /// a lease that is not bound yet.
+    pub(super) fn tell(&self, coming: &BTreeMap<String, Coming>) {
+        let waiting = coming.values().filter(|known| known.waits).map(|known| known.pod.clone());
+        let mut pods: BTreeSet<String> = waiting.collect();
+        self.inner.rooms.admission.read(|ledger| {
+            let reserved = ledger.live().filter(|lease| lease.state == LeaseState::Reserved);
+            let terms = ledger.tickets().map(|held| &held.request.terms).chain(reserved.map(|lease| &lease.terms));
+            pods.extend(terms.map(|terms| &terms.pod).filter(|pod| !pod.is_empty()).cloned());
+        });
+        self.inner.rooms.waiting_pods.send_replace(Arc::new(pods));
+    }
+}
+
+/// A pod is one build.
+fn second(of: Option<&str>) -> Status {
+    let what = format!(
+        "a pod is one build, and another of its volumes has a lease, or waits for one: mount directories of that one \
+         volume (`subPath` of volumeMounts), or give the pod a lease ({LEASE}) that all its volumes are of"
+    );
+    bad(if of.is_some() { "lease" } else { "repository" }, what)
+}
