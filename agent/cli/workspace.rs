@@ -149,6 +149,7 @@ async fn prepare(common: &Common, wanted: &Prepare) -> Result<v1::Workspace, Fai
         submodules: wanted.submodules,
         lfs: wanted.lfs,
         self_contained: wanted.self_contained,
+        user_namespace: false,
         tmpfs_bytes: wanted.tmpfs,
         manifest: wanted.manifest.message(),
     };

@@ -1,5 +1,6 @@
 //! Objects of the API as the core sees them: what does not matter here is dropped at once.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use stoker_core::cluster::{self, Container, Ended, LEASE, PodLife, Resources, StaticPod, Taint};
+use stoker_core::cluster::{self, Container, DRIVER, Ended, LEASE, PodLife, Resources, RunAs, StaticPod, Taint, user};
 use stoker_core::quantity::Amounts;
 use stoker_core::sizing::PodEnd;
 
@@ -19,8 +20,10 @@ const NAME_BYTES_MAX: usize = 253;
 const PATH_BYTES_MAX: usize = 4095;
 /// Containers of a static pod that are remembered.
 const CONTAINERS_MAX: usize = 16;
+/// Volumes of a pod that are remembered.
+const VOLUMES_MAX: usize = 16;
 
-type Amount = std::collections::BTreeMap<String, Quantity>;
+type Amount = BTreeMap<String, Quantity>;
 
 fn amounts(list: Option<&Amount>) -> Amounts {
     let part = |name: &str, read: fn(&Quantity) -> Option<u64>| list.and_then(|list| list.get(name)).and_then(read);
@@ -145,6 +148,39 @@ fn data_of(spec: &core::PodSpec, etcd: &core::Container) -> Option<String> {
     (path.starts_with('/') && path.len() <= PATH_BYTES_MAX).then_some(path)
 }
 
+fn run_as(user: Option<i64>, group: Option<i64>) -> RunAs {
+    let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok()).filter(|id| *id < u32::MAX);
+    RunAs { user: id(user), group: id(group) }
+}
+
+/// Whom a pod's volumes belong to, and those of the driver's that belong to others.
+fn owners(spec: &core::PodSpec) -> (RunAs, BTreeMap<String, RunAs>) {
+    let of_pod = spec.security_context.as_ref();
+    let pod = of_pod.map(|set| run_as(set.run_as_user, set.run_as_group)).unwrap_or_default();
+    let fs_group = of_pod.and_then(|set| run_as(None, set.fs_group).group);
+    let whole = user::owner(pod, fs_group, &[]);
+    let all = || spec.init_containers.iter().flatten().chain(&spec.containers);
+    let of_volume = |name: &str| {
+        let mounts =
+            |container: &&core::Container| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+        let runs = all().filter(mounts).map(|container| {
+            let set = container.security_context.as_ref();
+            set.map(|set| run_as(set.run_as_user, set.run_as_group)).unwrap_or_default()
+        });
+        user::owner(pod, fs_group, &runs.collect::<Vec<_>>())
+    };
+    let ours = |volume: &&core::Volume| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER);
+    let volumes = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter(ours)
+        .take(VOLUMES_MAX)
+        .filter(|volume| volume.name.len() <= NAME_BYTES_MAX);
+    let volumes = volumes.map(|volume| (volume.name.clone(), of_volume(&volume.name)));
+    (whole, volumes.filter(|(_, owner)| *owner != whole).collect())
+}
+
 /// Nothing where it has no uid, as no object of an API server is.
 pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
     let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
@@ -153,6 +189,7 @@ pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
     let annotation = |name: &str| annotations.and_then(|all| all.get(name));
     let controller = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     let lease = annotation(LEASE).filter(|lease| lease.len() <= NAME_BYTES_MAX);
+    let (owner, volumes) = owners(spec);
     Some(cluster::Pod {
         namespace: meta.namespace.clone().unwrap_or_default(),
         name: meta.name.clone().unwrap_or_default(),
@@ -165,6 +202,9 @@ pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
         // What the kubelet shows of a pod of its own has the hash of its file; see the labels and annotations reference.
         own: annotation("kubernetes.io/config.mirror").map(|hash| Arc::new(own(spec, hash))),
         requests: effective(spec, pod.status.as_ref()),
+        owner,
+        volumes,
+        own_users: spec.host_users == Some(false),
     })
 }
 
@@ -207,6 +247,34 @@ mod tests {
         let asks = Amounts { cpu_millis: 125, memory_bytes: 1 << 30, ..Amounts::default() };
         let containers = vec![("sidecar".to_owned(), Amounts::default()), ("api".to_owned(), asks)];
         assert_eq!(*own, StaticPod { hash: "a1".to_owned(), containers, etcd_data: String::new() });
+    }
+
+    #[test]
+    fn a_volume_belongs_to_who_mounts_it() {
+        let volume = |name: &str, driver: &str| json!({"name": name, "csi": {"driver": driver}});
+        let container = |user: Value, mounts: &[&str]| {
+            let mounts: Vec<Value> = mounts.iter().map(|name| json!({"name": name, "mountPath": "/x"})).collect();
+            json!({"name": "c", "volumeMounts": mounts, "securityContext": {"runAsUser": user}})
+        };
+        let object = json!({
+            "metadata": {"name": "build", "uid": "u"},
+            "spec": {
+                "securityContext": {"runAsUser": 1000, "fsGroup": 2000},
+                "hostUsers": false,
+                "initContainers": [container(json!(5), &["both"])],
+                "containers": [container(json!(null), &["pods", "both"]), container(json!(7), &["own", "others"])],
+                "volumes": [volume("pods", "stoker.build"), volume("both", "stoker.build"), volume("own", "stoker.build"),
+                            volume("others", "other.driver"), {"name": "empty", "emptyDir": {}}],
+            },
+        });
+        let found = pod(&serde_json::from_value(object).unwrap()).unwrap();
+        let owner = |user| RunAs { user: Some(user), group: Some(2000) };
+        assert_eq!((found.owner, found.own_users), (owner(1000), true));
+        assert_eq!(found.volumes, BTreeMap::from([("own".to_owned(), owner(7))]));
+        assert_eq!((found.owner_of("own"), found.owner_of("both")), (owner(7), owner(1000)));
+        let bare = json!({"metadata": {"uid": "u"}, "spec": {"containers": [], "securityContext": {"runAsUser": -1}}});
+        let bare = pod(&serde_json::from_value(bare).unwrap()).unwrap();
+        assert_eq!((bare.owner, bare.own_users), (RunAs::default(), false));
     }
 
     #[test]

@@ -54,8 +54,9 @@ impl WorkspaceService for Workspace {
         let manifest = request.manifest.as_ref().map(|wanted| manifest(wanted, request.submodules)).transpose()?;
         let tmpfs_bytes = self.in_memory(&order, request.tmpfs_bytes)?;
         let environment = self.0.serve.build_environment().await;
-        let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, .. } = request;
-        let order = Order { user, group, submodules, manifest, lfs, self_contained, tmpfs_bytes, environment, ..order };
+        let v1::PrepareWorkspaceRequest { user, group, submodules, lfs, self_contained, user_namespace, .. } = request;
+        let order = Order { user, group, submodules, manifest, lfs, self_contained, ..order };
+        let order = Order { user_namespace, tmpfs_bytes, environment, ..order };
         let mut preparing = self.0.workspaces.prepare(order).await.map_err(|why| match why {
             NotBegun::Anothers => in_use(),
             NotBegun::Because(reason) => refusal(&reason),
@@ -224,6 +225,7 @@ impl Workspace {
             manifest: None,
             lfs: false,
             self_contained: false,
+            user_namespace: false,
             tmpfs_bytes: None,
             environment: BTreeMap::new(),
         })
@@ -264,6 +266,7 @@ impl Workspace {
             manifest: None,
             lfs: false,
             self_contained: false,
+            user_namespace: false,
             tmpfs_bytes: None,
             environment: BTreeMap::new(),
         })

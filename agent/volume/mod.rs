@@ -33,6 +33,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use stoker_core::admission::Lease;
+use stoker_core::cluster::DRIVER;
 use stoker_core::identity::RequestId;
 use stoker_proto::csi::identity_server::IdentityServer;
 use stoker_proto::csi::node_server::NodeServer;
@@ -50,8 +51,6 @@ pub(crate) use registration::keep_known;
 use shown::ShownVolumes;
 use waiting::Places;
 
-/// The driver's name: pods write it, and the kubelet finds the driver by it.
-const DRIVER: &str = "stoker.build";
 /// What the ids of requests for volumes begin with.
 pub(crate) const REQUESTS: &str = "csi-";
 /// The largest message that is read.

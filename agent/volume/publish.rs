@@ -75,7 +75,7 @@ impl Volumes {
         if found != Found::Free && is_its_end() {
             return Ok(()); // its build has ended here: what the pod has stays as it is
         }
-        self.is_known(&asked.pod).await?;
+        let known = self.is_known(&asked.pod).await?;
         self.is_seen_by_pods().await?;
         let carried = match &asked.of {
             Of::Build(wanted) if self.lease_of(volume).is_none() => self.carried(behalf, &asked.pod.uid, wanted)?,
@@ -99,7 +99,7 @@ impl Volumes {
             (None, Of::Build(wanted)) => (self.admitted(behalf, volume, &asked.pod, &wanted.build, since).await?, None),
             (None, Of::Cache { .. } | Of::Mirrors { .. }) => return Err(bad("kind", "is no build's")),
         };
-        let whole = self.give(behalf, volume, (&lease, made), asked, target, read_only).await;
+        let whole = self.give(behalf, volume, (&lease, made), (asked, &known), target, read_only).await;
         // What a pod has already keeps its lease, whatever befell this attempt.
         if let (Err(status), None, Found::Free) = (&whole, made, found)
             && !comes_by_itself(status)
@@ -118,7 +118,7 @@ impl Volumes {
         behalf: &Behalf,
         volume: &str,
         (lease, made): (&str, Option<&str>),
-        asked: &Asked,
+        (asked, known): (&Asked, &Known),
         target: Target,
         read_only: bool,
     ) -> Result<(), Status> {
@@ -129,10 +129,12 @@ impl Volumes {
             None => status,
         })?;
         self.bound(volume);
+        let owner = known.owner_of(&target.volume());
         let order = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.to_owned())),
-            user: asked.user,
-            group: asked.group,
+            user: asked.user.or(owner.user),
+            group: asked.group.or(owner.group),
+            user_namespace: known.own_users,
             submodules: asked.submodules,
             lfs: asked.lfs,
             // The pod has nothing but what is mounted.
@@ -143,6 +145,10 @@ impl Volumes {
             Ok(workspace) => workspace,
             Err(far) => return Err(on_its_way(lease, &far)),
         };
+        if known.own_users && workspace.method() == v1::Method::Overlay {
+            let what = "is an overlay, made before: a pod with `hostUsers: false` cannot have that; delete it";
+            return Err(Status::failed_precondition(format!("the workspace of lease {lease} {what}")));
+        }
         let home = Path::new(&workspace.src).parent().map(Path::to_owned);
         let home = home.ok_or_else(|| Status::internal(format!("the workspace of lease {lease} has no directory")))?;
         let sub_path: PathBuf = asked.sub_path.clone();
@@ -171,14 +177,16 @@ impl Volumes {
     }
 
     /// A lease is held by a pod that the API server knows to be on this node. The kubelet may know it sooner.
-    pub(super) async fn is_known(&self, pod: &Pod) -> Result<(), Status> {
+    pub(super) async fn is_known(&self, pod: &Pod) -> Result<Known, Status> {
         let mut view = self.inner.rooms.kubernetes.subscribe();
         let is_it = |known: &Known| known.live() && known.namespace == pod.namespace && known.name == pod.name;
         let known = view.wait_for(|cluster| {
             cluster.is_current() && cluster.pods.as_ref().and_then(|pods| pods.get(&pod.uid)).is_some_and(is_it)
         });
-        if matches!(tokio::time::timeout(SEEN_WITHIN, known).await, Ok(Ok(_))) {
-            return Ok(());
+        if let Ok(Ok(cluster)) = tokio::time::timeout(SEEN_WITHIN, known).await
+            && let Some(known) = cluster.pods.as_ref().and_then(|pods| pods.get(&pod.uid))
+        {
+            return Ok(known.clone());
         }
         let cluster = self.inner.rooms.kubernetes.view();
         if !cluster.asked {

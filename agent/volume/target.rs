@@ -84,6 +84,11 @@ impl Target {
         Ok(Self { pods, volume: below.parent().unwrap_or(below).to_owned(), name })
     }
 
+    /// The volume's name among those of its pod.
+    pub(super) fn volume(&self) -> String {
+        self.volume.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// What is there now. What is no directory, or a mount of somebody else's, is refused.
     pub(super) fn look(&self) -> Result<Found, Status> {
         match self.parent() {
@@ -285,6 +290,7 @@ mod tests {
         let read = |path: &str| Target::read(Path::new("/k"), path, Some("uid-1"));
         let target = read(GOOD).unwrap();
         assert_eq!(target.volume, Path::new("uid-1/volumes/kubernetes.io~csi/src"));
+        assert_eq!(target.volume(), "src");
         for wrong in [
             "",
             "/",

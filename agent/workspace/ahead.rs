@@ -88,6 +88,7 @@ impl Workspaces {
             manifest: None,
             lfs: false,
             self_contained: false,
+            user_namespace: false,
             tmpfs_bytes: None,
             environment: BTreeMap::new(),
         };

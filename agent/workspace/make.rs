@@ -75,6 +75,7 @@ impl Workspaces {
         let inner = &self.inner;
         let root = inner.pools.usable(&inner.pool)?;
         let chosen = self.chosen(&root).await;
+        let chosen = if order.user_namespace { chosen.for_mapped_owners() } else { chosen };
         // What a failed one left while the pool was away.
         let (room, id) = (self.clone(), order.id.clone());
         let clear = blocking(move || room.discard(&id)).await;

@@ -29,10 +29,24 @@ pub struct Chosen {
     pub method: Method,
     /// Mounts can show files as another user's.
     pub idmapped: bool,
+    /// Copies share their blocks with what they are of.
+    pub reflinks: bool,
     /// Why, in words.
     pub reason: String,
     /// Whether the disk that a build writes to is limited.
     pub quota: Quota,
+}
+
+impl Chosen {
+    /// For a build that runs in a user namespace: whoever starts it maps the owners of what it mounts, and no overlay can be
+    /// shown so (`EINVAL`).
+    pub(super) fn for_mapped_owners(self) -> Self {
+        match (self.method, self.reflinks) {
+            (Method::Overlay, true) => Self { method: Method::Reflink, ..self },
+            (Method::Overlay, false) => Self { method: Method::Checkout, ..self },
+            _ => self,
+        }
+    }
 }
 
 /// Tries what is better first; `wanted`, where given, is used whatever else works.
@@ -55,7 +69,12 @@ pub(super) fn choose(root: &Path, wanted: Option<Method>, namespaces: &Namespace
                     (None, true) => "works on this pool".to_owned(),
                     (None, false) => refused.join("; "),
                 };
-                return (Chosen { method, idmapped, reason, ..Chosen::default() }, lasts);
+                let reflinks = match method {
+                    Method::Overlay => try_reflink(&place).is_ok(),
+                    Method::Reflink => true,
+                    Method::Checkout => false,
+                };
+                return (Chosen { method, idmapped, reflinks, reason, ..Chosen::default() }, lasts);
             }
             Err(error) => {
                 lasts &= !error.raw_os_error().is_some_and(|code| PASSING.contains(&code));

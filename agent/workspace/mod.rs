@@ -221,6 +221,8 @@ pub struct Order {
     pub lfs: bool,
     /// With objects of its own, also where others could be read in their place.
     pub self_contained: bool,
+    /// Its build runs in a user namespace: what it mounts must be one whose owners can be mapped.
+    pub user_namespace: bool,
     /// `tmp` in memory, of so many bytes: they are counted in the lease's memory.
     pub tmpfs_bytes: Option<u64>,
     /// What the build's environment gets beside the room's own: how git reaches the node's cache.

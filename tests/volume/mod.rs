@@ -9,6 +9,7 @@ mod one_build;
 mod publish;
 mod shown;
 mod survive;
+mod users;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

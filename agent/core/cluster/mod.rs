@@ -1,11 +1,13 @@
 //! What the cluster says of this node and of its pods, and what follows from it for builds.
 //!
 //! - [`requests`]: what a pod asks of the scheduler. [`node`]: whether a build's pod may come to this node at all.
+//! - [`user`]: whom its volumes belong to.
 //! - [`bind`]: which pod holds which lease, and what ends with it.
 
 pub mod bind;
 pub mod node;
 pub mod requests;
+pub mod user;
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -20,9 +22,13 @@ use crate::sizing::PodEnd;
 
 pub use node::{Node, NodeState, Taint};
 pub use requests::{Container, Resources};
+pub use user::RunAs;
 
 /// The annotation by which a pod names its lease. It is a claim: who proves it is said in [`bind`].
 pub const LEASE: &str = "stoker.build/lease";
+
+/// The driver of volumes, as pods name it.
+pub const DRIVER: &str = "stoker.build";
 
 /// A pod of this node, as far as it matters here.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -47,9 +53,21 @@ pub struct Pod {
     pub own: Option<Arc<StaticPod>>,
     /// What it asks of the scheduler.
     pub requests: Amounts,
+    /// Whom its volumes belong to.
+    pub owner: RunAs,
+    /// Those of the driver's that belong to somebody else, by their names.
+    pub volumes: BTreeMap<String, RunAs>,
+    /// It has a user namespace of its own (`hostUsers: false`).
+    pub own_users: bool,
 }
 
 impl Pod {
+    /// Whom one of its volumes belongs to.
+    #[must_use]
+    pub fn owner_of(&self, volume: &str) -> RunAs {
+        self.volumes.get(volume).copied().unwrap_or(self.owner)
+    }
+
     /// Whether it holds or will hold anything of the node.
     #[must_use]
     pub const fn live(&self) -> bool {

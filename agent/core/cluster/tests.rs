@@ -78,6 +78,24 @@ fn what_a_pod_asks_for_is_what_the_scheduler_counts() {
     }
 }
 
+#[test]
+fn a_volume_belongs_to_whom_its_containers_run_as() {
+    let run = |user, group| RunAs { user, group };
+    let pod = run(Some(1000), None);
+    for (what, pod, fs_group, containers, expected) in [
+        ("nobody says", run(None, None), None, vec![run(None, None)], run(None, None)),
+        ("the pod says", run(Some(1000), Some(1001)), Some(7), vec![run(None, None)], run(Some(1000), Some(1001))),
+        ("its fsGroup where it names no group", pod, Some(7), vec![], run(Some(1000), Some(7))),
+        ("its containers say", pod, Some(7), vec![run(Some(5), Some(6)), run(Some(5), Some(6))], run(Some(5), Some(6))),
+        ("they agree in part", pod, None, vec![run(Some(5), Some(6)), run(Some(8), Some(6))], run(Some(1000), Some(6))),
+        ("one of them says", run(None, None), None, vec![run(Some(5), None), run(None, None)], run(None, None)),
+        ("one says what the pod says", pod, None, vec![run(Some(1000), None), run(None, None)], pod),
+        ("root is somebody", pod, None, vec![run(Some(0), Some(0))], run(Some(0), Some(0))),
+    ] {
+        assert_eq!(user::owner(pod, fs_group, &containers), expected, "{what}");
+    }
+}
+
 fn pod(name: &str, lease: &Lease) -> Pod {
     Pod {
         namespace: "builds".into(),
