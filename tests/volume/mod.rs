@@ -7,6 +7,7 @@ mod hostile;
 mod known;
 mod one_build;
 mod publish;
+mod sanity;
 mod shown;
 mod survive;
 mod users;
