@@ -31,6 +31,7 @@ mod numbers {
     pub(crate) mod serve;
     pub(crate) mod slow_sync;
     pub(crate) mod sources;
+    pub(crate) mod volumes;
     pub(crate) mod workspaces;
     pub(crate) mod world;
 }
@@ -42,7 +43,7 @@ use clap::Parser as _;
 use numbers::options::Options;
 use numbers::report::Report;
 use numbers::world::World;
-use numbers::{admission, memory, pressure, refresh, rest, sampling, serve, sources, workspaces};
+use numbers::{admission, memory, pressure, refresh, rest, sampling, serve, sources, volumes, workspaces};
 
 /// Something that is measured, and gives one line or more.
 struct Bench {
@@ -52,7 +53,7 @@ struct Bench {
 }
 
 /// All there are, the quick ones first: a machine that is too small shows it soon.
-const BENCHES: [Bench; 13] = [
+const BENCHES: [Bench; 14] = [
     Bench {
         name: "evaluate",
         what: "Evaluate with many live leases, and beside an empty call",
@@ -84,6 +85,11 @@ const BENCHES: [Bench; 13] = [
         name: "workspace",
         what: "workspaces: first, warm, of the next commit, beside git clone --reference; a hundred's disk",
         run: workspaces::prepare,
+    },
+    Bench {
+        name: "volume",
+        what: "a volume published for a pod, of a commit that is kept, beside git clone --depth 1 and --reference",
+        run: volumes::publish,
     },
     Bench { name: "delete", what: "DeleteWorkspace of many files", run: workspaces::delete },
 ];

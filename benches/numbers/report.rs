@@ -42,6 +42,11 @@ impl Samples {
         self.quantile(0.99)
     }
 
+    /// That one of them alone.
+    pub(crate) fn at(&self, share: f64) -> Self {
+        Self(vec![self.quantile(share)])
+    }
+
     pub(crate) fn max(&self) -> f64 {
         self.quantile(1.0)
     }

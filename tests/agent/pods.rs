@@ -267,7 +267,7 @@ async fn an_agent_that_comes_back_finds_its_pods() {
 /// The API server is away: what runs is untouched, new builds are told why, and all is well again after.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_api_server_is_away_what_runs_goes_on() {
-    let mut world = World::new("");
+    let world = World::new("");
     world.open().await;
     let (stays, group) = world.running("stays", v1::Rebind::Never).await;
     let _group = made!(group);

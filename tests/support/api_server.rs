@@ -2,11 +2,11 @@
 //! `410 Gone` for what is too old, conflicts, server-side apply, evictions; and, where a test says so, one that throttles,
 //! hangs, cuts connections or is not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -18,6 +18,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::wait;
+
+/// As many changes are remembered for watches that resume.
+const CHANGES_MAX: usize = 20_000;
 
 /// How it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +47,7 @@ struct Store {
     version: u64,
     /// By resource, namespace and name.
     objects: BTreeMap<(String, String, String), Value>,
-    changes: Vec<Change>,
+    changes: VecDeque<Change>,
     /// Watches from before this version are told that it is gone.
     forgotten: u64,
     /// What each manager applied to an object last.
@@ -53,6 +56,24 @@ struct Store {
     refuse_evictions: bool,
     /// Methods and resources that nobody may use.
     forbidden: Vec<(&'static str, &'static str)>,
+}
+
+impl Store {
+    /// What happened after a version, as far as it is remembered.
+    fn since(&self, version: u64) -> impl Iterator<Item = &Change> {
+        let from = self.changes.partition_point(|change| change.version <= version);
+        self.changes.range(from..)
+    }
+
+    /// Remembers a change, and not more than so many.
+    fn remember(&mut self, change: Change) {
+        self.changes.push_back(change);
+        if self.changes.len() > CHANGES_MAX
+            && let Some(oldest) = self.changes.pop_front()
+        {
+            self.forgotten = oldest.version;
+        }
+    }
 }
 
 struct Shared {
@@ -69,8 +90,8 @@ struct Shared {
 /// The server; gone when it is dropped.
 pub(crate) struct ApiServer {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    listening: Option<CancellationToken>,
+    address: OnceLock<SocketAddr>,
+    listening: Mutex<Option<CancellationToken>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -85,15 +106,16 @@ impl ApiServer {
             watches: AtomicU64::new(0),
             lists: Mutex::default(),
         });
-        let mut server = Self { shared, address: ([127, 0, 0, 1], 0).into(), listening: None, runtime: Some(runtime) };
+        let server = Self { shared, address: OnceLock::new(), listening: Mutex::default(), runtime: Some(runtime) };
         server.come_back();
         server
     }
 
     /// Listens, where it listened before.
-    pub(crate) fn come_back(&mut self) {
+    pub(crate) fn come_back(&self) {
         // What was cut may hold the port for a moment.
-        let bind = || std::net::TcpListener::bind(self.address).ok();
+        let address = self.address.get().copied().unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
+        let bind = || std::net::TcpListener::bind(address).ok();
         let mut listener = None;
         wait::until(Duration::from_secs(20), "the port comes free", || {
             listener = bind();
@@ -101,10 +123,10 @@ impl ApiServer {
         });
         let listener = listener.unwrap();
         listener.set_nonblocking(true).unwrap();
-        self.address = listener.local_addr().unwrap();
+        self.address.get_or_init(|| listener.local_addr().unwrap());
         let routes = axum::Router::new().fallback(answer).with_state(Arc::clone(&self.shared));
         let stop = CancellationToken::new();
-        self.listening = Some(stop.clone());
+        *self.listening.lock().unwrap() = Some(stop.clone());
         let runtime = self.runtime.as_ref().unwrap();
         let _entered = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -117,13 +139,17 @@ impl ApiServer {
     }
 
     /// Nobody listens any more, and what was open is cut.
-    pub(crate) fn go_away(&mut self) {
-        if let Some(listening) = self.listening.take() {
+    pub(crate) fn go_away(&self) {
+        if let Some(listening) = self.listening.lock().unwrap().take() {
             listening.cancel();
         }
         // Connections that are kept open get no more answers either.
         self.shared.health.send_replace(Health::Status(503));
         self.cut_watches();
+    }
+
+    pub(crate) fn listens(&self) -> bool {
+        self.listening.lock().unwrap().is_some()
     }
 
     pub(crate) fn set_health(&self, health: Health) {
@@ -190,13 +216,26 @@ impl ApiServer {
         store.objects.iter().filter(|((of, ..), _)| of == resource).map(|(_, object)| object.clone()).collect()
     }
 
+    /// How far it is, for whoever lives beside it; see [`since`](Self::since).
+    pub(crate) fn versions(&self) -> watch::Receiver<u64> {
+        self.shared.ticks.subscribe()
+    }
+
+    /// What happened to objects of a kind after a version, and the version until which that is all.
+    pub(crate) fn since(&self, resource: &str, version: u64) -> (Vec<(&'static str, Value)>, u64) {
+        let store = self.shared.store();
+        assert!(version >= store.forgotten, "it remembers too little");
+        let new = store.since(version).filter(|change| change.resource == resource);
+        (new.map(|change| (change.kind, change.object.clone())).collect(), store.version)
+    }
+
     pub(crate) fn delete(&self, resource: &str, namespace: &str, name: &str) {
         self.shared.delete(resource, namespace, name);
     }
 
     /// A kubeconfig that leads here.
     pub(crate) fn kubeconfig(&self) -> String {
-        kubeconfig(self.address)
+        kubeconfig(*self.address.get().unwrap())
     }
 }
 
@@ -251,7 +290,7 @@ impl Shared {
         }
         let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
         store.objects.insert(at, object.clone());
-        store.changes.push(Change { version, kind, resource: resource.to_owned(), object: object.clone() });
+        store.remember(Change { version, kind, resource: resource.to_owned(), object: object.clone() });
         drop(store);
         self.ticks.send_replace(version);
         object
@@ -263,7 +302,7 @@ impl Shared {
         store.version += 1;
         let version = store.version;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
-        store.changes.push(Change { version, kind: "DELETED", resource: resource.to_owned(), object });
+        store.remember(Change { version, kind: "DELETED", resource: resource.to_owned(), object });
         drop(store);
         self.ticks.send_replace(version);
         true
@@ -427,8 +466,7 @@ fn follow(shared: Arc<Shared>, target: Target, asked: &BTreeMap<String, String>)
         loop {
             let (changes, gone, version) = {
                 let store = shared.store();
-                let new =
-                    store.changes.iter().filter(|change| change.version > seen && change.resource == target.resource);
+                let new = store.since(seen).filter(|change| change.resource == target.resource);
                 let new = new.filter(|change| matches(selector.as_ref(), &change.object)).cloned();
                 (new.collect::<Vec<_>>(), seen < store.forgotten, store.version)
             };
@@ -470,18 +508,20 @@ fn create(shared: &Shared, target: &Target, body: &Bytes) -> Response {
         new["metadata"]["namespace"] = json!(target.namespace);
     }
     let at = key(&target.resource, &target.namespace, text(&new, "/metadata/name"));
-    if shared.store().objects.contains_key(&at) {
+    let store = shared.store();
+    if store.objects.contains_key(&at) {
         return status(409, "AlreadyExists", "it is there");
     }
-    object(201, &shared.put(&target.resource, new))
+    object(201, &shared.put_in(store, &target.resource, new))
 }
 
 /// An update with a version that is not the newest is a conflict.
 fn replace(shared: &Shared, target: &Target, body: &Bytes) -> Response {
     let new: Value = serde_json::from_slice(body).unwrap();
     let at = key(&target.resource, &target.namespace, &target.name);
-    let Some(old) = shared.store().objects.get(&at).cloned() else { return status(404, "NotFound", &target.name) };
-    let (has, is) = (text(&new, "/metadata/resourceVersion"), text(&old, "/metadata/resourceVersion"));
+    let store = shared.store();
+    let Some(old) = store.objects.get(&at) else { return status(404, "NotFound", &target.name) };
+    let (has, is) = (text(&new, "/metadata/resourceVersion"), text(old, "/metadata/resourceVersion"));
     if !has.is_empty() && has != is {
         return status(
             409,
@@ -489,7 +529,7 @@ fn replace(shared: &Shared, target: &Target, body: &Bytes) -> Response {
             "the object has been modified; please apply your changes to the latest version",
         );
     }
-    object(200, &shared.put(&target.resource, new))
+    object(200, &shared.put_in(store, &target.resource, new))
 }
 
 fn evict(shared: &Shared, target: &Target, body: &Bytes) -> Response {

@@ -12,6 +12,7 @@
 //! - [`git_helper`]: git in a process beside the agent, as in a container of its own.
 //! - [`front`]: an API server's objects and its word on tokens, at one address.
 //! - [`idmap`]: a user namespace, and what a container runtime does with one.
+//! - [`kubelet`]: what a kubelet has and sends where a pod wants a volume.
 //! - [`gate`]: where a build waits until the test lets it go on.
 //! - [`tls`]: an upstream behind TLS, with a certificate of its own.
 //! - [`authority`]: certificates of a test's own, and secrets that change.
@@ -33,6 +34,7 @@ pub(crate) mod front;
 pub(crate) mod gate;
 pub(crate) mod git_helper;
 pub(crate) mod idmap;
+pub(crate) mod kubelet;
 pub(crate) mod large;
 pub(crate) mod loopdev;
 pub(crate) mod processes;

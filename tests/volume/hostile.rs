@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::support::token_review::AUDIENCE;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_attributes_are_refused_by_name() {

@@ -12,7 +12,6 @@ mod shown;
 mod survive;
 mod users;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,15 +26,15 @@ use tonic::{Code, Status};
 use crate::support::api_server::ApiServer;
 use crate::support::disk::mounts_below;
 use crate::support::front::Front;
+use crate::support::kubelet::{self, NODE, Pod, node, pod};
 use crate::support::loopdev::needs_root;
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::stoker::Agent;
-use crate::support::token_review::{AUDIENCE, Claims, Cluster, of};
+use crate::support::token_review::{Claims, Cluster, of};
 use crate::support::upstream::Upstream;
 use crate::support::wait;
 
 const LIMIT: Duration = Duration::from_secs(60);
-const NODE: &str = "ghost";
 
 /// An agent with a driver, a kubelet's directory, and a cluster with one node.
 struct World {
@@ -47,17 +46,6 @@ struct World {
     upstream: Upstream,
     _front: Front,
 }
-
-/// Nothing but what a test does holds a build back; only what it declares counts.
-const CONFIGURATION: &str = "\
-node: {name: ghost, hostRoot: $ROOT/host, reserve: {cpu: 0, memory: 0}, rootFloor: {bytes: 0, inodes: 0}}
-pressure: {memoryFloor: 1MiB, memoryNarrow: 2MiB, hold: 100ms, diskForecast: 0s}
-pools: [{name: data, path: $ROOT/shared/pool, mount: optional, floor: {bytes: 1MiB, inodes: 1}}]
-repositories: {refresh: 24h, protocols: [http], add: on-demand, allow: [127.0.0.1]}
-kubernetes: {watch: on, heartbeat: 1s, namespace: stoker, unlimited: size}
-access: {rules: [{role: scheduler, namespaces: [builds, red]}]}
-volume: {socket: $ROOT/plugin/csi.sock, kubelet: $ROOT/shared/kubelet}
-";
 
 impl World {
     fn new(more: &str) -> Self {
@@ -71,25 +59,7 @@ impl World {
     /// The same after something was done to the folder of what the node shares with pods.
     fn with(repo: TestRepo, more: &str, before: impl FnOnce(&Path)) -> Self {
         let (upstream, url) = Upstream::of(&repo);
-        let (tokens, api) = (Cluster::start(), ApiServer::start());
-        api.put("nodes", node());
-        let front = Front::of(&tokens, &api);
-        let mut agent = Agent::prepare(&format!("{CONFIGURATION}{more}"));
-        let tree = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/proc/node-32cpu-62g");
-        let copied = std::process::Command::new("cp").arg("-r").arg(tree).arg(agent.root().join("host")).status();
-        assert!(copied.unwrap().success());
-        share(&agent.root().join("shared"));
-        for folder in ["kubelet/pods", "kubelet/plugins_registry"] {
-            std::fs::create_dir_all(agent.root().join("shared").join(folder)).unwrap();
-        }
-        before(&agent.root().join("shared"));
-        let kubeconfig = agent.root().join("kubeconfig");
-        std::fs::write(&kubeconfig, &front.kubeconfig).unwrap();
-        agent.env("KUBECONFIG", kubeconfig);
-        agent.launch();
-        agent.wait_ready();
-        // It does not know from the first moment which pods are here.
-        wait::until(LIMIT, "the gate opens", || agent.log().contains("gate state=open"));
+        let (agent, tokens, api, front) = kubelet::start(node(), more, before);
         Self { agent, tokens, api, url, repo, upstream, _front: front }
     }
 
@@ -145,34 +115,12 @@ impl World {
 
     /// One of which the API server does not say that it is here.
     fn pod_elsewhere(&self, uid: &'static str, namespace: &'static str) -> Pod {
-        let volume = self.kubelet().join("pods").join(uid).join("volumes/kubernetes.io~csi/src");
-        std::fs::create_dir_all(&volume).unwrap();
-        let claims = Claims { pod_uid: Some(uid), ..of(namespace, "default") };
-        Pod { uid, namespace, target: volume.join("mount"), token: self.tokens.token(&claims), volume: None }
+        Pod::new(&self.kubelet(), &self.tokens, uid, namespace)
     }
 
     /// What the kubelet sends for a volume with these attributes.
     fn wanted(&self, pod: &Pod, attributes: &[(&str, &str)]) -> csi::NodePublishVolumeRequest {
-        let token = json!({AUDIENCE: {"token": pod.token, "expirationTimestamp": "2100-01-01T00:00:00Z"}}).to_string();
-        let name = format!("pod-{}", pod.uid);
-        let of_the_kubelet = [
-            ("csi.storage.k8s.io/ephemeral", "true"),
-            ("csi.storage.k8s.io/pod.namespace", pod.namespace),
-            ("csi.storage.k8s.io/pod.name", &name),
-            ("csi.storage.k8s.io/pod.uid", pod.uid),
-            ("csi.storage.k8s.io/serviceAccount.name", "default"),
-            ("csi.storage.k8s.io/serviceAccount.tokens", &token),
-        ];
-        let context = of_the_kubelet.iter().chain(attributes);
-        let context: BTreeMap<String, String> =
-            context.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        csi::NodePublishVolumeRequest {
-            volume_id: pod.volume(),
-            target_path: pod.target.to_str().unwrap().to_owned(),
-            volume_capability: Some(mount_capability()),
-            volume_context: context,
-            ..Default::default()
-        }
+        pod.wants(attributes)
     }
 
     /// The attributes of a small build of `main`.
@@ -233,9 +181,7 @@ impl World {
     }
 
     async fn unpublish(&self, pod: &Pod) -> Result<(), Status> {
-        let target_path = pod.target.to_str().unwrap().to_owned();
-        let request = csi::NodeUnpublishVolumeRequest { volume_id: pod.volume(), target_path };
-        self.node().await.node_unpublish_volume(request).await.map(drop)
+        self.node().await.node_unpublish_volume(pod.leaves()).await.map(drop)
     }
 
     fn leases(&self) -> Vec<Value> {
@@ -269,67 +215,4 @@ impl World {
         assert_eq!(mounts_below(&self.kubelet()), Vec::<PathBuf>::new());
         assert_eq!((self.leases(), self.tickets()), (Vec::new(), Vec::new()));
     }
-}
-
-/// Makes a folder whose mounts are shared, as those of a node are: what is mounted or unmounted at one place of it happens at
-/// all that come from there.
-fn share(folder: &Path) {
-    std::fs::create_dir(folder).unwrap();
-    share_again(folder);
-}
-
-fn share_again(folder: &Path) {
-    if nix::unistd::geteuid().is_root() {
-        let folder = folder.to_str().unwrap();
-        for args in [["--bind", folder, folder].as_slice(), ["--make-shared", folder].as_slice()] {
-            assert!(std::process::Command::new("mount").args(args).status().unwrap().success());
-        }
-    }
-}
-
-/// A pod with one volume.
-#[derive(Clone)]
-struct Pod {
-    uid: &'static str,
-    namespace: &'static str,
-    target: PathBuf,
-    token: String,
-    /// Its name, where the pod has several.
-    volume: Option<&'static str>,
-}
-
-impl Pod {
-    fn volume(&self) -> String {
-        format!("csi-{}{}", self.uid, self.volume.unwrap_or_default())
-    }
-
-    /// The sources, as the pod sees them.
-    fn src(&self) -> PathBuf {
-        self.target.join("src")
-    }
-}
-
-fn mount_capability() -> csi::VolumeCapability {
-    use csi::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
-    csi::VolumeCapability {
-        access_type: Some(AccessType::Mount(MountVolume::default())),
-        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-    }
-}
-
-fn node() -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": {},
-        "status": {"allocatable": {"cpu": "30", "memory": "60Gi", "pods": "110"},
-                   "conditions": [{"type": "Ready", "status": "True"}]},
-    })
-}
-
-fn pod(uid: &str, namespace: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("pod-{uid}"), "namespace": namespace, "uid": uid},
-        "spec": {"nodeName": NODE, "serviceAccountName": "default", "containers": [{"name": "main", "image": "build"}]},
-        "status": {"phase": "Pending"},
-    })
 }

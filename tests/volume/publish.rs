@@ -1,5 +1,6 @@
 //! A pod gets its sources, in its own name, and gives them back.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
 

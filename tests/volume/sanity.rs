@@ -63,7 +63,7 @@ async fn a_bare_request_is_refused_by_what_it_lacks() {
     let target_path = || world.kubelet().join("pods/uid/volumes/kubernetes.io~csi/src/mount").display().to_string();
     let bare = csi::NodePublishVolumeRequest::default;
     let volume_id = || "id".to_owned();
-    let capability = || Some(mount_capability());
+    let capability = || Some(kubelet::mount_capability());
     for (request, lacks) in [
         (bare(), "volume_id"),
         (csi::NodePublishVolumeRequest { volume_id: volume_id(), ..bare() }, "target_path"),

@@ -90,7 +90,7 @@ async fn after_a_reboot_a_volume_is_published_again() {
     let lease = world.leases()[0]["id"].as_str().unwrap().to_owned();
     world.agent.kill9();
     crate::support::disk::take_overlays_away(world.agent.root());
-    share_again(&world.agent.root().join("shared"));
+    kubelet::share(&world.agent.root().join("shared"));
     let boot = world.agent.root().join("host/proc/sys/kernel/random/boot_id");
     std::fs::write(boot, "00000000-0000-4000-8000-000000000001\n").unwrap();
     world.agent.restart();
