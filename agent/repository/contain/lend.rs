@@ -90,9 +90,7 @@ pub(in crate::repository) fn take_back(dir: &Path) -> io::Result<()> {
     let top = rustix::fs::open(dir, DIRECTORY, Mode::empty())?;
     own(&top, uid, gid, CLOSED)?;
     each(top.as_fd(), &mut |parent, name, stat| match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory if name == c"objects" => {
-            take_object(parent, name, stat, uid, gid, 0)
-        }
+        FileType::Directory if name == c"objects" => take_object(parent, name, stat, uid, gid, 0),
         FileType::Directory => Ok(()),
         _ => take(parent, name, stat, uid, gid, TOP_FILE),
     })
