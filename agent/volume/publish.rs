@@ -195,7 +195,8 @@ impl Volumes {
         }
         if cluster.is_current() {
             let Pod { namespace, name, uid, .. } = pod;
-            let what = format!("the API server knows no pod {namespace}/{name} ({uid}) on this node; tried again");
+            let what =
+                format!("{namespace}/{name} ({uid}): the API server knows no pod like that on this node; tried again");
             return Err(Status::unavailable(what));
         }
         let word = Why::ApiServerAway.word();
