@@ -2,20 +2,27 @@
 says of all of them holds."""
 
 import copy
+import json
 import re
 import subprocess
 
 import yaml
 
-from objects import DAEMONSET, Wrong, documents, name
+from objects import DAEMONSET, ROOT, Wrong, documents, name
 
 EXAMPLES = DAEMONSET / "examples"
+# Those that need nothing of the node but a volume.
+VOLUME = EXAMPLES / "volume"
+GATE = "stoker.build/admission"
+# Asks the policy of `volume/gate.yaml` for the gate.
+GATED = {"stoker.build/gate": "admission"}
 CLASS = "stoker-build"
 SOCKET = "/run/stoker"
 AUDIENCE = "stoker.build"
 # What a template of Argo Workflows has of a pod; the rest is Argo's own.
-ARGO_POD = ("nodeSelector", "priorityClassName", "initContainers", "volumes")
-ARGO_OWN = ("name", "inputs", "outputs", "container", "steps", "retryStrategy", "metadata")
+ARGO_POD = ("nodeSelector", "priorityClassName", "initContainers", "volumes", "securityContext")
+ARGO_OWN = ("name", "inputs", "outputs", "container", "steps", "retryStrategy", "metadata", "podSpecPatch")
+POLICY = ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
 # What a step of Tekton has beside a container's fields.
 TEKTON_STEP = ("onError",)
 
@@ -28,6 +35,8 @@ def check(validator):
         for pod in pods_of(thing):
             validator.validate(pod, source)
             rules(pod, source)
+            if source.startswith("volume/"):
+                needs_nothing_else(pod, source)
             pods += 1
             asking += sum(entry["name"] == "FLEET" for entry in environment_of(pod))
             for script in scripts_of(pod):
@@ -56,10 +65,10 @@ def check(validator):
 
 def things():
     """(file, object) of all the examples that are objects, and of the pod in the Jenkinsfile."""
-    for file in sorted(EXAMPLES.glob("*.yaml")):
+    for file in sorted([*EXAMPLES.glob("*.yaml"), *VOLUME.glob("*.yaml")]):
         if file.name != "woodpecker.yaml":
             for thing in documents(file.read_text()):
-                yield file.name, thing
+                yield str(file.relative_to(EXAMPLES)), thing
     (text,) = re.findall("yaml '''\n(.*?)'''", (EXAMPLES / "Jenkinsfile").read_text(), re.DOTALL)
     yield "Jenkinsfile", yaml.safe_load(text) | {"metadata": {"name": "jenkins", "namespace": "builds"}}
 
@@ -74,11 +83,12 @@ def pods_of(thing):
         yield pod(thing, spec["template"]["spec"])
     elif kind == "WorkflowTemplate":
         for template in spec["templates"]:
-            unknown = set(template) - {*ARGO_POD, *ARGO_OWN, "securityContext"}
+            unknown = set(template) - {*ARGO_POD, *ARGO_OWN}
             if unknown:
                 raise Wrong(f"{name(thing)}: template {template['name']}: unknown {unknown}")
             if "container" in template:
                 its = {key: template[key] for key in ARGO_POD if key in template}
+                its |= json.loads(template.get("podSpecPatch", "{}"))
                 made = pod(thing, its | {"containers": [template["container"] | {"name": "main"}]})
                 made["metadata"] |= template.get("metadata", {})
                 yield made
@@ -90,18 +100,21 @@ def pods_of(thing):
             for key, own in spec["stepTemplate"].items():
                 container[key] = own + container.get(key, [])
             containers.append(container)
-        # The class is in the TaskRun, see below.
-        yield pod(thing, {"containers": containers, "volumes": spec["volumes"], "priorityClassName": CLASS})
-    elif kind == "TaskRun":
-        if spec["podTemplate"] != {"priorityClassName": CLASS}:
-            raise Wrong(f"{name(thing)}: its pods are not of the class {CLASS}")
-    elif kind != "ConfigMap":
+        # The rest is in the TaskRun of the same file.
+        runs = [run for _, run in things() if run["kind"] == "TaskRun"]
+        (run,) = (run for run in runs if run["spec"]["taskRef"]["name"] == thing["metadata"]["name"])
+        its = run["spec"]["podTemplate"] | {"containers": containers, "volumes": spec["volumes"]}
+        if run["metadata"].get("labels") == GATED:
+            its["schedulingGates"] = [{"name": GATE}]
+        yield pod(thing, its)
+    elif kind not in ("TaskRun", "ConfigMap", "Namespace", *POLICY):
         raise Wrong(f"{name(thing)}: nothing here knows its pods")
 
 
 def pod(thing, spec):
     """A pod object of a spec."""
-    metadata = {"name": thing["metadata"]["name"], "namespace": thing["metadata"]["namespace"]}
+    its = thing["metadata"]
+    metadata = {"name": its.get("name") or its["generateName"] + "x", "namespace": its["namespace"]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
@@ -121,6 +134,33 @@ def rules(pod_, source):
                 raise Wrong(f"{source}: {container.get('name')} mounts {mount['name']}, which is no volume")
         shows_a_token(container, volumes, f"{source}: {container.get('name')}")
         knows_the_authority(container, volumes, f"{source}: {container.get('name')}")
+
+
+def needs_nothing_else(pod_, source):
+    """Raises `Wrong` where a pod has more than its gate and its volumes, or less than `restricted` wants of it."""
+    spec = pod_["spec"]
+    where = f"{source}: {name(pod_)}"
+    if spec.get("schedulingGates") != [{"name": GATE}]:
+        raise Wrong(f"{where}: its gates are {spec.get('schedulingGates')}")
+    for volume in spec["volumes"]:
+        if volume.get("csi", {}).get("driver") != AUDIENCE or set(volume) != {"name", "csi"}:
+            raise Wrong(f"{where}: the volume {volume['name']} is none of Stoker's")
+        unknown = set(volume["csi"]["volumeAttributes"]) - attributes()
+        if unknown:
+            raise Wrong(f"{where}: docs/volumes.md knows no attribute {unknown}")
+    user = spec["securityContext"]
+    if not user.get("runAsNonRoot") or not user.get("runAsUser") or "seccompProfile" not in user:
+        raise Wrong(f"{where}: securityContext: {user}")
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        wanted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        if container.get("securityContext") != wanted:
+            raise Wrong(f"{where}: {container.get('name')}: securityContext: {container.get('securityContext')}")
+
+
+def attributes():
+    """Those that docs/volumes.md has in its table."""
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/volumes.md").read_text(), re.MULTILINE)
+    return {attribute for row in rows for attribute in re.findall("`([A-Za-z]+)`", row)}
 
 
 def shows_a_token(container, volumes, where):

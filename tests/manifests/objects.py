@@ -22,7 +22,8 @@ def documents(text):
 
 def name(thing):
     """`Kind name`, for people."""
-    return f"{thing['kind']} {thing['metadata']['name']}"
+    metadata = thing["metadata"]
+    return f"{thing['kind']} {metadata.get('name') or metadata['generateName']}"
 
 
 def kustomizations():

@@ -15,6 +15,11 @@ SKIPPED = {
     "tekton.dev/v1 Task",
     "tekton.dev/v1 TaskRun",
 }
+# What is younger than the oldest version.
+SINCE = {
+    "admissionregistration.k8s.io/v1 MutatingAdmissionPolicy": "1.36",
+    "admissionregistration.k8s.io/v1 MutatingAdmissionPolicyBinding": "1.36",
+}
 
 
 class Validator:
@@ -35,7 +40,7 @@ class Validator:
         if kind in SKIPPED:
             self.skipped.add(kind)
             return
-        for version in VERSIONS:
+        for version in VERSIONS[VERSIONS.index(SINCE.get(kind, VERSIONS[0])) :]:
             try:
                 kubernetes_validate.validate(thing, version, strict=True)
             except kubernetes_validate.SchemaNotFoundError as error:
