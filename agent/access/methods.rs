@@ -59,6 +59,7 @@ pub const METHODS: &[Method] = &[
     sees("/stoker.v1.AdmissionService/ListTickets"),
     changes("/stoker.v1.AdmissionService/CancelTicket"),
     sees("/stoker.v1.AdmissionService/Explain"),
+    sees("/stoker.v1.AdmissionService/WatchRoom"),
     asks("/stoker.v1.RepositoryService/ResolveSource"),
     sees("/stoker.v1.RepositoryService/ListRepositories"),
     sees("/stoker.v1.RepositoryService/GetRepository"),

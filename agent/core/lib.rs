@@ -9,6 +9,7 @@
 //! - [`sizing`]: how big a build is, and where each number came from.
 //! - [`pressure`]: the gate.
 //! - [`admission`]: the ledger of leases and tickets.
+//! - [`placement`]: which node a pod that waits for one goes to.
 //! - [`upkeep`]: what stores need, and what goes when the disk is short.
 //! - [`retention`]: how long things are kept on a pool, what goes, and why.
 //! - [`examination`]: what of a node does not fit what is kept for it, and the patch.
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod examination;
 pub mod identity;
 pub mod invariants;
+pub mod placement;
 pub mod pressure;
 pub mod quantity;
 pub mod reason;

@@ -208,6 +208,11 @@ pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
     })
 }
 
+fn taint(taint: &core::Taint) -> Taint {
+    let value = taint.value.clone().unwrap_or_default();
+    Taint { key: taint.key.clone(), value, effect: taint.effect.clone() }
+}
+
 pub(super) fn node(node: &core::Node) -> cluster::Node {
     let (spec, status) = (node.spec.as_ref(), node.status.as_ref());
     let allocatable = status.and_then(|status| status.allocatable.as_ref());
@@ -221,7 +226,8 @@ pub(super) fn node(node: &core::Node) -> cluster::Node {
         pods_max: allocatable.and_then(|all| all.get("pods")).and_then(ones).unwrap_or(0),
         cordoned: spec.is_some_and(|spec| spec.unschedulable == Some(true)),
         ready,
-        taints: taints.map(|taint| Taint { key: taint.key.clone(), effect: taint.effect.clone() }).collect(),
+        taints: taints.map(taint).collect(),
+        labels: Arc::new(node.metadata.labels.clone().unwrap_or_default()),
     }
 }
 

@@ -15,6 +15,7 @@ use super::convert::{decision, reasons, ticket};
 use super::error::bad;
 use super::explain::evaluation;
 use super::request::{Field, build, id, outcome, page, span, terms, usage};
+use super::room::Rooming;
 use super::waiting::{wait_for, watch};
 use super::{Rooms, explain, patience};
 use crate::access::Role;
@@ -202,6 +203,11 @@ impl AdmissionService for Admission {
     async fn watch_leases(&self, request: Request<v1::WatchLeasesRequest>) -> Result<Response<Watching>, Status> {
         let asker = Asker::of(&request)?;
         Ok(Response::new(Box::pin(watch(&self.0, asker, request.into_inner().watch_token)?)))
+    }
+
+    async fn watch_room(&self, request: Request<v1::WatchRoomRequest>) -> Result<Response<Rooming>, Status> {
+        let asker = Asker::of(&request)?;
+        Ok(Response::new(super::room::watch(&self.0, asker)))
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {

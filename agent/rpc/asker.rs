@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use stoker_core::admission::{Answer, Lease, Refused};
 use stoker_core::identity::{LeaseId, TicketId};
+use stoker_core::placement::GATED;
 use stoker_core::reason::{Code, Reason};
 use stoker_core::source::RepositoryUrl;
 use stoker_proto::v1;
@@ -43,15 +44,20 @@ impl Asker {
         denied.into()
     }
 
-    /// Refuses a request by a name that the agent gives: who took one would have its lease taken for a volume's.
+    /// Refuses a request by a name that the agent gives: who took one would have its lease taken for a volume's. Names of
+    /// pods that wait for a node are for those who may ask for every tenant: who took one would have that pod's place.
     pub(super) fn may_name(&self, field: &str, request: &str) -> Result<(), Status> {
-        match !self.inside && request.starts_with(REQUESTS) {
-            true => Err(super::error::bad(
-                field,
-                format!("begins with {REQUESTS:?}, as requests for volumes do: choose another"),
-            )),
-            false => Ok(()),
-        }
+        let why = if !self.inside && request.starts_with(REQUESTS) {
+            format!("begins with {REQUESTS:?}, as requests for volumes do: choose another")
+        } else if request.starts_with(GATED) && !self.caller.may_for_all(Role::Scheduler) {
+            format!(
+                "begins with {GATED:?}, as requests for pods that wait for a node do: choose another, or have a rule \
+                 of role scheduler for tenants [\"*\"]"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(super::error::bad(field, why))
     }
 
     /// Says what the call is about.

@@ -21,6 +21,7 @@ mod output;
 mod repository;
 mod request;
 mod retention;
+mod room;
 mod transfer;
 mod waiting;
 mod workspace;

@@ -64,7 +64,7 @@ impl View<'_> {
             && !self.gate_holds(wanted)
     }
 
-    fn gate_holds(&self, wanted: Amounts) -> bool {
+    pub(super) fn gate_holds(&self, wanted: Amounts) -> bool {
         let small = self.facts.sizing.ladder.is_small(&wanted);
         match self.facts.gate.state {
             GateState::Open => false,

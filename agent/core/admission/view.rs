@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{OnceCell, RefCell};
 
+use crate::pressure::GateState;
 use crate::quantity::{Amounts, Size, Span, Timestamp};
 use crate::reason::{Code, Reason};
 
@@ -17,6 +18,9 @@ use super::{Facts, Holds, Lease, Ledger, Request, Ticket, Totals};
 
 /// How many that wait behind the head are looked at for one that may pass it.
 const LOOKED_AT: usize = 1000;
+/// More than any small build has.
+const ALL: Amounts =
+    Amounts { cpu_millis: u64::MAX, memory_bytes: u64::MAX, disk_bytes: u64::MAX, disk_inodes: u64::MAX };
 
 /// What a size is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +137,25 @@ impl<'a> View<'a> {
     #[must_use]
     pub const fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// Why nothing may start now, whatever its size: the mode, a shut gate, the bounds.
+    #[must_use]
+    pub fn closed(&self) -> Vec<Reason> {
+        if self.nobody_starts() { self.held_back(Amounts::default()) } else { Vec::new() }
+    }
+
+    /// The facts of the moment.
+    #[must_use]
+    pub const fn facts(&self) -> &Facts {
+        self.facts
+    }
+
+    /// CPU and memory that a build has at most while only small ones may start; unset: larger ones may.
+    #[must_use]
+    pub fn small_only(&self) -> Option<Amounts> {
+        let narrow = self.facts.gate.state == GateState::Narrow && self.gate_holds(ALL);
+        narrow.then(|| self.facts.sizing.ladder.small().unwrap_or_default())
     }
 
     /// The queue in the order of its turns, head first.

@@ -1,5 +1,6 @@
 //! Whether a build's pod may come to this node: what the scheduler of the cluster would say.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -39,6 +40,8 @@ pub struct Node {
     pub ready: bool,
     /// In their order.
     pub taints: Vec<Taint>,
+    /// By which pods choose it.
+    pub labels: Arc<BTreeMap<String, String>>,
 }
 
 /// A taint.
@@ -46,6 +49,8 @@ pub struct Node {
 pub struct Taint {
     /// Its key.
     pub key: String,
+    /// Its value; often empty.
+    pub value: String,
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: String,
 }

@@ -265,7 +265,7 @@ fn what_keeps_pods_away_holds_builds_back() {
         let reasons = cluster.held_back(&["dedicated".to_string()]);
         reasons.iter().map(|reason| reason.code).collect::<Vec<_>>()
     };
-    let taint = |key: &str, effect: &str| Taint { key: key.into(), effect: effect.into() };
+    let taint = |key: &str, effect: &str| Taint { key: key.into(), value: String::new(), effect: effect.into() };
     assert_eq!(held(at(NodeState::Here(node.clone()))), []);
     assert_eq!(held(at(NodeState::Unknown)), [Code::ApiServerAway]);
     let denied = Cluster { node_denied: true, pods_denied: true, pods: None, ..at(NodeState::Unknown) };

@@ -52,6 +52,13 @@ impl Ladder {
         Some(Size { amounts, ..*size })
     }
 
+    /// The first step, where there is one: what a small build has at most.
+    #[must_use]
+    pub fn small(&self) -> Option<Amounts> {
+        let first = self.0.first()?;
+        Some(Amounts { cpu_millis: first.cpu_millis, memory_bytes: first.memory_bytes, ..Amounts::default() })
+    }
+
     /// Whether a build is no more than the first step.
     #[must_use]
     pub fn is_small(&self, wanted: &Amounts) -> bool {
