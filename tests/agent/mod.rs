@@ -23,6 +23,7 @@ mod power;
 mod pressure;
 mod reload;
 mod restart;
+mod room;
 mod scratch;
 mod sizing;
 mod time;

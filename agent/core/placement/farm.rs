@@ -1,0 +1,429 @@
+//! The nodes and their room.
+//!
+//! Nodes stand in the order of their headroom, all of them and those that have a repository: the best for a pod is the
+//! first on which it fits, nearly always at the front. What fits nowhere is remembered by its shape, with the state of
+//! the farm for which that was found: only nodes that changed since are looked at again.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+use super::select::Selector;
+use crate::cluster::Taint;
+use crate::quantity::{Amounts, Resource, Span, Timestamp};
+use crate::reason::Code;
+
+/// What a repository that is there is worth, in thousandths of a node's headroom.
+pub const WARM: u32 = 250;
+/// After a grant its node tells of it within this, or it has ended again.
+const TOLD_WITHIN: Span = Span::seconds(5);
+/// Shapes that fit nowhere and are remembered.
+const SHAPES_MAX: usize = 256;
+
+/// What a node has room for, as it told.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// Something may start now.
+    pub accepts: bool,
+    /// CPU and memory of the largest build while only small ones start.
+    pub small_only: Option<Amounts>,
+    /// For one more build.
+    pub free: Amounts,
+    /// What never fits is judged against it; parts that are 0 are not known.
+    pub budget: Amounts,
+    /// Nothing runs there: one build within the budget starts whatever CPU and memory are free.
+    pub idle: bool,
+    /// So many pods more; unset: no matter.
+    pub pods_free: Option<u64>,
+    /// The keys of the repositories that are there.
+    pub mirrors: Vec<String>,
+    /// The requests whose leases live there.
+    pub grants: BTreeSet<String>,
+    /// What the scheduler goes by; unset: not known.
+    pub facts: Option<(BTreeMap<String, String>, Vec<Taint>)>,
+    /// Why nothing may start.
+    pub reasons: Vec<Code>,
+}
+
+/// What a pod wants.
+#[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wanted {
+    /// CPU, memory, disk; parts that are 0 are not known.
+    pub size: [u64; 4],
+    /// The key of its repository; empty: none.
+    pub mirror: String,
+    /// The nodes that it may go to.
+    pub selector: Arc<Selector>,
+    /// Only this one: it was bound to it before.
+    pub only: Option<String>,
+}
+
+impl Wanted {
+    /// CPU, memory, disk bytes and inodes as its size has them.
+    #[must_use]
+    pub const fn size_of(amounts: Amounts) -> [u64; 4] {
+        [amounts.cpu_millis, amounts.memory_bytes, amounts.disk_bytes, amounts.disk_inodes]
+    }
+
+    /// What it asks for.
+    #[must_use]
+    pub const fn amounts(&self) -> Amounts {
+        let [cpu_millis, memory_bytes, disk_bytes, disk_inodes] = self.size;
+        Amounts { cpu_millis, memory_bytes, disk_bytes, disk_inodes }
+    }
+}
+
+/// The node for a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Its name.
+    pub node: String,
+    /// It has the repository.
+    pub warm: bool,
+}
+
+/// Why there is none.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// All that are known.
+    pub nodes: usize,
+    /// Those that say nothing.
+    pub away: usize,
+    /// Those that it may not go to.
+    pub others: usize,
+    /// Those whose whole budget is too small.
+    pub too_small: usize,
+    /// Those that take nothing now, or nothing so large.
+    pub closed: usize,
+    /// Those that are full.
+    pub full: usize,
+    /// What the largest has, part by part, of those that it may go to.
+    pub largest: Amounts,
+    /// What is free at most, part by part.
+    pub free: Amounts,
+    /// Why those that are closed are, most often first.
+    pub reasons: Vec<Code>,
+}
+
+impl Why {
+    /// It can never start as it is: every node that it may go to is known, and too small.
+    #[must_use]
+    pub const fn never(&self) -> bool {
+        self.too_small > 0 && self.away == 0 && self.closed == 0 && self.full == 0
+    }
+}
+
+/// What was asked of a node in our name and is not told back.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    size: Amounts,
+    /// When it was granted; unset: it may be.
+    granted: Option<Timestamp>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    room: Room,
+    /// When it was told; unset: it is away.
+    told: Option<Timestamp>,
+    asked: BTreeMap<String, Asked>,
+    /// Sizes from this one on were refused since the room was told.
+    refused: Option<Amounts>,
+    /// Where it stands.
+    rank: u32,
+    change: u64,
+}
+
+impl Node {
+    fn asked(&self) -> Amounts {
+        self.asked.values().fold(Amounts::default(), |sum, asked| sum.plus(asked.size))
+    }
+
+    fn free(&self) -> Amounts {
+        self.room.free.less(self.asked())
+    }
+
+    /// What is free of it in thousandths of the budget, of what is scarcest.
+    fn headroom(&self) -> u32 {
+        if !self.room.accepts || self.told.is_none() {
+            return 0;
+        }
+        let (free, budget) = (self.free(), self.room.budget);
+        let part = |resource: Resource| {
+            let budget = u128::from(budget.get(resource));
+            (u128::from(free.get(resource)) * 1000).checked_div(budget).unwrap_or(1000).min(1000)
+        };
+        let least = Resource::LEDGER.into_iter().map(part).min().unwrap_or(0);
+        u32::try_from(least).unwrap_or(0)
+    }
+
+    fn fits(&self, wanted: &Wanted) -> Fits {
+        let size = wanted.amounts();
+        if self.told.is_none() {
+            return Fits::Away;
+        }
+        if self.room.facts.as_ref().is_some_and(|(labels, taints)| !wanted.selector.holds(labels, taints)) {
+            return Fits::Other;
+        }
+        let beyond = |limit: Amounts, resource: Resource| size.get(resource) > limit.get(resource);
+        let budget = self.room.budget;
+        if Resource::LEDGER.into_iter().any(|resource| budget.get(resource) > 0 && beyond(budget, resource)) {
+            return Fits::TooSmall;
+        }
+        let small = self.room.small_only;
+        let too_large = small.is_some_and(|small| beyond(small, Resource::Cpu) || beyond(small, Resource::Memory));
+        let asked = u64::try_from(self.asked.len()).unwrap_or(u64::MAX);
+        if !self.room.accepts || too_large || self.room.pods_free.is_some_and(|pods| pods <= asked) {
+            return Fits::Closed;
+        }
+        let refused = |refused: Amounts| Resource::LEDGER.into_iter().all(|part| size.get(part) >= refused.get(part));
+        let free = self.free();
+        // The first alone: the node itself lets it in whatever its soft figures say.
+        let alone = self.room.idle && self.asked.is_empty();
+        let soft = |resource: Resource| alone && matches!(resource, Resource::Cpu | Resource::Memory);
+        let full = Resource::LEDGER.into_iter().any(|resource| !soft(resource) && beyond(free, resource));
+        if full || self.refused.is_some_and(refused) { Fits::Full } else { Fits::Now }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fits {
+    Now,
+    Full,
+    Closed,
+    TooSmall,
+    Other,
+    Away,
+}
+
+type Ranked = BTreeSet<(Reverse<u32>, String)>;
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub struct Farm {
+    nodes: BTreeMap<String, Node>,
+    ranked: Ranked,
+    warm: BTreeMap<String, Ranked>,
+    changes: BTreeSet<(u64, String)>,
+    change: u64,
+    nowhere: BTreeMap<Wanted, u64>,
+}
+
+impl Farm {
+    /// A node told its room.
+    pub fn told(&mut self, name: &str, room: Room, now: Timestamp) {
+        self.with(name, |node| {
+            let known = &room.grants;
+            node.asked
+                .retain(|id, asked| !known.contains(id) && asked.granted.is_none_or(|at| now.since(at) <= TOLD_WITHIN));
+            (node.room, node.told, node.refused) = (room, Some(now), None);
+        });
+    }
+
+    /// A node says nothing any more. What was asked of it stays asked.
+    pub fn away(&mut self, name: &str) {
+        if self.nodes.get(name).is_some_and(|node| node.told.is_some()) {
+            self.with(name, |node| node.told = None);
+        }
+    }
+
+    /// A node is no longer one.
+    pub fn gone(&mut self, name: &str) {
+        self.unrank(name);
+        self.nodes.remove(name);
+    }
+
+    /// Nodes that told nothing for so long say nothing.
+    pub fn expire(&mut self, now: Timestamp, after: Span) {
+        let old = |node: &Node| node.told.is_some_and(|at| now.since(at) > after);
+        let silent: Vec<String> =
+            self.nodes.iter().filter(|(_, node)| old(node)).map(|(name, _)| name.clone()).collect();
+        silent.iter().for_each(|name| self.away(name));
+    }
+
+    /// A node is asked for so much by this name: that is not free any more.
+    pub fn asked(&mut self, name: &str, request_id: &str, size: Amounts) {
+        let told = self.nodes.get(name).is_some_and(|node| node.room.grants.contains(request_id));
+        if !told {
+            self.with(name, |node| {
+                node.asked.insert(request_id.to_string(), Asked { size, granted: None });
+            });
+        }
+    }
+
+    /// It was granted; its node will tell.
+    pub fn granted(&mut self, name: &str, request_id: &str, now: Timestamp) {
+        if let Some(asked) = self.nodes.get_mut(name).and_then(|node| node.asked.get_mut(request_id)) {
+            asked.granted = Some(now);
+        }
+    }
+
+    /// It was not granted, or given back. `too_large`: nothing of that size is, until the node tells its room again.
+    pub fn free(&mut self, name: &str, request_id: &str, too_large: Option<Amounts>) {
+        if self.nodes.contains_key(name) {
+            self.with(name, |node| {
+                node.asked.remove(request_id);
+                node.refused = too_large.or(node.refused);
+            });
+        }
+    }
+
+    /// Whether a node tells of a request's lease.
+    #[must_use]
+    pub fn has(&self, name: &str, request_id: &str) -> bool {
+        self.nodes.get(name).is_some_and(|node| node.told.is_some() && node.room.grants.contains(request_id))
+    }
+
+    /// Whether a node can be asked now.
+    #[must_use]
+    pub fn hears(&self, name: &str) -> bool {
+        self.nodes.get(name).is_some_and(|node| node.told.is_some())
+    }
+
+    /// How many nodes there are, and how many of them tell.
+    #[must_use]
+    pub fn count(&self) -> (usize, usize) {
+        (self.nodes.len(), self.nodes.values().filter(|node| node.told.is_some()).count())
+    }
+
+    /// The best node for a pod; it is for the caller to say that it was [`asked`](Self::asked).
+    pub fn choose(&mut self, wanted: &Wanted) -> Option<Choice> {
+        if let Some(only) = &wanted.only {
+            let fits = self.nodes.get(only).is_some_and(|node| node.fits(wanted) == Fits::Now);
+            return fits.then(|| self.chosen(only, wanted));
+        }
+        // Where it is does not matter for whether it fits somewhere.
+        let shape = Wanted { mirror: String::new(), ..wanted.clone() };
+        let found = match self.nowhere.get(&shape) {
+            Some(since) => self.changed_since(*since, wanted),
+            None => self.best(wanted),
+        };
+        match found {
+            Some(name) => {
+                self.nowhere.remove(&shape);
+                Some(self.chosen(&name, wanted))
+            }
+            None => {
+                if self.nowhere.len() >= SHAPES_MAX && !self.nowhere.contains_key(&shape) {
+                    self.nowhere.pop_first();
+                }
+                self.nowhere.insert(shape, self.change);
+                None
+            }
+        }
+    }
+
+    fn chosen(&self, name: &str, wanted: &Wanted) -> Choice {
+        let warm = self.warm.get(&wanted.mirror).zip(self.nodes.get(name));
+        let warm = warm.is_some_and(|(warm, node)| warm.contains(&(Reverse(node.rank), name.to_string())));
+        Choice { node: name.to_string(), warm }
+    }
+
+    fn first(&self, ranked: &Ranked, wanted: &Wanted) -> Option<(u32, String)> {
+        let fits = |name: &String| self.nodes.get(name).is_some_and(|node| node.fits(wanted) == Fits::Now);
+        ranked.iter().find(|(_, name)| fits(name)).map(|(rank, name)| (rank.0, name.clone()))
+    }
+
+    fn best(&self, wanted: &Wanted) -> Option<String> {
+        let warm = self.warm.get(&wanted.mirror).and_then(|warm| self.first(warm, wanted));
+        let any = self.first(&self.ranked, wanted)?;
+        match warm {
+            Some((rank, name)) if rank.saturating_add(WARM) >= any.0 => Some(name),
+            _ => Some(any.1),
+        }
+    }
+
+    fn changed_since(&self, since: u64, wanted: &Wanted) -> Option<String> {
+        let warm = self.warm.get(&wanted.mirror);
+        let from = (since.saturating_add(1), String::new());
+        let score = |name: &String| {
+            let node = self.nodes.get(name).filter(|node| node.fits(wanted) == Fits::Now)?;
+            let here = warm.is_some_and(|warm| warm.contains(&(Reverse(node.rank), name.clone())));
+            Some((node.rank.saturating_add(if here { WARM } else { 0 }), here, Reverse(name.clone())))
+        };
+        let best = self.changes.range(from..).filter_map(|(_, name)| score(name)).max()?;
+        Some(best.2.0)
+    }
+
+    /// Why no node is for a pod. Looks at all.
+    #[must_use]
+    pub fn why(&self, wanted: &Wanted) -> Why {
+        let mut why = Why { nodes: self.nodes.len(), ..Why::default() };
+        let mut reasons: BTreeMap<Code, usize> = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            if wanted.only.as_ref().is_some_and(|only| only != name) {
+                why.others = why.others.saturating_add(1);
+                continue;
+            }
+            let count = match node.fits(wanted) {
+                Fits::Now | Fits::Full => &mut why.full,
+                Fits::Closed => {
+                    for code in &node.room.reasons {
+                        let count = reasons.entry(*code).or_default();
+                        *count = count.saturating_add(1);
+                    }
+                    &mut why.closed
+                }
+                Fits::TooSmall => &mut why.too_small,
+                Fits::Other => {
+                    why.others = why.others.saturating_add(1);
+                    continue;
+                }
+                Fits::Away => {
+                    why.away = why.away.saturating_add(1);
+                    continue;
+                }
+            };
+            *count = count.saturating_add(1);
+            why.largest = why.largest.max(node.room.budget);
+            why.free = why.free.max(node.free());
+        }
+        let mut reasons: Vec<(usize, Code)> = reasons.into_iter().map(|(code, count)| (count, code)).collect();
+        reasons.sort_by(|a, b| b.cmp(a));
+        why.reasons = reasons.into_iter().take(4).map(|(_, code)| code).collect();
+        why
+    }
+
+    fn unrank(&mut self, name: &str) {
+        let Some(node) = self.nodes.get(name) else { return };
+        let at = (Reverse(node.rank), name.to_string());
+        self.ranked.remove(&at);
+        self.changes.remove(&(node.change, at.1.clone()));
+        for mirror in &node.room.mirrors {
+            if let Some(warm) = self.warm.get_mut(mirror) {
+                warm.remove(&at);
+                if warm.is_empty() {
+                    self.warm.remove(mirror);
+                }
+            }
+        }
+    }
+
+    fn with(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
+        self.unrank(name);
+        self.change = self.change.saturating_add(1);
+        let node = self.nodes.entry(name.to_string()).or_default();
+        change(node);
+        (node.rank, node.change) = (node.headroom(), self.change);
+        let at = (Reverse(node.rank), name.to_string());
+        for mirror in &node.room.mirrors {
+            self.warm.entry(mirror.clone()).or_default().insert(at.clone());
+        }
+        self.changes.insert((self.change, at.1.clone()));
+        self.ranked.insert(at);
+    }
+
+    /// Whether no node has given away more than it told to be free, but for the first alone.
+    #[must_use]
+    pub fn is_within(&self) -> bool {
+        let beyond = |asked: Amounts, limit: Amounts| {
+            Resource::LEDGER.into_iter().any(|resource| asked.get(resource) > limit.get(resource))
+        };
+        self.nodes.values().all(|node| {
+            let alone = node.room.idle && node.asked.len() <= 1;
+            alone || node.asked.is_empty() || !beyond(node.asked(), node.room.free)
+        })
+    }
+}
