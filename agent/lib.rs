@@ -11,7 +11,8 @@
 //! - [`admission`]: the ledger's single writer, its journal, the queue.
 //! - [`workspace`]: what one build gets, and its removal.
 //!
-//! `volume` mounts sources into pods, as the kubelet asks for it.
+//! `volume` mounts sources into pods, as the kubelet asks for it. `controller` chooses nodes for pods that wait for one: it
+//! runs once for a cluster, and is a client of the agents.
 //!
 //! [`access`] knows who asks, and what that one may: [`rpc`] and [`http`] hold each call against it.
 //!
@@ -22,6 +23,7 @@ pub mod access;
 pub mod admission;
 pub mod cli;
 pub mod config;
+mod controller;
 pub mod http;
 pub mod kubernetes;
 pub mod metrics;

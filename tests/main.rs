@@ -15,6 +15,7 @@ mod admission;
 mod agent;
 mod campaign;
 mod commands;
+mod controller;
 mod examples;
 mod faces;
 mod faults;

@@ -1,14 +1,15 @@
 //! The command line: one file a noun. What people read is rendered by pure functions from messages; data goes to
 //! standard output, everything else to standard error.
 //!
-//! Every command but `agent`, `git-helper`, `config` and `run` is a client of an agent's gRPC; `run` brings an agent along where none
+//! Every command but `agent`, `git-helper`, `config`, `controller` and `run` is a client of an agent's gRPC; `run` brings an agent along where none
 //! listens.
 
 mod agent;
 pub(crate) mod amount;
 mod ask;
-mod client;
+pub(crate) mod client;
 mod config;
+mod controller;
 mod doctor;
 mod explain;
 mod fleet;
@@ -112,7 +113,7 @@ impl Common {
     }
 
     /// Whom its certificate is to name, where that is not the address. An empty `STOKER_SERVER_NAME` names nobody.
-    fn server_name(&self) -> Option<&str> {
+    pub(crate) fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref().filter(|name| !name.is_empty())
     }
 }
@@ -166,6 +167,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Run the node's agent
     Agent(agent::Args),
+    /// Choose nodes for pods that have the scheduling gate `stoker.build/admission`; one at a time leads
+    Controller(controller::Args),
     /// Start git for an agent, from a container of its own (`repositories.git.helper`)
     #[command(hide = true)]
     GitHelper(git_helper::Args),
@@ -233,6 +236,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Explain(args) => explain::run(&cli.common, &args).await,
             Command::Doctor(args) => doctor::run(&cli.common, &args).await,
             Command::Agent(args) => agent::run(args).await,
+            Command::Controller(args) => controller::run(&cli.common, args).await,
             Command::GitHelper(args) => git_helper::run(args).await,
             Command::Config(command) => config::run(&command),
         }

@@ -52,7 +52,8 @@ fn containers(spec: &[core::Container], status: Option<&Vec<core::ContainerStatu
     spec.iter().map(one).collect()
 }
 
-fn effective(spec: &core::PodSpec, status: Option<&core::PodStatus>) -> Amounts {
+/// What a pod asks of the scheduler.
+pub(crate) fn effective(spec: &core::PodSpec, status: Option<&core::PodStatus>) -> Amounts {
     let of_init = status.and_then(|status| status.init_container_statuses.as_ref());
     let of_rest = status.and_then(|status| status.container_statuses.as_ref());
     let init = containers(spec.init_containers.as_deref().unwrap_or_default(), of_init);

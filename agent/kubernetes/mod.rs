@@ -33,11 +33,13 @@ use tokio::sync::mpsc;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::convert::effective;
 pub use self::events::Told;
 pub use self::kubelet::kubelet;
 pub use self::publish::Face;
 use self::publish::Publisher;
 use self::rights::{Missing, Right};
+pub(crate) use self::watch::{Growing, words};
 use crate::config::Configured;
 use crate::config::kubernetes::Watch;
 
@@ -53,7 +55,7 @@ const NAMESPACE: &str = "stoker";
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// An API server that does not answer must not hold the agent back for long.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why the labels are not known.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +139,7 @@ impl Kubernetes {
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
             Ok(Err(error)) => {
                 self.missing.note_error(Right::Evict, &error);
-                Err(watch::words(&error))
+                Err(words(&error))
             }
             Err(_) => Err(LabelsError::Late.to_string()),
         }

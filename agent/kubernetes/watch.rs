@@ -42,13 +42,13 @@ const BATCH: usize = 512;
 pub(super) type Reached = watch::Receiver<Result<(), String>>;
 
 /// Doubles from [`BACKOFF`]'s first to its last, give or take a fifth.
-struct Growing {
+pub(crate) struct Growing {
     delay: Duration,
     asked: Option<Instant>,
 }
 
 impl Growing {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { delay: BACKOFF.0, asked: None }
     }
 }
@@ -179,7 +179,7 @@ fn is_denied(error: &Error) -> bool {
 }
 
 /// The innermost sentence says what is wrong.
-pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut deepest = error;
     while let Some(source) = deepest.source() {
         deepest = source;

@@ -143,6 +143,12 @@ impl Asked {
     }
 }
 
+/// The build that a volume asks for by its attributes as a pod has them; nothing where it names a lease.
+pub(crate) fn build_of(attributes: &Attributes) -> Result<Option<v1::Build>, Status> {
+    attributes.iter().try_for_each(|(name, value)| known(name, value))?;
+    if let Of::Build(build) = of(attributes)? { Ok(Some(*build)) } else { Ok(None) }
+}
+
 /// The pod's token for an audience: among the attributes, or, where the CSIDriver object says so, among the secrets.
 pub(super) fn token(context: &Attributes, secrets: &Attributes, audience: &str) -> Result<String, Status> {
     #[derive(Deserialize)]

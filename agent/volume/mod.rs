@@ -46,6 +46,7 @@ use crate::access::is_of_the_host;
 use crate::config::Volume;
 use crate::node::mount;
 use crate::rpc::Rooms;
+pub(crate) use attributes::build_of;
 use coming::Coming;
 pub(crate) use registration::keep_known;
 use shown::ShownVolumes;

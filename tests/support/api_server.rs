@@ -80,6 +80,8 @@ struct Shared {
     store: Mutex<Store>,
     ticks: watch::Sender<u64>,
     health: watch::Sender<Health>,
+    /// Patches that have this in them are held.
+    held: watch::Sender<&'static str>,
     /// Ends the watches of now.
     cut: Mutex<CancellationToken>,
     watches: AtomicU64,
@@ -102,6 +104,7 @@ impl ApiServer {
             store: Mutex::default(),
             ticks: watch::Sender::new(0),
             health: watch::Sender::new(Health::Well),
+            held: watch::Sender::new(""),
             cut: Mutex::default(),
             watches: AtomicU64::new(0),
             lists: Mutex::default(),
@@ -154,6 +157,11 @@ impl ApiServer {
 
     pub(crate) fn set_health(&self, health: Health) {
         self.shared.health.send_replace(health);
+    }
+
+    /// From now on patches that have these words in them are held; none: what was held goes on.
+    pub(crate) fn hold(&self, words: &'static str) {
+        self.shared.held.send_replace(words);
     }
 
     /// Ends all watches of now in the middle.
@@ -366,6 +374,10 @@ async fn answer(
             Health::Hangs => drop(health.changed().await),
         }
     }
+    if method == Method::PATCH {
+        let text = String::from_utf8_lossy(&body);
+        let _ = shared.held.subscribe().wait_for(|words| words.is_empty() || !text.contains(words)).await;
+    }
     let asked: BTreeMap<String, String> = uri
         .query()
         .unwrap_or_default()
@@ -411,6 +423,7 @@ fn kind_of(resource: &str) -> (&'static str, &'static str) {
         "nodes" => ("v1", "Node"),
         "events" => ("events.k8s.io/v1", "Event"),
         "leases" => ("coordination.k8s.io/v1", "Lease"),
+        "endpointslices" => ("discovery.k8s.io/v1", "EndpointSlice"),
         _ => ("v1", "Object"),
     }
 }
@@ -467,7 +480,18 @@ fn follow(shared: Arc<Shared>, target: Target, asked: &BTreeMap<String, String>)
             let (changes, gone, version) = {
                 let store = shared.store();
                 let new = store.since(seen).filter(|change| change.resource == target.resource);
-                let new = new.filter(|change| matches(selector.as_ref(), &change.object)).cloned();
+                // What is selected no more is told as deleted.
+                let was_selected = |change: &Change| {
+                    let uid = text(&change.object, "/metadata/uid");
+                    let mut before = store.changes.iter().rev().filter(|old| old.version < change.version);
+                    let before = before.find(|old| text(&old.object, "/metadata/uid") == uid);
+                    change.kind == "MODIFIED" && before.is_some_and(|old| matches(selector.as_ref(), &old.object))
+                };
+                let left = |change: &Change| Change { kind: "DELETED", ..change.clone() };
+                let new = new.filter_map(|change| match matches(selector.as_ref(), &change.object) {
+                    true => Some(change.clone()),
+                    false => was_selected(change).then(|| left(change)),
+                });
                 (new.collect::<Vec<_>>(), seen < store.forgotten, store.version)
             };
             if gone {

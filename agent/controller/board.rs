@@ -1,0 +1,337 @@
+//! All that is known, in one task: what comes in changes it, then it is looked at as a whole, and what is to be done is
+//! begun. Changes that come together are looked at together.
+
+mod look;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use stoker_core::placement::{Farm, Line, Room};
+use stoker_core::quantity::Span;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::act::{Actor, Done, Refusal};
+use super::agents::{Agents, SILENT_AT_MOST};
+use super::elect::Leading;
+use super::face::Face;
+use super::pod::Pod;
+use super::tell::{self, Teller, Told};
+use super::{Options, watch};
+use crate::cli::client::Client;
+use crate::node::now;
+
+/// What came in and was not looked at.
+const INPUTS_MAX: usize = 4096;
+/// Changes that come within it are looked at together.
+const TOGETHER: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_secs(1);
+/// Pods that are held; more wait until these have gone.
+const PODS_MAX: usize = 50_000;
+/// After others wrote on a pod, the watch tells it within this.
+const CHANGED: Duration = Duration::from_millis(250);
+/// After an answer that nobody heard the same node is asked again.
+const AGAIN: Duration = Duration::from_secs(3);
+
+/// What comes in.
+pub(super) enum Input {
+    /// All pods of a watch follow.
+    Listing(usize),
+    /// A pod as it is now; of a list where it says which.
+    Pod(Box<Pod>, Option<usize>),
+    Listed(usize),
+    /// A pod is no more, or no more ours, or on its node.
+    PodGone(String),
+    /// All agents.
+    Addresses(BTreeSet<SocketAddr>),
+    /// What a node has room for.
+    Room {
+        address: SocketAddr,
+        node: String,
+        client: Client,
+        room: Box<Room>,
+    },
+    /// An agent is not heard.
+    Silent(SocketAddr, String),
+}
+
+/// What is remembered of a pod beside what stands on it.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Up to this attempt it is known that there is no lease.
+    settled: u32,
+    not_before: Option<Instant>,
+    renewed: Option<Instant>,
+    /// What a node said last, where that is more than that it is full.
+    said: Option<Told>,
+}
+
+/// A node, and the request by which it was asked.
+type Asked = (String, String);
+
+struct Board {
+    options: Options,
+    actor: Actor,
+    face: Face,
+    farm: Farm,
+    line: Line,
+    pods: BTreeMap<String, Pod>,
+    memory: BTreeMap<String, Memory>,
+    clients: BTreeMap<String, (SocketAddr, Client)>,
+    nodes: BTreeMap<SocketAddr, String>,
+    /// Since when each node that is not heard is not.
+    silent: BTreeMap<String, Instant>,
+    agents: Agents,
+    teller: Teller,
+    acts: JoinSet<(String, Option<Asked>, Done)>,
+    acting: BTreeSet<String>,
+    renewals: JoinSet<(String, bool)>,
+    releases: JoinSet<()>,
+    /// Of each watch what its list had, and whether it ever came to its end.
+    listed: BTreeMap<usize, BTreeSet<String>>,
+    whole: BTreeSet<usize>,
+    /// When all who wait are looked at again, at the soonest.
+    next: Instant,
+}
+
+/// Runs for as long as it is polled. Dropped, all that was on its way is.
+pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, face: Face) {
+    face.leads(true);
+    let (inputs, mut input) = mpsc::channel(INPUTS_MAX);
+    let (teller, told) = Teller::new();
+    let mut watches = JoinSet::new();
+    let (of_pods, of_agents) = (options.clone(), options.clone());
+    let (pods_client, agents_client, sender) = (kube.clone(), kube.clone(), inputs.clone());
+    watches.spawn(async move { watch::pods(&of_pods, pods_client, sender).await });
+    let sender = inputs.clone();
+    watches.spawn(async move { watch::addresses(&of_agents, agents_client, sender).await });
+    watches.spawn(tell::write(kube.clone(), options.identity.clone(), told));
+    let mut board = Board {
+        options,
+        actor: Actor { kube, leading },
+        face,
+        farm: Farm::default(),
+        line: Line::default(),
+        pods: BTreeMap::new(),
+        memory: BTreeMap::new(),
+        clients: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+        silent: BTreeMap::new(),
+        agents: Agents::default(),
+        teller,
+        acts: JoinSet::new(),
+        acting: BTreeSet::new(),
+        renewals: JoinSet::new(),
+        releases: JoinSet::new(),
+        listed: BTreeMap::new(),
+        whole: BTreeSet::new(),
+        next: Instant::now(),
+    };
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            Some(one) = input.recv() => board.take(one, &inputs),
+            Some(Ok((uid, asked, done))) = board.acts.join_next() => board.done(&uid, asked, done),
+            Some(Ok((uid, lives))) = board.renewals.join_next() => board.renewed(&uid, lives),
+            Some(_) = board.releases.join_next() => {}
+            _ = tick.tick() => board.tick(),
+            () = tokio::time::sleep_until(board.next.into()), if board.next > Instant::now() => {}
+            Some(_) = watches.join_next() => return, // a watch ends with its receiver alone
+        }
+        // What comes in the same moment is looked at together.
+        tokio::time::sleep(TOGETHER).await;
+        while let Ok(one) = input.try_recv() {
+            board.take(one, &inputs);
+        }
+        while let Some(Ok((uid, asked, done))) = board.acts.try_join_next() {
+            board.done(&uid, asked, done);
+        }
+        board.look();
+    }
+}
+
+impl Board {
+    fn watches(&self) -> usize {
+        self.options.namespaces.len().max(1)
+    }
+
+    fn take(&mut self, input: Input, inputs: &mpsc::Sender<Input>) {
+        match input {
+            Input::Listing(of) => drop(self.listed.insert(of, BTreeSet::new())),
+            Input::Pod(pod, of) => {
+                if let Some(listed) = of.and_then(|of| self.listed.get_mut(&of)) {
+                    listed.insert(pod.uid.clone());
+                }
+                self.see(*pod);
+            }
+            Input::Listed(of) => {
+                let listed = self.listed.remove(&of).unwrap_or_default();
+                let namespace = self.options.namespaces.get(of);
+                let of_it = |pod: &&Pod| namespace.is_none_or(|name| *name == pod.namespace);
+                let gone = self.pods.values().filter(of_it).filter(|pod| !listed.contains(&pod.uid));
+                let gone: Vec<String> = gone.map(|pod| pod.uid.clone()).collect();
+                gone.iter().for_each(|uid| self.gone(uid));
+                self.whole.insert(of);
+                if self.whole.len() == self.watches() {
+                    self.face.leads(false);
+                }
+            }
+            Input::PodGone(uid) => self.gone(&uid),
+            Input::Addresses(all) => {
+                for address in self.agents.set(&all, &self.options, inputs) {
+                    self.unheard(address, "it is no more among the agents' addresses");
+                }
+            }
+            Input::Room { address, node, client, room } => {
+                if let Some(before) = self.nodes.insert(address, node.clone()).filter(|before| *before != node) {
+                    self.farm.away(&before);
+                }
+                self.silent.remove(&node);
+                self.farm.told(&node, *room, now());
+                self.clients.insert(node, (address, client));
+            }
+            Input::Silent(address, why) => self.unheard(address, &why),
+        }
+    }
+
+    fn unheard(&mut self, address: SocketAddr, why: &str) {
+        let Some(node) = self.nodes.remove(&address) else {
+            tracing::debug!(%address, why, "an agent is not heard");
+            return;
+        };
+        // An agent that began anew at another address may have spoken already.
+        if self.clients.get(&node).is_some_and(|(of, _)| *of == address) {
+            tracing::info!(%address, node, why, "an agent is not heard any more");
+            self.clients.remove(&node);
+            self.farm.away(&node);
+            self.silent.insert(node, Instant::now());
+        }
+    }
+
+    fn see(&mut self, pod: Pod) {
+        let known = self.pods.get(&pod.uid);
+        // What was written is known before the watch tells it: a gate that is gone does not come back.
+        if known.is_some_and(|known| !known.gated && pod.gated) || (known.is_none() && self.pods.len() >= PODS_MAX) {
+            return;
+        }
+        if pod.gated && !pod.skip {
+            self.line.join(&pod.uid, &pod.namespace, pod.priority, pod.created);
+        } else {
+            self.line.leave(&pod.uid);
+        }
+        self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    fn gone(&mut self, uid: &str) {
+        self.line.leave(uid);
+        self.teller.forget(uid);
+        self.memory.remove(uid);
+        let Some(pod) = self.pods.remove(uid) else { return };
+        // On its node, or gone: the API server knows.
+        let client = pod.intent.as_ref().and_then(|intent| self.clients.get(&intent.node));
+        if let (Some((_, client)), false) = (client, pod.lease.is_empty() || pod.gated) {
+            let (actor, client) = (self.actor.clone(), client.clone());
+            self.releases.spawn(async move { actor.left(pod, client).await });
+        }
+    }
+
+    fn done(&mut self, uid: &str, asked: Option<Asked>, done: Done) {
+        self.acting.remove(uid);
+        let memory = self.memory.entry(uid.to_owned()).or_default();
+        memory.said = None;
+        let mut free = None;
+        match done {
+            Done::Placed(pod) => {
+                self.face.count("placed");
+                let was_gated = self.pods.get(uid).is_some_and(|before| before.gated);
+                memory.renewed = Some(Instant::now());
+                if let Some((node, request)) = &asked {
+                    self.farm.granted(node, request, now());
+                    tracing::info!(pod = pod.shown(), node, lease = pod.lease, "placed");
+                    if was_gated {
+                        self.face.waited(now().since(pod.created).0);
+                    }
+                    let note = format!("placed on {node} with lease {}", pod.lease);
+                    self.teller.tell(&pod, Told { reason: "Placed", note, bad: false });
+                }
+                self.line.served(uid);
+                // Or it is on its node already.
+                if self.pods.contains_key(uid) {
+                    self.see(*pod);
+                }
+                return;
+            }
+            Done::Refused(mut refusal) => {
+                let seen = refusal.seen.take();
+                self.face.count("refused");
+                let Refusal { attempt, retry_after, room, .. } = *refusal;
+                memory.settled = memory.settled.max(attempt);
+                memory.not_before = Some(Instant::now() + if room { Duration::ZERO } else { retry_after });
+                let said = refusal_told(&refusal, asked.as_ref().map_or("", |(node, _)| node));
+                tracing::debug!(pod = uid, why = said.note, "refused");
+                if refusal.never || !room {
+                    memory.said = Some(said);
+                }
+                if refusal.never && room {
+                    memory.not_before = Some(Instant::now() + retry_after);
+                }
+                let size = self.pods.get(uid).and_then(|pod| pod.asks.as_ref().ok()).map(|asks| asks.wanted.amounts());
+                free = size.filter(|_| room);
+                if let Some(seen) = seen.filter(|_| self.pods.contains_key(uid)) {
+                    self.see(*seen);
+                }
+            }
+            Done::Unknown(why) => {
+                self.face.count("unknown");
+                tracing::warn!(pod = uid, why, "what became of a pod is not known; asked again");
+                memory.not_before = Some(Instant::now() + AGAIN);
+            }
+            Done::Changed => {
+                self.face.count("changed");
+                memory.not_before = Some(Instant::now() + CHANGED); // until the watch tells it
+            }
+            Done::Skipped(pod) => {
+                self.face.count("skipped");
+                let note = "an operator lets it go: no node was asked, and no lease is kept for it".to_owned();
+                self.teller.tell(&pod, Told { reason: "Skipped", note, bad: false });
+                self.line.leave(uid);
+                return;
+            }
+        }
+        if let Some((node, request)) = asked {
+            self.farm.free(&node, &request, free);
+        }
+    }
+
+    fn renewed(&mut self, uid: &str, lives: bool) {
+        if !lives
+            && let Some(pod) = self.pods.get(uid)
+            && let Some(intent) = &pod.intent
+        {
+            // It ran out: the same node is asked for another.
+            let memory = self.memory.entry(uid.to_owned()).or_default();
+            memory.settled = memory.settled.max(intent.attempt);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.farm.expire(now(), Span::seconds(i64::try_from(SILENT_AT_MOST.as_secs()).unwrap_or(60)));
+        let mut waiting: BTreeMap<&'static str, i64> = BTreeMap::new();
+        for pod in self.pods.values().filter(|pod| pod.gated) {
+            *waiting.entry(self.teller.last(&pod.uid).unwrap_or("New")).or_default() += 1;
+        }
+        let (_, told) = self.farm.count();
+        self.face.seen(&waiting, told, self.agents.count().saturating_sub(told));
+        self.teller.keep_only(|uid| self.pods.contains_key(uid));
+        let now = Instant::now();
+        self.memory.retain(|uid, memory| self.pods.contains_key(uid) || memory.not_before.is_some_and(|at| at > now));
+    }
+}
+
+fn refusal_told(refusal: &Refusal, node: &str) -> Told {
+    let reasons: Vec<String> =
+        refusal.reasons.iter().map(|one| format!("{}: {}", one.code().as_str_name(), one.message)).collect();
+    let why = if reasons.is_empty() { refusal.words.clone() } else { reasons.join("; ") };
+    Told { reason: "Refused", note: format!("{node} says: {why}"), bad: refusal.never }
+}

@@ -1,0 +1,193 @@
+//! A look at all pods: what can be done for each is begun, or it is told why not.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use stoker_core::placement::{Intent, Wanted};
+use stoker_core::quantity::Span;
+
+use super::{Board, Memory};
+use crate::controller::act;
+use crate::controller::pod::{Asks, Pod};
+use crate::controller::tell::{self, Told};
+use crate::node::now;
+
+/// Pods that are acted for at a time.
+const ACTS_MAX: usize = 64;
+/// Reasons that are found by a look at all nodes, in one look at the pods.
+const WHYS_MAX: usize = 64;
+/// Who begins to lead waits so long for agents that have said nothing yet.
+const HEAR_FIRST: Duration = Duration::from_secs(3);
+/// A reservation is kept for a pod that the scheduler has not placed.
+const RENEW_EVERY: Duration = Duration::from_secs(40);
+/// And for so long.
+const KEPT_FOR: Span = Span::minutes(15);
+/// A node that is away for longer is taken for gone.
+const GONE_AFTER: Duration = Duration::from_secs(300);
+
+impl Board {
+    /// Looks at all who wait, in turn, and begins what can be done.
+    pub(super) fn look(&mut self) {
+        let began = Instant::now();
+        if !self.actor.leading.is_on() || self.whole.len() < self.watches() || began < self.next {
+            return;
+        }
+        // Who begins hears all agents first, as far as they speak: the best is not among the first alone.
+        let (_, told) = self.farm.count();
+        if told < self.agents.count() && self.actor.leading.lasts() < HEAR_FIRST {
+            return;
+        }
+        let order: Vec<String> = self.line.in_turn().map(str::to_owned).collect();
+        let mut whys: BTreeMap<Wanted, Told> = BTreeMap::new();
+        for uid in &order {
+            if self.acts.len() >= ACTS_MAX {
+                break;
+            }
+            self.place(uid, &mut whys);
+        }
+        let others: Vec<String> =
+            self.pods.values().filter(|pod| pod.skip || !pod.gated).map(|pod| pod.uid.clone()).collect();
+        for uid in &others {
+            if self.acts.len() >= ACTS_MAX {
+                break;
+            }
+            self.keep(uid);
+        }
+        // However many wait, it does other things most of the time.
+        let took = began.elapsed();
+        self.next = began + took * 5;
+        self.face.pass(took);
+    }
+
+    fn is_free(&self, uid: &str) -> bool {
+        let later = |memory: &Memory| memory.not_before.is_some_and(|at| at > Instant::now());
+        !self.acting.contains(uid) && !self.memory.get(uid).is_some_and(later)
+    }
+
+    fn place(&mut self, uid: &str, whys: &mut BTreeMap<Wanted, Told>) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        let asks = match &pod.asks {
+            Ok(asks) => asks.clone(),
+            Err(why) => {
+                let told = Told { reason: "BuildInvalid", note: why.clone(), bad: true };
+                self.teller.tell(&pod.clone(), told);
+                return;
+            }
+        };
+        if !self.is_free(uid) {
+            if let Some(told) = self.memory.get(uid).and_then(|memory| memory.said.clone()) {
+                self.teller.tell(&pod.clone(), told);
+            }
+            return;
+        }
+        let settled = self.memory.get(uid).map_or(0, |memory| memory.settled);
+        // What was meant by whoever was before: that node is asked first, by the same name.
+        let open = pod.intent.clone().filter(|intent| intent.attempt > settled);
+        if let Some(intent) = open {
+            if self.farm.hears(&intent.node) {
+                self.begin(uid, asks, &intent.node, intent.attempt);
+                return;
+            }
+            if !intent.is_over(now()) {
+                let note = format!(
+                    "{} was asked for it and does not answer: another is asked when its grant has run out",
+                    intent.node
+                );
+                self.teller.tell(&pod.clone(), Told { reason: "NodeSilent", note, bad: false });
+                return;
+            }
+        }
+        let attempt = pod.intent.as_ref().map_or(0, |intent| intent.attempt).max(settled).saturating_add(1);
+        match self.farm.choose(&asks.wanted) {
+            Some(choice) => {
+                self.face.count(if choice.warm { "warm" } else { "cold" });
+                self.begin(uid, asks, &choice.node, attempt);
+            }
+            None => self.explain(uid, &asks.wanted, whys),
+        }
+    }
+
+    fn explain(&mut self, uid: &str, wanted: &Wanted, whys: &mut BTreeMap<Wanted, Told>) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        if !self.teller.is_due(uid) || (whys.len() >= WHYS_MAX && !whys.contains_key(wanted)) {
+            return;
+        }
+        // Agents that were just found have not said anything yet.
+        let (known, told) = self.farm.count();
+        if told == 0 && known == 0 && self.actor.leading.is_young() {
+            return;
+        }
+        let told = whys.entry(wanted.clone()).or_insert_with(|| tell::why(wanted, &self.farm.why(wanted)));
+        self.teller.tell(&pod.clone(), told.clone());
+    }
+
+    fn begin(&mut self, uid: &str, asks: Asks, node: &str, attempt: u32) {
+        let (Some(pod), Some((_, client))) = (self.pods.get(uid), self.clients.get(node)) else { return };
+        let (pod, client, actor, node) = (pod.clone(), client.clone(), self.actor.clone(), node.to_owned());
+        let request = pod.request_id(attempt);
+        self.farm.asked(&node, &request, asks.wanted.amounts());
+        self.acting.insert(uid.to_owned());
+        let (uid, asked) = (uid.to_owned(), Some((node.clone(), request)));
+        self.acts.spawn(async move { (uid, asked, actor.place(pod, asks, node, attempt, client).await) });
+    }
+
+    /// A pod that an operator lets go, or that has its node and is not there yet.
+    fn keep(&mut self, uid: &str) {
+        if !self.is_free(uid) {
+            return;
+        }
+        let Some(pod) = self.pods.get(uid).cloned() else { return };
+        if pod.gated {
+            let (actor, uid) = (self.actor.clone(), uid.to_owned());
+            self.acting.insert(uid.clone());
+            self.acts.spawn(async move { (uid, None, actor.skip(pod).await) });
+            return;
+        }
+        let Some(intent) = pod.intent.clone() else { return };
+        let memory = self.memory.entry(uid.to_owned()).or_default();
+        let Some((_, client)) = self.clients.get(&intent.node).filter(|_| self.farm.hears(&intent.node)) else {
+            let since = *self.silent.entry(intent.node.clone()).or_insert_with(Instant::now);
+            if since.elapsed() > GONE_AFTER {
+                self.lost(&pod, &intent);
+            }
+            return;
+        };
+        if memory.settled >= intent.attempt {
+            if let Ok(asks) = &pod.asks {
+                let asks = asks.clone();
+                match self.farm.choose(&asks.wanted) {
+                    Some(_) => self.begin(uid, asks, &intent.node, memory_next(&intent, self.memory.get(uid))),
+                    None => self.explain(uid, &asks.wanted, &mut BTreeMap::new()),
+                }
+            }
+            return;
+        }
+        let is_due = memory.renewed.is_none_or(|at| at.elapsed() > RENEW_EVERY);
+        if is_due && !pod.lease.is_empty() && now().since(intent.at) < KEPT_FOR {
+            memory.renewed = Some(Instant::now());
+            let (client, uid) = (client.clone(), uid.to_owned());
+            self.renewals.spawn(async move { (uid, act::renew(&client, pod.lease).await) });
+        }
+    }
+
+    fn lost(&mut self, pod: &Pod, intent: &Intent) {
+        let replace = self.options.replace && pod.replaceable;
+        let remedy = match (replace, pod.replaceable) {
+            (true, _) => "it is deleted, so that what controls it makes another",
+            (false, true) => "delete it, and what controls it makes another (--replace does that by itself)",
+            (false, false) => "delete it and make it again: where a pod may go cannot be changed any more",
+        };
+        let note = format!("node {} is silent for {} min: {remedy}", intent.node, GONE_AFTER.as_secs() / 60);
+        self.teller.tell(pod, Told { reason: "NodeAway", note, bad: true });
+        if replace {
+            let (actor, uid, pod) = (self.actor.clone(), pod.uid.clone(), pod.clone());
+            self.acting.insert(uid.clone());
+            self.memory.entry(uid.clone()).or_default().not_before = Some(Instant::now() + GONE_AFTER);
+            self.acts.spawn(async move { (uid, None, actor.replace(pod).await) });
+        }
+    }
+}
+
+fn memory_next(intent: &Intent, memory: Option<&Memory>) -> u32 {
+    intent.attempt.max(memory.map_or(0, |memory| memory.settled)).saturating_add(1)
+}
