@@ -1,6 +1,7 @@
 //! What `kubectl apply -k daemonset/...` would send: rendered by kubectl itself, read as a cluster reads it. Whether a
 //! cluster takes it, and whether the chart gives the same, is for `tests/manifests/check.py`.
 
+mod controller;
 mod volume;
 
 use std::path::{Path, PathBuf};
