@@ -134,7 +134,10 @@ def with_components(overlay, components, settings, patches=()):
     for file in settings:
         (wanted,) = documents((DAEMONSET / file).read_text())
         for key, part in wanted.items():
-            configuration[key] = configuration.get(key, {}) | part
+            there = configuration.get(key, {})
+            configuration[key] = there | part | {
+                name: there.get(name, []) + value for name, value in part.items() if isinstance(value, list)
+            }
     with tempfile.TemporaryDirectory() as text:
         folder = pathlib.Path(text).resolve()
         there = pathlib.Path(*[".."] * (len(folder.parts) - 1), *DAEMONSET.parts[1:])
@@ -179,6 +182,24 @@ def volume(chart, validator):
         if "/var/lib/kubelet" in json.dumps(thing):
             raise Wrong(f"{name(thing)}: the chart with volume.kubelet has the usual place of it")
     refuses(chart, values | {"profile": "restricted"}, "profile: full")
+
+
+def controller(chart, validator):
+    """With the controller, the chart has what the component has, and the agents' rule beside their others."""
+    values = values_of("farm") | {"grpc": {"enabled": True}, "controller": {"enabled": True}}
+    settings = ["network/listen.yaml", "controller/access.yaml"]
+    with with_components("farm/full", ["network", "controller"], settings) as folder:
+        things = hold_against(chart, values, folder)
+    for thing in things:
+        validator.validate(thing, "the chart with the controller")
+    print(f"chart: {len(things)} objects as in daemonset/controller with daemonset/overlays/farm")
+    (deployment,) = (
+        thing for thing in chart.install(values, namespace="builds") if name(thing) == "Deployment stoker-controller"
+    )
+    args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    if args[-4:] != ["--agents", "builds/stoker-agents", "--lease", "builds/stoker-controller"]:
+        raise Wrong(f"the controller of a release in the namespace builds has {args}")
+    refuses(chart, values | {"grpc": {"enabled": False}}, "grpc.enabled")
 
 
 def set_by_values(chart, validator):
@@ -238,6 +259,7 @@ def check(validator):
         elsewhere(chart)
         network(chart, validator)
         volume(chart, validator)
+        controller(chart, validator)
         set_by_values(chart, validator)
         refuses(chart, {"profile": "privileged"}, "profile")
         refuses(chart, {"disks": {"path": "var/mnt"}}, "disks")

@@ -4,6 +4,7 @@
 {{- $text
     | replace "namespace: stoker" (printf "namespace: %s" .root.Release.Namespace)
     | replace "system:serviceaccount:stoker:stoker" (printf "system:serviceaccount:%s:stoker" .root.Release.Namespace)
+    | replace "stoker/stoker-controller" (printf "%s/stoker-controller" .root.Release.Namespace)
     | replace "stoker.stoker.svc" (printf "stoker.%s.svc" .root.Release.Namespace) -}}
 {{- end -}}
 
@@ -16,7 +17,7 @@
 {{- define "stoker.configuration" -}}
 {{- $path := ternary (printf "overlays/%s/settings/agent.yaml" .Values.environment) "base/agent.yaml" (ne .Values.environment "") -}}
 {{- $text := include "stoker.file" (dict "root" . "path" $path) -}}
-{{- if or .Values.config .Values.grpc.enabled .Values.volume.enabled -}}
+{{- if or .Values.config .Values.grpc.enabled .Values.volume.enabled .Values.controller.enabled -}}
 {{- $whole := fromYaml $text -}}
 {{- if .Values.grpc.enabled -}}
 {{- $whole = include "stoker.file" (dict "root" . "path" "network/listen.yaml") | fromYaml | mergeOverwrite $whole -}}
@@ -24,7 +25,15 @@
 {{- if .Values.volume.enabled -}}
 {{- $whole = include "stoker.volume" (dict "root" . "path" "volume/volume.yaml") | fromYaml | mergeOverwrite $whole -}}
 {{- end -}}
-{{- mergeOverwrite $whole (deepCopy .Values.config) | toYaml -}}
+{{- $whole = mergeOverwrite $whole (deepCopy .Values.config) -}}
+{{- if .Values.controller.enabled -}}
+{{- /* Beside the rules that are there, for a list is laid over as a whole. */ -}}
+{{- $wanted := include "stoker.file" (dict "root" . "path" "controller/access.yaml") | fromYaml -}}
+{{- $access := get $whole "access" | default dict -}}
+{{- $_ := set $access "rules" (concat (get $access "rules" | default list) $wanted.access.rules) -}}
+{{- $_ := set $whole "access" $access -}}
+{{- end -}}
+{{- toYaml $whole -}}
 {{- else -}}
 {{- $text -}}
 {{- end -}}
