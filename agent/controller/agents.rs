@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::Options;
 use super::board::Input;
+use super::pod::FIELD;
 use crate::cli::client::Client;
 
 /// Who says nothing for so long is not there: something comes every 15 s.
@@ -99,14 +100,14 @@ async fn listen(address: SocketAddr, options: &Options, inputs: &mpsc::Sender<In
             Err(_) => return format!("it said nothing for {} s", SILENT_AT_MOST.as_secs()),
         };
         let (Some(node), Some(room)) = (told.node, told.room) else { continue };
-        let room = Box::new(of_wire(room));
+        let room = Box::new(of_wire(room, &node.name));
         if inputs.send(Input::Room { address, node: node.name, client: client.clone(), room }).await.is_err() {
             return String::new();
         }
     }
 }
 
-fn of_wire(room: v1::Room) -> Room {
+fn of_wire(room: v1::Room, node: &str) -> Room {
     let code = |reason: &v1::Reason| {
         let word = reason.code().as_str_name();
         Code::ALL.iter().copied().find(|code| code.word() == word)
@@ -114,7 +115,8 @@ fn of_wire(room: v1::Room) -> Room {
     let facts = room.facts.map(|facts| {
         let taints = facts.taints.into_iter();
         let taints = taints.map(|taint| Taint { key: taint.key, value: taint.value, effect: taint.effect });
-        (facts.labels.into_iter().collect(), taints.collect())
+        let name = (format!("{FIELD}metadata.name"), node.to_owned());
+        (facts.labels.into_iter().chain([name]).collect(), taints.collect())
     });
     Room {
         accepts: room.accepts,

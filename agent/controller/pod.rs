@@ -12,11 +12,14 @@ use stoker_core::source::RepositoryUrl;
 use stoker_proto::v1;
 
 use super::{GATE, PLACEMENT, SKIP};
-use crate::volume::build_of;
+use crate::volume::{Behind, behind};
 
 /// Where a pod has no volume of ours, these say what it builds.
 const REPOSITORY: &str = "stoker.build/repository";
 const REF: &str = "stoker.build/ref";
+
+/// Before the key of a requirement that is of a field; no key of a label begins so.
+pub(super) const FIELD: &str = "field:";
 
 /// A pod that waits for a node, or to come to the one that it has.
 #[derive(Debug, Clone)]
@@ -128,14 +131,16 @@ fn build(pod: &core::Pod, spec: &core::PodSpec) -> Result<v1::Build, String> {
     let volumes = spec.volumes.iter().flatten().filter_map(|volume| Some((&volume.name, volume.csi.as_ref()?)));
     for (name, csi) in volumes.filter(|(_, csi)| csi.driver == DRIVER) {
         let attributes = csi.volume_attributes.clone().unwrap_or_default();
-        if attributes.contains_key("kind") {
-            continue; // a directory of the node, no build
-        }
-        return match build_of(&attributes) {
+        return match behind(&attributes) {
+            Ok(Behind::Directory) => continue,
             // The tenant of a pod is its namespace: another would be asked for in the controller's name.
-            Ok(Some(build)) if build.scope.as_ref().is_none_or(|scope| scope.tenant.is_empty()) => Ok(build),
-            Ok(Some(_)) => Err(format!("volume {name}: tenant: a gated pod builds for its namespace; leave it out")),
-            Ok(None) => Err(format!("volume {name}: lease: a gated pod gets its lease here; leave out one of both")),
+            Ok(Behind::Build(build)) if build.scope.as_ref().is_none_or(|scope| scope.tenant.is_empty()) => Ok(*build),
+            Ok(Behind::Build(_)) => {
+                Err(format!("volume {name}: tenant: a gated pod builds for its namespace; leave it out"))
+            }
+            Ok(Behind::Lease) => {
+                Err(format!("volume {name}: lease: a gated pod gets its lease here; leave out one of both"))
+            }
             Err(status) => Err(format!("volume {name}: {}", status.message())),
         };
     }
@@ -149,8 +154,10 @@ fn build(pod: &core::Pod, spec: &core::PodSpec) -> Result<v1::Build, String> {
     };
     let mut attributes = BTreeMap::from([("repository".to_owned(), repository)]);
     attributes.extend(part(REF).map(|text| ("ref".to_owned(), text)));
-    let build = build_of(&attributes).map_err(|status| format!("annotation stoker.build/{}", status.message()))?;
-    build.ok_or_else(|| format!("annotation {REPOSITORY}: names no build"))
+    match behind(&attributes).map_err(|status| format!("annotation stoker.build/{}", status.message()))? {
+        Behind::Build(build) => Ok(*build),
+        Behind::Lease | Behind::Directory => Err(format!("annotation {REPOSITORY}: names no build")),
+    }
 }
 
 fn selector(spec: &core::PodSpec) -> Selector {
@@ -159,9 +166,9 @@ fn selector(spec: &core::PodSpec) -> Selector {
     let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
     let term = |term: &core::NodeSelectorTerm| {
         let labels = term.match_expressions.iter().flatten().map(requirement);
-        // Fields are the node's name alone, which is no label.
-        let fields =
-            term.match_fields.iter().flatten().map(|field| Requirement { key: field.key.clone(), is: Is::Unknown });
+        // Fields are the node's name alone.
+        let fields = term.match_fields.iter().flatten().map(requirement);
+        let fields = fields.map(|field| Requirement { key: format!("{FIELD}{}", field.key), is: field.is });
         labels.chain(fields).collect()
     };
     let toleration = |found: &core::Toleration| Toleration {

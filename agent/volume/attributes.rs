@@ -122,18 +122,11 @@ impl Asked {
         let given = |(name, _): &(&String, &String)| !name.starts_with(OF_THE_KUBELET);
         let attributes: Attributes =
             context.iter().filter(given).map(|(name, value)| (name.clone(), value.clone())).collect();
-        let kind = attributes.get("kind").map_or("workspace", String::as_str);
-        let names = match kind {
-            "workspace" => OF_A_WORKSPACE.as_slice(),
-            "cache" => &OF_A_CACHE,
-            "mirrors" => &OF_MIRRORS,
-            _ => return Err(bad("kind", "is none that there is; give workspace, cache or mirrors, or leave it out")),
-        };
-        attributes.iter().try_for_each(|(name, value)| known(kind, names, name, value))?;
+        let of = checked(&attributes)?;
         let part = |name: &str| attributes.get(name).map(String::as_str);
         Ok(Self {
             pod,
-            of: of(kind, &attributes)?,
+            of,
             sub_path: part("subPath").map_or_else(|| Ok(PathBuf::new()), sub_path)?,
             submodules: flag("submodules", part("submodules"))?,
             lfs: flag("lfs", part("lfs"))?,
@@ -143,10 +136,35 @@ impl Asked {
     }
 }
 
-/// The build that a volume asks for by its attributes as a pod has them; nothing where it names a lease.
-pub(crate) fn build_of(attributes: &Attributes) -> Result<Option<v1::Build>, Status> {
-    attributes.iter().try_for_each(|(name, value)| known(name, value))?;
-    if let Of::Build(build) = of(attributes)? { Ok(Some(*build)) } else { Ok(None) }
+/// What a volume is for, where its pod waits behind a gate.
+pub(crate) enum Behind {
+    Build(Box<v1::Build>),
+    /// A lease that it names.
+    Lease,
+    /// No build: a directory of the node.
+    Directory,
+}
+
+/// The same of a volume's attributes as a pod has them.
+pub(crate) fn behind(attributes: &Attributes) -> Result<Behind, Status> {
+    Ok(match checked(attributes)? {
+        Of::Build(wanted) => Behind::Build(Box::new(wanted.build)),
+        Of::Lease(_) => Behind::Lease,
+        Of::Cache { .. } | Of::Mirrors { .. } => Behind::Directory,
+    })
+}
+
+/// What a volume is for; each attribute is one of its kind.
+fn checked(attributes: &Attributes) -> Result<Of, Status> {
+    let kind = attributes.get("kind").map_or("workspace", String::as_str);
+    let names = match kind {
+        "workspace" => OF_A_WORKSPACE.as_slice(),
+        "cache" => &OF_A_CACHE,
+        "mirrors" => &OF_MIRRORS,
+        _ => return Err(bad("kind", "is none that there is; give workspace, cache or mirrors, or leave it out")),
+    };
+    attributes.iter().try_for_each(|(name, value)| known(kind, names, name, value))?;
+    of(kind, attributes)
 }
 
 /// The pod's token for an audience: among the attributes, or, where the CSIDriver object says so, among the secrets.

@@ -46,7 +46,7 @@ use crate::access::is_of_the_host;
 use crate::config::Volume;
 use crate::node::mount;
 use crate::rpc::Rooms;
-pub(crate) use attributes::build_of;
+pub(crate) use attributes::{Behind, behind};
 use coming::Coming;
 pub(crate) use registration::keep_known;
 use shown::ShownVolumes;
