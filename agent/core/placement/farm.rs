@@ -17,6 +17,8 @@ use crate::reason::Code;
 
 /// What a repository that is there is worth, in thousandths of a node's headroom.
 pub const WARM: u32 = 250;
+/// A preference is worth a look at so many.
+const WARM_MAX: usize = 64;
 /// After a grant its node tells of it within this, or it has ended again.
 const TOLD_WITHIN: Span = Span::seconds(5);
 /// Shapes that fit nowhere and are remembered.
@@ -321,14 +323,15 @@ impl Farm {
         Choice { node: name.to_string(), warm }
     }
 
-    fn first(&self, ranked: &Ranked, wanted: &Wanted) -> Option<(u32, String)> {
+    /// The first that fits, of the first so many.
+    fn first(&self, ranked: &Ranked, wanted: &Wanted, at_most: usize) -> Option<(u32, String)> {
         let fits = |name: &String| self.nodes.get(name).is_some_and(|node| node.fits(wanted) == Fits::Now);
-        ranked.iter().find(|(_, name)| fits(name)).map(|(rank, name)| (rank.0, name.clone()))
+        ranked.iter().take(at_most).find(|(_, name)| fits(name)).map(|(rank, name)| (rank.0, name.clone()))
     }
 
     fn best(&self, wanted: &Wanted) -> Option<String> {
-        let warm = self.warm.get(&wanted.mirror).and_then(|warm| self.first(warm, wanted));
-        let any = self.first(&self.ranked, wanted)?;
+        let warm = self.warm.get(&wanted.mirror).and_then(|warm| self.first(warm, wanted, WARM_MAX));
+        let any = self.first(&self.ranked, wanted, usize::MAX)?;
         match warm {
             Some((rank, name)) if rank.saturating_add(WARM) >= any.0 => Some(name),
             _ => Some(any.1),
