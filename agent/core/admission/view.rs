@@ -142,7 +142,7 @@ impl<'a> View<'a> {
     /// Why nothing may start now, whatever its size: the mode, a shut gate, the bounds.
     #[must_use]
     pub fn closed(&self) -> Vec<Reason> {
-        if self.nobody_starts() { self.held_back(Amounts::default()) } else { Vec::new() }
+        if self.nobody_starts() { self.held_back(Amounts::default(), false) } else { Vec::new() }
     }
 
     /// The facts of the moment.

@@ -12,6 +12,11 @@ pub mod intent;
 pub mod line;
 pub mod select;
 #[cfg(test)]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::type_complexity,
+    reason = "the plain model that the index is held against"
+)]
 mod tests;
 
 pub use farm::{Choice, Farm, Room, Wanted, Why};
