@@ -38,6 +38,7 @@ mod refresh;
 mod refused;
 mod resolve;
 mod run;
+mod simulation;
 mod submodules;
 mod support;
 mod transfer;
