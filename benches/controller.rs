@@ -42,6 +42,9 @@ pub(crate) struct Options {
     /// With TLS between the controller and the agents, as in a cluster
     #[arg(long)]
     tls: bool,
+    /// Seconds after which some of the pods are scheduled, where there are losses
+    #[arg(long, default_value_t = 50)]
+    late: u64,
     /// Seconds of a build where there is room for a part of the pods only
     #[arg(long, default_value_t = 20)]
     builds: u64,

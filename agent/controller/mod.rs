@@ -15,6 +15,7 @@ mod agents;
 mod board;
 mod elect;
 mod face;
+mod files;
 mod patch;
 mod pod;
 mod tell;
@@ -71,6 +72,7 @@ pub(crate) struct Options {
 /// When there is no API server to ask, or nobody can listen at the address.
 pub(crate) async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     let client = crate::kubernetes::client().await.context("a controller needs a cluster")?;
+    files::take_all();
     let face = Face::default();
     let listener = tokio::net::TcpListener::bind(options.http)
         .await

@@ -5,19 +5,20 @@ use std::time::{Duration, Instant};
 use crate::Options;
 use crate::support::farm::fate::Rounds;
 use crate::support::farm::hands::Pace;
-use crate::support::farm::{Farm, Plan, quick};
+use crate::support::farm::{Farm, Plan};
 
-const BIND_WITHIN: Duration = Duration::from_secs(10);
+/// As the controllers ask for.
+const BIND_WITHIN: Duration = Duration::from_secs(120);
 
 pub(crate) fn run(options: &Options, seed: u64) {
     let builds = (Duration::from_millis(100), Duration::from_secs(2));
     let plan = Plan {
         agents: options.lossy_agents,
         cpus: (2, 8),
-        pace: Pace { builds, late: (20, BIND_WITHIN * 3 / 2) },
+        pace: Pace { builds, late: (60, Duration::from_secs(options.late)) },
         bind_within: BIND_WITHIN,
         tls: false,
-        arguments: quick(BIND_WITHIN),
+        arguments: Vec::new(),
         seed,
     };
     let mut farm = Farm::new(&plan);
@@ -25,9 +26,10 @@ pub(crate) fn run(options: &Options, seed: u64) {
     farm.wait_until_heard(Duration::from_secs(120));
     let rounds = Rounds {
         pods: options.lossy_pods,
+        kills: true,
         window: Duration::from_secs(4),
         bind_within: BIND_WITHIN,
-        settled_within: Duration::from_secs(180),
+        settled_within: Duration::from_secs(400),
     };
     let (began, mut placed) = (Instant::now(), 0);
     for number in 1..=options.rounds {

@@ -15,6 +15,8 @@ use crate::support::wait;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rounds {
     pub(crate) pods: usize,
+    /// Leaders are killed and stopped too, which lasts until another may lead; else they are told to end.
+    pub(crate) kills: bool,
     /// How long things go wrong.
     pub(crate) window: Duration,
     /// As in the plan.
@@ -69,7 +71,7 @@ impl Farm {
             let deed = if self.chance.below(3) == 0 { Deed::Silence(victim) } else { Deed::Kill(victim) };
             at(self, deed);
         }
-        match self.chance.below(8) {
+        match if rounds.kills { self.chance.below(8) } else { 4 + self.chance.below(2) } {
             0 | 1 => at(self, Deed::KillLeader),
             2 | 3 => {
                 at(self, Deed::StopLeader);
@@ -211,6 +213,13 @@ impl Farm {
         told.words.push(format!("{silent} silent, {with} dead, {without} without their journal"));
     }
 
+    /// When the time of all grants is over, nobody holds anything.
+    #[track_caller]
+    pub(crate) fn nothing_is_left(&self, rounds: &Rounds) {
+        let gone = wait::holds_within(rounds.bind_within * 2, || holds::by_pod(&self.agents).is_empty());
+        assert!(gone, "leases are left: {:#?}", self.left_over(Duration::ZERO));
+    }
+
     /// One round, and what must be so after it.
     #[track_caller]
     pub(crate) fn round(&mut self, rounds: &Rounds) -> Told {
@@ -235,8 +244,8 @@ impl Farm {
             told
         );
         told.settled = healed.elapsed();
-        let gone = wait::holds_within(rounds.bind_within * 2, || holds::by_pod(&self.agents).is_empty());
-        assert!(gone, "leases are left: {:?}", self.left_over(rounds.bind_within));
+        let left = self.left_over(rounds.bind_within);
+        assert!(left.is_empty(), "{left:#?}");
         let wrongs = std::mem::take(&mut *self.wrongs.lock().unwrap());
         assert!(wrongs.is_empty(), "{wrongs:#?}\n{told:?}");
         told.placed = self.hands.lives().values().filter(|life| life.ungated.is_some()).count() - before;

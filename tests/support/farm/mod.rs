@@ -113,7 +113,8 @@ impl Farm {
         });
         let home = super::place("farm-");
         std::fs::write(home.path().join("kubeconfig"), api.kubeconfig()).unwrap();
-        let mut arguments = plan.arguments.clone();
+        let mut arguments = vec![format!("--port={port}")];
+        arguments.extend_from_slice(&plan.arguments);
         if let Some(authority) = &authority {
             let path = home.path().join("ca.pem");
             std::fs::write(&path, authority.pem()).unwrap();
@@ -170,11 +171,6 @@ impl Farm {
     pub(crate) fn pods(&self) -> Vec<Value> {
         self.api.all("pods")
     }
-}
-
-/// What makes controllers give up and take over sooner than in a cluster.
-pub(crate) fn quick(bind_within: Duration) -> Vec<String> {
-    vec![format!("--bind-within={}s", bind_within.as_secs()), "--lead-for=3s".to_owned()]
 }
 
 /// How a repository's key is written: without the scheme.
