@@ -39,7 +39,7 @@ async fn without_agents_pods_stay_gated_and_are_told_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_api_server_nothing_is_let_go_and_then_all() {
     needs_root!();
-    let mut world = World::start();
+    let world = World::start();
     let controller = world.controller("one");
     controller.wait_leads();
     world.api.go_away();

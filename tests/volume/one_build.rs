@@ -177,7 +177,7 @@ async fn nothing_is_mounted_where_no_pod_would_see_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_bound_when_the_api_server_answers_again() {
     use stoker_proto::v1;
-    let mut world = World::new("");
+    let world = World::new("");
     world.fill();
     let (pod, lease) = (world.pod("uid-a"), world.admit("builds"));
     let socket = world.agent.socket();

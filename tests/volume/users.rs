@@ -26,7 +26,7 @@ fn volumes() -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workspace_belongs_to_whom_its_pod_runs_as() {
     needs_root!();
-    let mut world = World::new("");
+    let world = World::new("");
     world.fill();
     let of = |set: Value, containers: Vec<Value>| {
         move |pod: &mut Value| {
