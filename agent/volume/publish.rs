@@ -36,6 +36,7 @@ impl Volumes {
     pub(super) async fn publish(&self, request: csi::NodePublishVolumeRequest) -> Result<(), Status> {
         let csi::NodePublishVolumeRequest { volume_id, target_path, volume_context, secrets, readonly, .. } = request;
         let asked = Asked::read(&volume_context)?;
+        may_write(&asked.of, readonly)?;
         let audience = self.inner.rooms.access.audience();
         let token = attributes::token(&volume_context, &secrets, &audience)?;
         let target = Target::read(&self.inner.kubelet, &target_path, Some(&asked.pod.uid))?;
@@ -283,6 +284,17 @@ fn of_attribute(status: Status) -> Status {
         _ => return status,
     };
     Status::new(status.code(), format!("{name}: {reason}: {}", status.message()))
+}
+
+/// Refuses what is for reading alone to a pod that does not say that it only reads. The mount is read-only in any case; but
+/// a runtime that is not told so makes it writable when it binds it into the container.
+fn may_write(of: &Of, read_only: bool) -> Result<(), Status> {
+    match of {
+        Of::Mirrors { .. } if !read_only => {
+            Err(bad("readOnly", "is not set, and mirrors are for reading; write `readOnly: true` into the csi volume"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is asked for, in the tenant that it belongs to.

@@ -120,7 +120,8 @@ impl World {
 
     /// What the kubelet sends for a volume with these attributes.
     fn wanted(&self, pod: &Pod, attributes: &[(&str, &str)]) -> csi::NodePublishVolumeRequest {
-        pod.wants(attributes)
+        let readonly = attributes.contains(&("kind", "mirrors"));
+        csi::NodePublishVolumeRequest { readonly, ..pod.wants(attributes) }
     }
 
     /// The attributes of a small build of `main`.

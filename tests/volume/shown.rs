@@ -276,6 +276,13 @@ async fn caches_and_mirrors_are_for_who_proves_itself_too() {
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
         std::fs::remove_file(&pod.target).unwrap();
     }
+    // A runtime that is not told to mount it read-only would make it writable.
+    let written = csi::NodePublishVolumeRequest { readonly: false, ..world.wanted(&pod, &MIRRORS) };
+    let refused = world.publish(written).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    for told in ["readOnly: ", "`readOnly: true` into the csi volume"] {
+        assert!(refused.message().contains(told), "{told}: {}", refused.message());
+    }
     let others = [CACHE.as_slice(), &[("trust", "secret")]].concat();
     let refused = world.publish(world.wanted(&pod, &others)).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
