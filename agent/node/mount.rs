@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
@@ -167,18 +167,56 @@ pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The mounts at and below a path, each with the directory of its filesystem that it shows.
+/// A directory of a filesystem, whatever it is called where it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The filesystem's device, as the kernel's table of mounts names it.
+    device: Vec<u8>,
+    /// From the filesystem's own root.
+    path: PathBuf,
+}
+
+impl Place {
+    /// The way to it from another one that it lies in.
+    pub(crate) fn below(&self, above: &Self) -> Option<&Path> {
+        self.path.strip_prefix(&above.path).ok().filter(|_| self.device == above.device)
+    }
+}
+
+/// Of a line of the table: the mount's number, what it shows, and where. Fields 1, 3, 4 and 5, proc_pid_mountinfo(5).
+fn read_line(line: &[u8]) -> Option<(&[u8], Place, PathBuf)> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let (number, device) = (fields.next()?, fields.nth(1)?.to_owned());
+    let path = unescape(fields.next()?);
+    Some((number, Place { device, path }, unescape(fields.next()?)))
+}
+
+/// The mounts at and below a path, each with what it shows.
 ///
 /// # Errors
 /// When the table cannot be read.
-pub(crate) fn roots_below(path: &Path) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+pub(crate) fn places_below(path: &Path) -> io::Result<Vec<(PathBuf, Place)>> {
     let table = fs::read("/proc/self/mountinfo")?;
-    // Fields 4 and 5 of each line, proc_pid_mountinfo(5).
-    let both = table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ').skip(3);
-        Some((unescape(fields.next()?), unescape(fields.next()?)))
+    let all = table.split(|byte| *byte == b'\n').filter_map(read_line);
+    Ok(all.filter(|(_, _, point)| point.starts_with(path)).map(|(_, place, point)| (point, place)).collect())
+}
+
+/// Where a directory lies, through however many mounts and links it is reached.
+///
+/// # Errors
+/// When it is not there, or the table cannot be read.
+pub(crate) fn place_of(directory: &Path) -> io::Result<Place> {
+    let opened = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // Not by its device: subvolumes have devices of their own there, and the table the filesystem's.
+    let number = statx(&opened, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
+    let at = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()))?;
+    let table = fs::read("/proc/self/mountinfo")?;
+    let mut lines = table.split(|byte| *byte == b'\n').filter_map(read_line);
+    let found = lines.find(|(of, ..)| *of == number.as_bytes());
+    let found = found.and_then(|(_, Place { device, path }, point)| {
+        Some(Place { device, path: path.join(at.strip_prefix(&point).ok()?) })
     });
-    Ok(both.filter(|(_, point)| point.starts_with(path)).map(|(root, point)| (point, root)).collect())
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its mount is not seen"))
 }
 
 /// What may not be done in a tree that is shown to a pod, beside what never may.
@@ -286,6 +324,7 @@ pub(super) fn unescape(text: &[u8]) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -293,6 +332,31 @@ mod tests {
     fn mount_points_are_read_as_the_kernel_writes_them() {
         assert_eq!(unescape(br"/mnt/a\040b\134c\011"), Path::new("/mnt/a b\\c\t"));
         assert_eq!(unescape(br"/mnt/\9\"), Path::new(r"/mnt/\9\"));
+    }
+
+    #[test]
+    fn a_place_is_told_by_its_filesystem_and_the_way_in_it() {
+        let place = |line: &str| read_line(line.as_bytes()).map(|(_, place, _)| place).unwrap();
+        let pool = place("36 35 98:0 /disk/pool/stoker /mnt rw - ext4 /dev/x rw");
+        let below = |root: &str, device: &str| {
+            let line = format!("40 36 {device} {root} /pods/x rw,nosuid shared:1 - ext4 /dev/x rw");
+            place(&line).below(&pool).map(Path::to_owned)
+        };
+        assert_eq!(below("/disk/pool/stoker/caches/a\\040b", "98:0").as_deref(), Some(Path::new("caches/a b")));
+        for (root, device) in [
+            ("/stoker/caches/a", "98:0"),
+            ("/disk/pool/stoker.d/caches/a", "98:0"),
+            ("/disk/pool/stoker/caches/a", "98:1"),
+            ("/disk/pool/stoker/caches/a", "0:98"),
+        ] {
+            assert_eq!(below(root, device), None, "{device} {root}");
+        }
+        let here = tempfile::tempdir().unwrap();
+        fs::create_dir(here.path().join("own")).unwrap();
+        std::os::unix::fs::symlink("own", here.path().join("link")).unwrap();
+        let (above, by_link) = (place_of(here.path()).unwrap(), place_of(&here.path().join("link")).unwrap());
+        assert_eq!(by_link.below(&above), Some(Path::new("own")));
+        assert_eq!(place_of(&here.path().join("own")).unwrap(), by_link);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::disk::{io_reason, remove_unfinished};
 use super::space::Discard;
 use super::{Repositories, SnapshotPin};
 use crate::node::files;
+use crate::node::mount::{self, Place};
 
 /// Where such directories are, below the agent's directory of the pool.
 pub(crate) const SHELVES: &str = "mirrors";
@@ -70,6 +71,15 @@ impl Repositories {
         let made = prepare(&root, &shelf, classes).and_then(|()| lay_out(&shelf, &wanted, &self.shared.pool.discard));
         made.map_err(failed)?;
         Ok((shelf, Shelved { pins: wanted }))
+    }
+
+    /// Where the agent's directory of the pool lies.
+    ///
+    /// # Errors
+    /// When the pool is not there.
+    pub(crate) fn own_place(&self) -> Result<Place, Reason> {
+        let root = (self.shared.pool.root)()?;
+        mount::place_of(&root).map_err(|error| io_reason("mirrors", "looking at the pool", &error))
     }
 
     /// The directories that there are, by their names, with what they are of. One that does not say so is of nothing.

@@ -15,11 +15,11 @@ use super::attributes::{Asked, Of};
 use super::publish::{METHOD, blocking, tenant};
 use super::target::{OF_CSI, Target};
 use crate::access::{Caller, Role};
-use crate::node::mount::{self, Shown};
+use crate::node::mount::{self, Place, Shown};
 use crate::repository::{Classes, SHELVES, Shelved};
 use crate::rpc::behalf::Behalf;
 use crate::rpc::error::{bad, refusal};
-use crate::workspace::{ShownCache, below};
+use crate::workspace::ShownCache;
 
 /// How often it is looked at what is mounted, where nothing says that it changed.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -31,13 +31,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct ShownVolumes {
     /// The mirrors of each directory.
     shelved: BTreeMap<String, Shelved>,
-}
-
-/// What mounts of volumes show.
-#[derive(Default)]
-struct Seen {
-    caches: BTreeSet<ShownCache>,
-    shelves: BTreeSet<String>,
 }
 
 impl Volumes {
@@ -140,12 +133,12 @@ impl Volumes {
 
     async fn look_at_shown(&self) -> Result<(), Status> {
         let mut shown = self.inner.shown.lock().await;
-        let Seen { caches, shelves: mounted } = self.seen().await?;
-        self.tell_caches(caches);
+        self.tell_caches(self.held_caches().await?);
         let repositories = self.inner.rooms.repositories.clone();
         if !repositories.are_known() {
             return Ok(());
         }
+        let mounted = self.held_shelves().await?;
         let there = blocking(move || repositories.shelves().map_err(|reason| refusal(&reason))).await?;
         for (name, classes) in there {
             if mounted.contains(&name) {
@@ -160,10 +153,6 @@ impl Volumes {
         Ok(())
     }
 
-    async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
-        Ok(self.seen().await?.caches)
-    }
-
     fn tell_caches(&self, caches: BTreeSet<ShownCache>) {
         self.inner.rooms.shown_caches.send_if_modified(|before| {
             let differs = before.as_deref() != Some(&caches);
@@ -174,24 +163,36 @@ impl Volumes {
         });
     }
 
-    /// What is mounted for pods that are there.
-    async fn seen(&self) -> Result<Seen, Status> {
+    /// What is mounted for pods that are there. Only what lies where a pool is says something: what else is mounted may be
+    /// called as one likes.
+    async fn seen(&self) -> Result<Vec<Place>, Status> {
         let pods = self.inner.kubelet.join("pods");
         let below_pods = pods.clone();
         let mounts = blocking(move || {
-            mount::roots_below(&below_pods).map_err(|error| Status::internal(format!("mounts: {error}")))
+            mount::places_below(&below_pods)
+                .map_err(|error| Status::unavailable(format!("mounts: {error}; tried again")))
         });
-        let mut seen = Seen::default();
-        for (point, root) in mounts.await? {
-            if pod_of(&pods, &point).is_none_or(|uid| self.is_gone(&uid)) {
-                continue;
-            }
-            seen.caches.extend(ShownCache::shown_by(&root));
-            if let Some(name) = below(&root, SHELVES).and_then(|mut names| names.next()) {
-                seen.shelves.insert(name);
-            }
-        }
-        Ok(seen)
+        let is_there = |point: &Path| pod_of(&pods, point).is_some_and(|uid| !self.is_gone(&uid));
+        Ok(mounts.await?.into_iter().filter(|(point, _)| is_there(point)).map(|(_, place)| place).collect())
+    }
+
+    async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
+        let workspaces = self.inner.rooms.workspaces.clone();
+        let pool = blocking(move || workspaces.own_place().map_err(|reason| refusal(&reason))).await?;
+        let seen = self.seen().await?;
+        Ok(seen.iter().filter_map(|place| ShownCache::shown_by(place.below(&pool)?)).collect())
+    }
+
+    /// The directories of mirrors that are mounted.
+    async fn held_shelves(&self) -> Result<BTreeSet<String>, Status> {
+        let repositories = self.inner.rooms.repositories.clone();
+        let pool = blocking(move || repositories.own_place().map_err(|reason| refusal(&reason))).await?;
+        let seen = self.seen().await?;
+        let name = |place: &Place| {
+            let name = place.below(&pool)?.strip_prefix(SHELVES).ok()?.iter().next()?;
+            Some(name.to_string_lossy().into_owned())
+        };
+        Ok(seen.iter().filter_map(name).collect())
     }
 }
 

@@ -66,7 +66,6 @@ pub use begin::NotBegun;
 pub use checkouts::View as CheckoutsView;
 pub use method::{Chosen, Method};
 pub use quota::Quota;
-pub(crate) use shared::below;
 pub use shared::{ShownCache, ShownCaches};
 pub use submodules::Submodule;
 pub use trees::Manifest;

@@ -16,6 +16,7 @@ use stoker_core::reason::Reason;
 use super::caches::{self, Line};
 use super::disk::{blocking, directory, directory_at, unwritable};
 use super::{CACHES, Workspaces};
+use crate::node::mount::{self, Place};
 
 /// A cache that a volume shows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,10 +37,10 @@ impl ShownCache {
         Self { tenant: Component::of(&[tenant, trust]).as_str().to_owned(), key: key.map(str::to_owned) }
     }
 
-    /// By the directory of a filesystem that a mount shows; nothing where that is no cache of a pool.
+    /// By what a mount shows, below the agent's directory of the pool; nothing where that is no cache.
     #[must_use]
-    pub fn shown_by(root: &Path) -> Option<Self> {
-        let mut parts = below(root, CACHES)?;
+    pub fn shown_by(below: &Path) -> Option<Self> {
+        let mut parts = below.strip_prefix(CACHES).ok()?.iter().map(|name| name.to_string_lossy().into_owned());
         Some(Self { tenant: parts.next()?, key: parts.next() })
     }
 
@@ -61,14 +62,16 @@ impl ShownCache {
     }
 }
 
-/// What comes below a folder of the agent's in a pool, name by name, of a path that leads there.
-pub(crate) fn below(path: &Path, folder: &str) -> Option<impl Iterator<Item = String>> {
-    let names: Vec<String> = path.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-    let at = names.windows(2).position(|two| matches!(two, [own, of] if own == "stoker" && of == folder))?;
-    Some(names.into_iter().skip(at.saturating_add(2)))
-}
-
 impl Workspaces {
+    /// Where the agent's directory of the pool lies.
+    ///
+    /// # Errors
+    /// When the pool is not there.
+    pub(crate) fn own_place(&self) -> Result<Place, Reason> {
+        let root = self.inner.pools.usable(&self.inner.pool)?;
+        mount::place_of(&root).map_err(|error| unwritable(&root, &error))
+    }
+
     /// Where a cache that a volume shows is: the tenant's folder. Made as builds have it, with the key where one is named.
     ///
     /// # Errors
@@ -130,10 +133,10 @@ mod tests {
 
     #[test]
     fn a_mount_tells_which_cache_it_shows() {
-        let shown = |root: &str| ShownCache::shown_by(Path::new(root)).map(|shown| (shown.tenant, shown.key));
-        assert_eq!(shown("/stoker/caches/a-1"), Some(("a-1".to_owned(), None)));
-        assert_eq!(shown("/x/pool/stoker/caches/a-1/target"), Some(("a-1".to_owned(), Some("target".to_owned()))));
-        for other in ["/", "/stoker/caches", "/stoker/workspaces/1/src", "/caches/a-1"] {
+        let shown = |below: &str| ShownCache::shown_by(Path::new(below)).map(|shown| (shown.tenant, shown.key));
+        assert_eq!(shown("caches/a-1"), Some(("a-1".to_owned(), None)));
+        assert_eq!(shown("caches/a-1/target//deleted"), Some(("a-1".to_owned(), Some("target".to_owned()))));
+        for other in ["", "caches", "workspaces/1/src/caches/a-1", "stoker/caches/a-1"] {
             assert_eq!(shown(other), None, "{other}");
         }
     }

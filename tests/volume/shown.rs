@@ -160,6 +160,29 @@ async fn retention_takes_no_cache_from_under_a_pod() {
     world.nothing_is_left();
 }
 
+/// What a source calls its directories says nothing of anybody's cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_with_a_cache_s_name_holds_no_cache() {
+    needs_root!();
+    let world = World::new("caches: {limit: 1MiB}\n");
+    let (red, forger) = (world.pod_of("uid-a", "red"), world.pod("uid-b"));
+    world.publish(world.wanted(&red, &CACHE)).await.unwrap();
+    let tenants = world.pool().join("stoker/caches");
+    let folder = std::fs::read_dir(&tenants).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    let forged = format!("stoker/caches/{folder}/target");
+    world.repo.commit_file("main", &format!("{forged}/kept"), b"");
+    world.fill();
+    let sub_path = format!("src/{forged}");
+    let attributes = [world.main().as_slice(), &[("subPath", &sub_path)]].concat();
+    world.publish_at_last(&world.wanted(&forger, &attributes)).await;
+    assert!(forger.target.join("kept").is_file());
+    std::fs::write(red.target.join("large"), vec![1; 4 << 20]).unwrap();
+    world.unpublish(&red).await.unwrap();
+    wait::until(LIMIT * 2, "what is above the limit goes", || !tenants.join(&folder).join("target").exists());
+    world.unpublish(&forger).await.unwrap();
+    world.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_reads_the_mirrors_of_its_tenant_and_no_others() {
     needs_root!();
