@@ -43,7 +43,12 @@ impl Volumes {
         }
         if let Some(known) = coming.get_mut(volume) {
             known.of = of.map(str::to_owned);
-            return Ok(Some(known.since.elapsed()));
+            let since = known.since.elapsed();
+            // The lease that it had may have ended before it came.
+            if self.held_by(pod).is_empty() && !std::mem::replace(&mut known.waits, true) {
+                self.tell(&coming);
+            }
+            return Ok(Some(since));
         }
         // Of pods that went before their volumes came, and were never unpublished.
         let cluster = self.inner.rooms.kubernetes.view();
@@ -87,6 +92,14 @@ impl Volumes {
     pub(super) fn bound(&self, volume: &str) {
         let mut coming = lock(&self.inner.coming);
         if coming.get_mut(volume).is_some_and(|known| std::mem::take(&mut known.waits)) {
+            self.tell(&coming);
+        }
+    }
+
+    /// The lease that was admitted for it was given back: its pod waits again, if it does.
+    pub(super) fn waits_again(&self, volume: &str) {
+        let mut coming = lock(&self.inner.coming);
+        if coming.get_mut(volume).is_some_and(|known| !std::mem::replace(&mut known.waits, true)) {
             self.tell(&coming);
         }
     }

@@ -40,6 +40,7 @@ impl Volumes {
             }
             gone_is_gone(admission.release(lease.id.clone(), Outcome::Lost, None, None).await.map(drop))?;
         }
+        self.waits_again(volume);
         Ok(())
     }
 

@@ -59,6 +59,43 @@ async fn what_a_pod_that_waits_asks_for_is_not_free_for_others() {
     world.nothing_is_left();
 }
 
+/// What cannot be mounted gives its lease back, and its pod waits as before: what that asks for is not counted beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_mount_failed_is_not_in_its_own_way() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let pod = world.pod_that_asks("uid-a", json!({"cpu": "20"}));
+    for (sub_path, known) in [("nowhere", false), ("nowhere", true), ("src", true)] {
+        let attributes = [world.main().as_slice(), &[("subPath", sub_path)]].concat();
+        let request = world.wanted(&pod, &attributes);
+        if known {
+            // The view of the cluster counts it by now, unless it is known to wait.
+            wait::until(LIMIT, "others see it as taken", || {
+                world.evaluated("11").to_string().contains("NODE_REQUESTS")
+            });
+        }
+        if sub_path == "src" {
+            world.publish_at_last(&request).await;
+            continue;
+        }
+        let refused = async || match world.publish(request.clone()).await.unwrap_err() {
+            status if status.code() == Code::InvalidArgument => {
+                assert!(status.message().starts_with("subPath: "), "{status:?}");
+                true
+            }
+            status => {
+                assert!(!status.message().contains("NODE_REQUESTS"), "{status:?}");
+                false
+            }
+        };
+        wait::until_async(LIMIT, "it is refused for good", refused).await;
+        assert_eq!((world.leases(), world.tickets()), (Vec::new(), Vec::new()));
+    }
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_volume_with_a_lease_is_refused_by_name() {
     needs_root!();
