@@ -127,7 +127,7 @@ impl Volumes {
     /// A call to its end, also where the kubelet hangs up: what works on a disk then would go on, and no longer have its turn.
     async fn whole(&self, call: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
         let ended = self.inner.rooms.tasks.spawn(call).await;
-        ended.unwrap_or_else(|error| Err(Status::internal(format!("the call did not come to its end: {error}"))))
+        ended.unwrap_or_else(|error| Err(Status::unavailable(format!("the call did not come to its end: {error}"))))
     }
 
     /// Refuses to mount where no pod would see it.

@@ -316,11 +316,13 @@ pub(super) fn tenant(caller: &Caller, pod: &Pod, named: &str) -> Result<String, 
     })
 }
 
-/// Whether the next attempt may find what this one did not, without anybody changing anything.
+/// Whether the next attempt may find what this one did not, without anybody changing anything. These are the codes after
+/// which a kubelet takes it that something may have been done, and unpublishes when the pod goes; after any other
+/// it may not come again.
 fn comes_by_itself(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded | Code::Internal
+        Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled
     )
 }
 
@@ -352,12 +354,22 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+    done.unwrap_or_else(|error| Err(Status::unavailable(format!("{error}; tried again"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What passes is told by a code after which the kubelet comes again, or unpublishes.
+    #[tokio::test]
+    async fn what_passes_keeps_its_lease() {
+        let lost: Result<(), Status> = blocking(|| std::panic::resume_unwind(Box::new("lost"))).await;
+        assert!(lost.is_err_and(|status| status.code() == Code::Unavailable && comes_by_itself(&status)));
+        for code in [Code::Internal, Code::InvalidArgument, Code::FailedPrecondition, Code::NotFound, Code::DataLoss] {
+            assert!(!comes_by_itself(&Status::new(code, "")), "{code:?}");
+        }
+    }
 
     #[test]
     fn what_waits_is_told_with_place_and_figures() {

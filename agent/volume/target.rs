@@ -274,7 +274,7 @@ fn failed(error: io::Error) -> Status {
             let what = "the agent may not mount, or the kernel is too old for it (5.12): volumes need the profile full";
             Status::failed_precondition(format!("{FIELD}: {error}: {what}"))
         }
-        _ => Status::internal(format!("{FIELD}: {error}")),
+        _ => Status::unavailable(format!("{FIELD}: {error}; tried again")),
     }
 }
 
@@ -312,6 +312,15 @@ mod tests {
             assert!(refused.message().starts_with("target_path: "), "{wrong}: {}", refused.message());
         }
         assert!(Target::read(Path::new("/k"), &GOOD.replace("uid-1", "uid-2"), None).is_ok());
+    }
+
+    #[test]
+    fn what_a_disk_or_the_kernel_fails_with_may_pass() {
+        let code = |errno: Errno| failed(errno.into()).code();
+        for passing in [Errno::IO, Errno::NOSPC, Errno::NOMEM, Errno::BUSY] {
+            assert_eq!(code(passing), tonic::Code::Unavailable, "{passing:?}");
+        }
+        assert_eq!(code(Errno::PERM), tonic::Code::FailedPrecondition);
     }
 
     #[test]
