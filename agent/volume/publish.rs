@@ -293,6 +293,12 @@ fn may_write(of: &Of, read_only: bool) -> Result<(), Status> {
         Of::Mirrors { .. } if !read_only => {
             Err(bad("readOnly", "is not set, and mirrors are for reading; write `readOnly: true` into the csi volume"))
         }
+        // All of it: also the places that builds have to themselves.
+        Of::Cache { key: None, .. } if !read_only => {
+            let what = "is missing, and all of a cache is for reading; name one directory of it, or write \
+                        `readOnly: true` into the csi volume";
+            Err(bad("key", what))
+        }
         _ => Ok(()),
     }
 }

@@ -120,7 +120,8 @@ impl World {
 
     /// What the kubelet sends for a volume with these attributes.
     fn wanted(&self, pod: &Pod, attributes: &[(&str, &str)]) -> csi::NodePublishVolumeRequest {
-        let readonly = attributes.contains(&("kind", "mirrors"));
+        // Else they are refused.
+        let readonly = attributes.contains(&("kind", "mirrors")) || *attributes == [("kind", "cache")];
         csi::NodePublishVolumeRequest { readonly, ..pod.wants(attributes) }
     }
 

@@ -77,8 +77,7 @@ async fn pods_of_a_tenant_share_its_cache_with_its_builds() {
 
     // All of it, and for reading alone.
     world.unpublish(&other).await.unwrap();
-    let mut request = world.wanted(&other, &CACHE[..1]);
-    request.readonly = true;
+    let request = world.wanted(&other, &CACHE[..1]);
     world.publish(request.clone()).await.unwrap();
     assert_eq!(std::fs::read_to_string(other.target.join("target/output")).unwrap(), "written\n");
     let refused = std::fs::write(other.target.join("target/output"), "").unwrap_err();
@@ -300,11 +299,14 @@ async fn caches_and_mirrors_are_for_who_proves_itself_too() {
         std::fs::remove_file(&pod.target).unwrap();
     }
     // A runtime that is not told to mount it read-only would make it writable.
-    let written = csi::NodePublishVolumeRequest { readonly: false, ..world.wanted(&pod, &MIRRORS) };
-    let refused = world.publish(written).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
-    for told in ["readOnly: ", "`readOnly: true` into the csi volume"] {
-        assert!(refused.message().contains(told), "{told}: {}", refused.message());
+    // And all of a cache has the places of running builds.
+    for (attributes, field) in [(MIRRORS.as_slice(), "readOnly: "), (&CACHE[..1], "key: ")] {
+        let written = csi::NodePublishVolumeRequest { readonly: false, ..world.wanted(&pod, attributes) };
+        let refused = world.publish(written).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        for told in [field, "`readOnly: true` into the csi volume"] {
+            assert!(refused.message().contains(told), "{told}: {}", refused.message());
+        }
     }
     let others = [CACHE.as_slice(), &[("trust", "secret")]].concat();
     let refused = world.publish(world.wanted(&pod, &others)).await.unwrap_err();
