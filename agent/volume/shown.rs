@@ -103,12 +103,14 @@ impl Volumes {
         blocking(move || repositories.shelve(&classes).map_err(|reason| refusal(&reason))).await
     }
 
-    /// Unmounts a volume of any kind.
-    pub(super) async fn hide(&self, target: Target) -> Result<(), Status> {
-        blocking(move || target.unmount()).await?;
+    /// A volume of any kind was unmounted. What it showed stays held where that cannot be looked at now: it is looked at
+    /// again.
+    pub(super) async fn look_after_unmounting(&self) {
         let _shown = self.inner.shown.lock().await;
-        self.tell_caches(self.held_caches().await?);
-        Ok(())
+        match self.held_caches().await {
+            Ok(held) => self.tell_caches(held),
+            Err(status) => tracing::warn!(why = status.message(), "what volumes show is not up to date; tried again"),
+        }
     }
 
     /// Keeps what is mounted held, and mirrors up to date, until the agent stops.

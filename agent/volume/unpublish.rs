@@ -8,6 +8,7 @@ use stoker_core::sizing::Outcome;
 use tonic::Status;
 
 use super::Volumes;
+use super::publish::blocking;
 use super::target::Target;
 use crate::admission::WriterError;
 
@@ -19,9 +20,11 @@ impl Volumes {
     pub(super) async fn unpublish(&self, volume: &str, target_path: &str) -> Result<(), Status> {
         let target = Target::read(&self.inner.kubelet, target_path, None)?;
         let _turn = self.turn(volume)?;
-        self.hide(target).await?;
+        blocking(move || target.unmount()).await?;
         self.came(volume);
-        self.give_back(volume, Some(TOLD_WITHIN)).await
+        let given_back = self.give_back(volume, Some(TOLD_WITHIN)).await;
+        self.look_after_unmounting().await;
+        given_back
     }
 
     /// Ends the lease that was admitted for a volume, and gives up its place in the queue. `told_within`: so long somebody

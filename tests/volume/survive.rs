@@ -101,3 +101,20 @@ async fn after_a_reboot_a_volume_is_published_again() {
     world.unpublish(&pod).await.unwrap();
     world.nothing_is_left();
 }
+
+/// Whether or not what volumes show can be looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_with_its_volume_while_the_pool_is_away() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let pod = world.pod("uid-a");
+    world.publish_at_last(&world.wanted(&pod, &world.main())).await;
+    assert_eq!(world.leases().len(), 1);
+    let away = world.pool().with_file_name("away");
+    std::fs::rename(world.pool(), &away).unwrap();
+    world.unpublish(&pod).await.unwrap();
+    assert_eq!((world.leases(), world.tickets()), (Vec::new(), Vec::new()));
+    std::fs::rename(&away, world.pool()).unwrap();
+    world.nothing_is_left();
+}
