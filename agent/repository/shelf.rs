@@ -146,25 +146,35 @@ fn prepare(root: &Path, shelf: &Path, classes: &Classes) -> io::Result<()> {
     directory(&shelf.join(AT))
 }
 
-/// Brings a directory up to date: first what is new, then what is no more.
+/// Brings a directory up to date: first what was taken away goes, at once, then what is new comes, each mirror by itself, and
+/// at last what is old goes. What cannot be made is tried again the next time; what cannot be taken away is an error.
 fn lay_out(shelf: &Path, wanted: &BTreeMap<PathBuf, SnapshotPin>, discard: &Discard) -> io::Result<()> {
+    let named: BTreeMap<String, &str> =
+        wanted.values().map(|pin| (pin.url().folder().as_str().to_owned(), pin.name())).collect();
+    let taken_away = take_away(shelf, wanted, &named, discard);
     for (place, pin) in wanted {
-        let at = PathBuf::from(AT).join(pin.url().folder().as_str());
-        directory(&shelf.join(&at))?;
-        let copy = at.join(pin.name());
-        if !shelf.join(&copy).exists() {
-            let unfinished = shelf.join(&at).join(".tmp");
-            remove_unfinished(&unfinished)?;
-            share(pin.path(), &unfinished)?;
-            fs::rename(&unfinished, shelf.join(&copy))?;
-        }
-        if let Err(error) = turn(shelf, place, &copy) {
-            // A repository within what is another's name.
-            tracing::warn!(%error, mirror = %place.display(), "a mirror cannot be shown by its name");
+        if let Err(error) = show(shelf, place, pin) {
+            tracing::warn!(%error, mirror = %place.display(), "a mirror cannot be shown as it is; tried again");
         }
     }
+    for (folder, current) in &named {
+        if let Err(error) = clear(&shelf.join(AT).join(folder), current, discard) {
+            tracing::warn!(%error, folder, "old copies of a mirror are still there; tried again");
+        }
+    }
+    taken_away
+}
+
+/// Removes all that is not wanted. The first error is told, and keeps nothing else.
+fn take_away(
+    shelf: &Path,
+    wanted: &BTreeMap<PathBuf, SnapshotPin>,
+    named: &BTreeMap<String, &str>,
+    discard: &Discard,
+) -> io::Result<()> {
+    let mut ended = Ok(());
     for link in links(shelf)?.into_iter().filter(|link| !wanted.contains_key(link)) {
-        fs::remove_file(shelf.join(&link))?;
+        ended = ended.and(fs::remove_file(shelf.join(&link)));
         // What it lay in, as far as nothing else does.
         for above in link.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty()) {
             if fs::remove_dir(shelf.join(above)).is_err() {
@@ -172,27 +182,39 @@ fn lay_out(shelf: &Path, wanted: &BTreeMap<PathBuf, SnapshotPin>, discard: &Disc
             }
         }
     }
-    let named: BTreeMap<String, &str> =
-        wanted.values().map(|pin| (pin.url().folder().as_str().to_owned(), pin.name())).collect();
     for folder in fs::read_dir(shelf.join(AT))? {
         let folder = folder?;
-        let current = folder.file_name().to_str().and_then(|name| named.get(name)).copied();
-        let is_over = match current {
-            // Nobody finds the others since this one is there.
-            Some(current) => age(&folder.path().join(current)) >= KEPT_FOR,
-            None => age(&folder.path()) >= KEPT_FOR,
-        };
-        if !is_over {
-            continue;
+        if folder.file_name().to_str().is_none_or(|name| !named.contains_key(name)) {
+            ended = ended.and(discard(folder.path()));
         }
-        for copy in fs::read_dir(folder.path())? {
-            let copy = copy?;
-            if copy.file_name().to_str() != current {
-                discard(copy.path())?;
-            }
-        }
-        if current.is_none() {
-            fs::remove_dir(folder.path())?;
+    }
+    ended
+}
+
+/// Lets a name lead to the copy of a snapshot, which is made where it is not there yet.
+fn show(shelf: &Path, place: &Path, pin: &SnapshotPin) -> io::Result<()> {
+    let at = PathBuf::from(AT).join(pin.url().folder().as_str());
+    directory(&shelf.join(&at))?;
+    let copy = at.join(pin.name());
+    if !shelf.join(&copy).exists() {
+        let unfinished = shelf.join(&at).join(".tmp");
+        remove_unfinished(&unfinished)?;
+        share(pin.path(), &unfinished)?;
+        fs::rename(&unfinished, shelf.join(&copy))?;
+    }
+    // Where it fails: a repository within what is another's name.
+    turn(shelf, place, &copy)
+}
+
+/// Removes older copies of a mirror, once nobody has found them for [`KEPT_FOR`].
+fn clear(folder: &Path, current: &str, discard: &Discard) -> io::Result<()> {
+    if age(&folder.join(current)) < KEPT_FOR {
+        return Ok(());
+    }
+    for copy in fs::read_dir(folder)? {
+        let copy = copy?;
+        if copy.file_name().to_str() != Some(current) {
+            discard(copy.path())?;
         }
     }
     Ok(())

@@ -88,6 +88,10 @@ impl Volumes {
     }
 
     async fn show_mirrors(&self, classes: Classes, target: Target) -> Result<(), Status> {
+        // What others have of a directory would be taken away from them.
+        if !self.inner.rooms.repositories.are_known() {
+            return Err(Status::unavailable("the mirrors that there are are being looked at; tried again"));
+        }
         let mut shown = self.inner.shown.lock().await;
         let looked = target.clone();
         blocking(move || looked.look()).await?;
@@ -142,17 +146,20 @@ impl Volumes {
         }
         let mounted = self.held_shelves().await?;
         let there = blocking(move || repositories.shelves().map_err(|reason| refusal(&reason))).await?;
+        let mut ended = Ok(());
         for (name, classes) in there {
+            // One keeps no other from being laid out.
             if mounted.contains(&name) {
-                let (_, shelved) = self.shelve(classes).await?;
-                shown.shelved.insert(name, shelved);
+                let shelved = self.shelve(classes).await;
+                ended = ended.and(shelved.map(|(_, shelved)| drop(shown.shelved.insert(name, shelved))));
                 continue;
             }
             shown.shelved.remove(&name);
             let repositories = self.inner.rooms.repositories.clone();
-            blocking(move || repositories.unshelve(&name).map_err(|reason| refusal(&reason))).await?;
+            let gone = blocking(move || repositories.unshelve(&name).map_err(|reason| refusal(&reason))).await;
+            ended = ended.and(gone);
         }
-        Ok(())
+        ended
     }
 
     fn tell_caches(&self, caches: BTreeSet<ShownCache>) {

@@ -238,6 +238,37 @@ async fn a_pod_reads_the_mirrors_of_its_tenant_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_cannot_be_laid_out_keeps_no_other() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let repo = TestRepo::standard();
+    let first = world.upstream.host("a-first.git", &repo);
+    world.agent.stoker().run(["repo", "add", &first]).expect_code(0);
+    let pod = world.pod("uid-a");
+    world.publish(world.wanted(&pod, &MIRRORS)).await.unwrap();
+    let (first_mirror, mirror) = (pod.target.join(named(&first)), pod.target.join(named(&world.url)));
+    wait::until(LIMIT, "both are there", || first_mirror.join("HEAD").exists() && mirror.join("HEAD").exists());
+    assert!(named(&first) < named(&world.url), "it is laid out before the other");
+    // Nothing can be made where its copies are.
+    let copies = std::fs::canonicalize(&first_mirror).unwrap().parent().unwrap().to_owned();
+    let copies = world.shelves()[0].join(copies.strip_prefix(&pod.target).unwrap());
+    let sealed = |flag: &str| assert!(Command::new("chattr").arg(flag).arg(&copies).status().unwrap().success());
+    sealed("+i");
+    let head = |at: &Path| git_out(at, &["-c", "safe.directory=*", "rev-parse", "main"]);
+    let (before, of_first) = (head(&first_mirror), repo.commit_file("main", "new", b"1"));
+    world.agent.stoker().run(["repo", "refresh", &first]).expect_code(0);
+    let commit = world.repo.commit_file("main", "new", b"1");
+    world.refresh();
+    wait::until(LIMIT, "the pod sees the other", || head(&mirror) == commit);
+    assert_eq!(head(&first_mirror), before);
+    sealed("-i");
+    wait::until(LIMIT, "and then this one", || head(&first_mirror) == of_first);
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mirrors_are_held_for_pods_that_are_there() {
     needs_root!();
     let mut world = World::new("");
@@ -251,6 +282,8 @@ async fn mirrors_are_held_for_pods_that_are_there() {
     let mirror = pod.target.join(named(&world.url));
     world.agent.stoker().run(["repo", "remove", &world.url]).expect_code(0);
     wait::until(LIMIT, "it is not there any more", || !mirror.exists());
+    let copies = || std::fs::read_dir(pod.target.join(".at")).unwrap().count();
+    wait::until(LIMIT, "nor are its copies, by whatever name", || copies() == 0);
     world.fill();
     wait::until(LIMIT, "it is there again", || mirror.join("HEAD").exists());
     // A pod that is gone holds nothing, though nobody unmounted for it.
