@@ -9,7 +9,8 @@
 //! under a request id made of the volume's, and what is mounted in the kernel's table. So a restart finds all of it.
 //!
 //! `attributes` reads what is asked for, `carried` finds the lease that a pod has already, `coming`
-//! knows the volumes that pods wait for, `publish` and `unpublish` do it,
+//! knows the volumes that pods wait for, `made` looks at what was made before,
+//! `publish` and `unpublish` do it,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
 //! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants, and mirrors.
 
@@ -17,6 +18,7 @@ mod attributes;
 mod carried;
 mod coming;
 mod identity;
+mod made;
 mod node;
 mod publish;
 mod registration;

@@ -14,7 +14,7 @@ use tonic_types::StatusExt as _;
 
 use super::attributes::{self, Asked, Of, Pod};
 use super::target::{Found, Target};
-use super::{Volumes, prefix};
+use super::{Volumes, made, prefix};
 use crate::access::{Caller, Peer, Role};
 use crate::admission::new_id;
 use crate::node::mount::Shown;
@@ -142,14 +142,13 @@ impl Volumes {
             self_contained: true,
             ..Default::default()
         };
-        let workspace = match behalf.prepare(order, PREPARE_WITHIN).await? {
+        let workspace = match behalf.prepare(order.clone(), PREPARE_WITHIN).await? {
             Ok(workspace) => workspace,
             Err(far) => return Err(on_its_way(lease, &far)),
         };
-        if known.own_users && workspace.method() == v1::Method::Overlay {
-            let what = "is an overlay, made before: a pod with `hostUsers: false` cannot have that; delete it";
-            return Err(Status::failed_precondition(format!("the workspace of lease {lease} {what}")));
-        }
+        let made = self.inner.rooms.workspaces.get(&workspace.id);
+        let made = made.ok_or_else(|| Status::unavailable("the workspace went meanwhile; tried again"))?;
+        made::fits(&made, &order, known)?;
         let home = Path::new(&workspace.src).parent().map(Path::to_owned);
         let home = home.ok_or_else(|| Status::internal(format!("the workspace of lease {lease} has no directory")))?;
         let sub_path: PathBuf = asked.sub_path.clone();

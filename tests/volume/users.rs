@@ -204,3 +204,39 @@ async fn an_overlay_made_before_is_refused_to_a_pod_in_a_user_namespace() {
     world.agent.stoker().run(["lease", "release", &lease, "--outcome", "succeeded"]).expect_code(0);
     world.nothing_is_left();
 }
+
+/// Nor is what a pod could not use, or what has less than its volume asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_made_before_is_as_its_volume_needs_it() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let lease = world.admit("builds");
+    let own = ["--self-contained"];
+    let (of_another, of_a_group) = (["--self-contained", "--user", "7"], ["--self-contained", "--group", "7"]);
+    let pod = world.pod_like("uid-a", |pod| {
+        pod["spec"]["securityContext"] = json!({"runAsUser": 1000, "runAsGroup": 1000});
+    });
+    let fits = ["--self-contained", "--user", "1000", "--group", "1000"];
+    for (made, attributes, told) in [
+        (own.as_slice(), [].as_slice(), "belongs to user 0"),
+        (&of_another, &[("user", "0")], "belongs to user 7"),
+        (&of_a_group, &[("user", "0")], "belongs to group 7"),
+        (&fits[1..], &[], "not self-contained"),
+        (&fits, &[("submodules", "true")], "`submodules`"),
+        (&fits, &[("lfs", "true")], "`lfs`"),
+    ] {
+        world.agent.stoker().run(["workspace", "prepare", "--lease", &lease].iter().chain(made)).expect_code(0);
+        let request = world.wanted(&pod, &[&[("lease", lease.as_str())], attributes].concat());
+        let refused = world.publish(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{told}: {refused:?}");
+        assert!(refused.message().contains(told) && refused.message().ends_with("delete it"), "{refused:?}");
+        assert!(!pod.target.exists());
+        world.agent.stoker().run(["workspace", "delete", &lease]).expect_code(0);
+    }
+    world.agent.stoker().run(["workspace", "prepare", "--lease", &lease].iter().chain(&fits)).expect_code(0);
+    world.publish(world.wanted(&pod, &[("lease", &lease)])).await.unwrap();
+    world.unpublish(&pod).await.unwrap();
+    world.agent.stoker().run(["lease", "release", &lease, "--outcome", "succeeded"]).expect_code(0);
+    world.nothing_is_left();
+}
