@@ -13,7 +13,7 @@ use tonic::Status;
 use super::Volumes;
 use super::attributes::{Asked, Of};
 use super::publish::{METHOD, blocking, tenant};
-use super::target::{OF_CSI, Target};
+use super::target::{Found, OF_CSI, Target};
 use crate::access::{Caller, Role};
 use crate::node::mount::{self, Place, Shown};
 use crate::repository::{Classes, SHELVES, Shelved};
@@ -70,21 +70,32 @@ impl Volumes {
     async fn show_cache(&self, cache: ShownCache, target: Target, read_only: bool) -> Result<(), Status> {
         let shown = self.inner.shown.lock().await;
         let looked = target.clone();
-        blocking(move || looked.look()).await?;
-        // Held before it is made: retention looks at this before it takes anything.
+        let found = blocking(move || looked.look()).await?;
+        // Held before it is made: retention looks at this before it takes anything, and builds before they begin.
         let mut held = self.held_caches().await?;
         held.insert(cache.clone());
         self.tell_caches(held);
-        let folder = self.inner.rooms.workspaces.cache(cache.clone(), !read_only).await;
-        let folder = folder.map_err(|reason| refusal(&reason))?;
-        let key = PathBuf::from(cache.key.unwrap_or_default());
-        let how = Shown { read_only, ..Shown::default() };
-        let mounted = blocking(move || target.mount(&folder, &key, how)).await;
+        let workspaces = &self.inner.rooms.workspaces;
+        let mounted = if !read_only && found == Found::Free && workspaces.has_builds(&cache) {
+            let what =
+                "a build has this directory of the cache, and trusts what is in it; tried again until it has ended";
+            Err(Status::unavailable(format!("key: {what}")))
+        } else {
+            self.mount_cache(cache, target, read_only).await
+        };
         if mounted.is_err() {
             self.tell_caches(self.held_caches().await?);
         }
         drop(shown);
         mounted
+    }
+
+    async fn mount_cache(&self, cache: ShownCache, target: Target, read_only: bool) -> Result<(), Status> {
+        let folder = self.inner.rooms.workspaces.cache(cache.clone(), !read_only).await;
+        let folder = folder.map_err(|reason| refusal(&reason))?;
+        let key = PathBuf::from(cache.key.unwrap_or_default());
+        let how = Shown { read_only, ..Shown::default() };
+        blocking(move || target.mount(&folder, &key, how)).await
     }
 
     async fn show_mirrors(&self, classes: Classes, target: Target) -> Result<(), Status> {

@@ -28,8 +28,9 @@ impl Workspaces {
     /// Begins to prepare, or attaches to what is under way or there already.
     ///
     /// # Errors
-    /// When the id is another's, the pool is not ready or there are too many.
+    /// When the id is another's, the pool is not ready, there are too many, or it is not known what volumes show of caches.
     pub async fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, NotBegun> {
+        self.known_shown().await?;
         let (room, id) = (self.clone(), order.id.clone());
         // It looks at the disk, which may not answer.
         let begun = tokio::task::spawn_blocking(move || room.begin(order)).await;

@@ -7,16 +7,20 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use stoker_core::identity::{CommitId, Component};
-use stoker_core::reason::Reason;
+use stoker_core::reason::{Code, Reason};
 
 use super::caches::{self, Line};
 use super::disk::{blocking, directory, directory_at, unwritable};
-use super::{CACHES, Workspaces};
+use super::{CACHES, Preparing, Workspaces};
 use crate::node::mount::{self, Place};
+
+/// So long a build that begins waits for the first look at what volumes show.
+const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// A cache that a volume shows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +97,32 @@ impl Workspaces {
     fn disturb(&self, root: &Path, shown: &ShownCache) -> io::Result<()> {
         let _one = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
         caches::disturb(root, &shown.tenant, shown.key.as_deref())
+    }
+
+    /// Whether a build has this directory of the cache, in the place that volumes show. Asked once it is told that a volume
+    /// shows it: builds that begin from then on get another place.
+    #[must_use]
+    pub fn has_builds(&self, shown: &ShownCache) -> bool {
+        let has = |line: &Line| {
+            line.tenant == shown.tenant
+                && line.slot == 1
+                && shown.key.as_ref().map_or(!line.keys.is_empty(), |key| line.keys.contains(key))
+        };
+        let entries = self.entries();
+        let mut live = entries.values().filter(|entry| !matches!(*entry.stage.borrow(), Preparing::Failed(_)));
+        live.any(|entry| has(&entry.line))
+    }
+
+    /// Waits until it is known what volumes show: what was mounted before the agent began is told after its first look.
+    pub(super) async fn known_shown(&self) -> Result<(), Reason> {
+        let mut shown = self.inner.shown.clone();
+        match tokio::time::timeout(SHOWN_WITHIN, shown.wait_for(Option::is_some)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => {
+                let message = "which caches volumes show is being looked at; ask again";
+                Err(Reason::new(Code::PoolNotReady, &self.inner.pool, message))
+            }
+        }
     }
 
     /// What volumes show.

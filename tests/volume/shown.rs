@@ -127,6 +127,23 @@ async fn a_build_beside_a_volume_has_a_place_of_its_own() {
     let (after, young) = slot().await;
     assert_eq!(after, alone);
     assert!(young > old, "all files are younger than what the volume may have left: {young} and {old}");
+
+    // Where the build was there first, who would write waits, and who reads does not.
+    world.publish_at_last(&world.wanted(&build, &attributes)).await;
+    let request = world.wanted(&pod, &CACHE);
+    let refused = world.publish(request.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.message().starts_with("key: a build has this directory"), "{}", refused.message());
+    assert!(!pod.target.is_dir() || mounts_below(&pod.target).is_empty());
+    let reads = csi::NodePublishVolumeRequest { readonly: true, ..request.clone() };
+    world.publish(reads).await.unwrap();
+    world.unpublish(&pod).await.unwrap();
+    world.publish(world.wanted(&pod, &[CACHE[0], ("key", "other")])).await.unwrap();
+    world.unpublish(&pod).await.unwrap();
+    world.unpublish(&build).await.unwrap();
+    world.publish_at_last(&request).await;
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
 }
 
 #[tokio::test(flavor = "multi_thread")]
