@@ -113,8 +113,10 @@ async fn a_lease_ends_with_its_volume_while_the_pool_is_away() {
     assert_eq!(world.leases().len(), 1);
     let away = world.pool().with_file_name("away");
     std::fs::rename(world.pool(), &away).unwrap();
+    std::fs::write(world.pool(), "no directory").unwrap();
     world.unpublish(&pod).await.unwrap();
     assert_eq!((world.leases(), world.tickets()), (Vec::new(), Vec::new()));
+    std::fs::remove_file(world.pool()).unwrap();
     std::fs::rename(&away, world.pool()).unwrap();
     world.nothing_is_left();
 }
