@@ -1,7 +1,8 @@
 //! The way to an agent.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use stoker_proto::v1::admission_service_client::AdmissionServiceClient;
@@ -28,9 +29,38 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(10);
 /// The most bytes of a file that says who asks.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// So often the file of a token is read again: its issuer writes it anew before it ends, and connections last longer.
+const TOKEN_EVERY: Duration = Duration::from_secs(60);
+
 /// Says with each call who asks, where that is a token.
 #[derive(Clone, Default)]
-pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+pub(crate) struct Bearer(Option<Arc<Mutex<Token>>>);
+
+/// A token, from its file.
+struct Token {
+    file: PathBuf,
+    value: MetadataValue<Ascii>,
+    read: Instant,
+    every: Duration,
+}
+
+impl Token {
+    fn of(file: &Path, every: Duration) -> anyhow::Result<Self> {
+        Ok(Self { file: file.to_owned(), value: token(file)?, read: Instant::now(), every })
+    }
+
+    /// As the file has it, or had it where it cannot be read now.
+    fn value(&mut self) -> MetadataValue<Ascii> {
+        if self.read.elapsed() >= self.every {
+            self.read = Instant::now();
+            match token(&self.file) {
+                Ok(value) => self.value = value,
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the token before is used"),
+            }
+        }
+        self.value.clone()
+    }
+}
 
 impl std::fmt::Debug for Bearer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -40,8 +70,9 @@ impl std::fmt::Debug for Bearer {
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
+        if let Some(token) = &self.0 {
+            let value = token.lock().unwrap_or_else(PoisonError::into_inner).value();
+            request.metadata_mut().insert("authorization", value);
         }
         Ok(request)
     }
@@ -116,14 +147,18 @@ impl Client {
     }
 }
 
-/// The token of the file, which its issuer writes anew before it ends.
+/// Who asks, by the file of a token where one is named.
 fn bearer(common: &Common) -> anyhow::Result<Bearer> {
     let Some(path) = named(&common.token_file) else { return Ok(Bearer::default()) };
+    Ok(Bearer(Some(Arc::new(Mutex::new(Token::of(path, TOKEN_EVERY)?)))))
+}
+
+fn token(path: &Path) -> anyhow::Result<MetadataValue<Ascii>> {
     let text = String::from_utf8(read("--token-file", path)?).ok();
     let value = text.and_then(|text| format!("Bearer {}", text.trim()).parse::<MetadataValue<Ascii>>().ok());
     let mut value = value.with_context(|| format!("--token-file {}: holds no token", path.display()))?;
     value.set_sensitive(true);
-    Ok(Bearer(Some(value)))
+    Ok(value)
 }
 
 /// How an address is spoken to: by TLS where somebody vouches for it. What says who asks goes nowhere else in the clear.
@@ -196,4 +231,30 @@ pub(crate) fn words(status: &Status) -> String {
 /// The exit code of a refusal: a malformed field is wrong usage.
 pub(crate) fn code(status: &Status) -> u8 {
     if status.code() == tonic::Code::InvalidArgument { USAGE } else { ERROR }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_was_written_anew_is_said_on_the_same_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let says = |bearer: &mut Bearer| {
+            let request = bearer.call(Request::new(())).unwrap();
+            request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned()
+        };
+        let bearer = |every: Duration| Bearer(Some(Arc::new(Mutex::new(Token::of(&file, every).unwrap()))));
+        std::fs::write(&file, "first\n").unwrap();
+        let (mut now, mut later) = (bearer(Duration::ZERO), bearer(TOKEN_EVERY));
+        let mut way = now.clone();
+        assert_eq!((says(&mut now), says(&mut later)), ("Bearer first".into(), "Bearer first".into()));
+        std::fs::write(&file, "second").unwrap();
+        assert_eq!((says(&mut way), says(&mut later)), ("Bearer second".into(), "Bearer first".into()));
+        // One that is just being written says nothing: the one before may still do.
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(says(&mut now), "Bearer second");
+    }
 }

@@ -9,21 +9,21 @@ use kube::{Api, Client as Kube};
 use serde_json::{Value, json};
 use stoker_core::cluster::LEASE;
 use stoker_core::placement::Intent;
-use stoker_core::placement::intent::BIND_WITHIN;
-use stoker_proto::v1::{self, admit_response::Decision};
-use tonic::{Code, Request, Status};
+use stoker_proto::v1;
+use tonic::Request;
 
 use super::PLACEMENT;
+use super::answer::{self, Kept, Refusal, Said, release};
 use super::elect::{Leading, within};
 use super::patch::{freed, other_gates};
 use super::pod::{Asks, Pod};
-use crate::cli::client::{Client, reason_word, words};
+use crate::cli::client::Client;
 use crate::kubernetes;
 
 /// What asking a node may take: it may have to fetch the commit first.
 const ADMIT_WITHIN: Duration = Duration::from_secs(30);
-/// For what it answers from its journal.
-const SOON: Duration = Duration::from_secs(10);
+/// To let a pod go, where others write on it or the API server does not answer.
+const LET_GO_WITHIN: Duration = Duration::from_secs(60);
 /// Attempts to write on a pod that others write on.
 const WRITES_MAX: usize = 6;
 const AGAIN: Duration = Duration::from_millis(500);
@@ -37,28 +37,14 @@ pub(super) enum Done {
     Refused(Box<Refusal>),
     /// Nobody knows whether the node granted it: the same node is asked again.
     Unknown(String),
+    /// The node granted it, and that could not be written: the same node is asked again.
+    Held(String),
+    /// Nobody was asked: that could not be written.
+    Unwritten(String),
     /// Others wrote on it, or it is gone; what was granted is given back.
     Changed,
     /// An operator let it go.
     Skipped(Box<Pod>),
-}
-
-/// Why a node did not take a pod.
-#[derive(Debug, Default)]
-pub(super) struct Refusal {
-    /// Which attempt it was.
-    pub(super) attempt: u32,
-    pub(super) reasons: Vec<v1::Reason>,
-    /// In words, where there are no reasons.
-    pub(super) words: String,
-    /// Not before.
-    pub(super) retry_after: Duration,
-    /// It is about the node's room, and so about all that are as large.
-    pub(super) room: bool,
-    /// It is about what is asked for, not about when.
-    pub(super) never: bool,
-    /// The pod as it was written before the node was asked.
-    pub(super) seen: Option<Box<Pod>>,
 }
 
 /// Who acts.
@@ -73,64 +59,56 @@ impl Actor {
         Api::namespaced(self.kube.clone(), &pod.namespace)
     }
 
-    /// Asks a node for a pod, and writes on it what it got.
-    pub(super) async fn place(&self, pod: Pod, asks: Asks, node: String, attempt: u32, client: Client) -> Done {
-        let intent = Intent { node, attempt, at: crate::node::now() };
-        let note = json!({"metadata": {"annotations": {PLACEMENT: intent.to_string()}}});
-        let written = match self.write(&pod, note, |found| found.intent == pod.intent).await {
+    /// Asks a node for a pod, and writes on it what it got. `held`: the lease by this name, where the node told of one.
+    pub(super) async fn place(
+        &self,
+        pod: Pod,
+        asks: Asks,
+        asked: Intent,
+        held: Option<String>,
+        client: Client,
+    ) -> Done {
+        let first = !pod.intent.as_ref().is_some_and(|known| known.is(&asked));
+        let written = if first {
+            let note = json!({"metadata": {"annotations": {PLACEMENT: asked.to_string()}}});
+            self.write(&pod, note, |found| same(found.intent.as_ref(), pod.intent.as_ref())).await
+        } else {
+            // What was written then stands, with the time of then.
+            self.read(&pod, &asked).await
+        };
+        let written = match written {
             Written::Yes(written) => *written,
             Written::Other => return Done::Changed,
-            Written::Failed(why) => return Done::Unknown(why),
+            Written::Failed(why) => return Done::Unwritten(why),
         };
-        let mut done = self.ask(&pod, &asks, &intent, written.clone(), &client).await;
-        if let Done::Refused(refusal) = &mut done {
-            refusal.seen = Pod::of(&written).map(Box::new);
-        }
-        done
-    }
-
-    /// Asks the node that the intent names.
-    async fn ask(&self, pod: &Pod, asks: &Asks, intent: &Intent, written: core::Pod, client: &Client) -> Done {
-        let attempt = intent.attempt;
         if !self.leading.is_on() {
             return Done::Changed;
         }
-        let order = order(pod, asks, intent);
-        let mut request = Request::new(order);
+        let mut request = Request::new(answer::order(&pod, &asks, &asked));
         request.set_timeout(ADMIT_WITHIN);
-        let answer = client.admission().admit(request).await.map(|answer| answer.into_inner().decision);
-        let lease = match answer {
-            Ok(Some(Decision::Granted(lease))) => match lease.state() {
-                v1::LeaseState::Reserved | v1::LeaseState::Bound => lease,
-                state => {
-                    let words = format!("its lease was {} before it came", state.as_str_name());
-                    return Done::Refused(Box::new(Refusal { attempt, words, ..Refusal::default() }));
+        let said = client.admission().admit(request).await.map(tonic::Response::into_inner);
+        let mut refusal = match (answer::said(said, asked.attempt, first), held) {
+            (Said::Granted(lease), _) => match answer::faulty(&lease, &asked.request_id(&pod.uid)) {
+                None => return self.let_go(&pod, &asked, written, &lease, &client).await,
+                Some(words) => {
+                    if lease.request_id == asked.request_id(&pod.uid) {
+                        release(&client, &lease.id).await;
+                    }
+                    Box::new(Refusal { attempt: asked.attempt, words, faulty: true, ..Refusal::default() })
                 }
             },
-            Ok(Some(Decision::Waiting(waiting))) => {
-                let after = waiting.retry_after.and_then(|span| u64::try_from(span.seconds).ok()).unwrap_or(5);
-                return Done::Refused(Box::new(Refusal {
-                    attempt,
-                    room: !waiting.reasons.iter().any(of_the_tenant),
-                    reasons: waiting.reasons,
-                    retry_after: Duration::from_secs(after.min(30)),
-                    ..Refusal::default()
-                }));
+            (Said::Refused(refusal), _) => refusal,
+            (Said::Unknown(why), _) | (Said::Conflict(why), None) => return Done::Unknown(why),
+            (Said::Conflict(why), Some(lease)) => {
+                if !release(&client, &lease).await {
+                    return Done::Unknown(why);
+                }
+                let words = "it was asked for in other words before: that lease is given back".to_owned();
+                Box::new(Refusal { attempt: asked.attempt, words, ..Refusal::default() })
             }
-            Ok(Some(Decision::Rejected(rejected))) => {
-                return Done::Refused(Box::new(Refusal {
-                    attempt,
-                    room: true,
-                    never: rejected.final_everywhere,
-                    reasons: rejected.reasons,
-                    retry_after: Duration::from_secs(if rejected.final_everywhere { 60 } else { 5 }),
-                    ..Refusal::default()
-                }));
-            }
-            Ok(None) => return Done::Unknown("its answer is not whole; is it of another version?".to_owned()),
-            Err(status) => return refused(&status, attempt),
         };
-        self.let_go(pod, intent, written, &lease, client).await
+        refusal.seen = Pod::of(&written).map(Box::new);
+        Done::Refused(refusal)
     }
 
     /// Writes the lease on the pod and takes the gate away; gives the lease back where that cannot be.
@@ -142,7 +120,7 @@ impl Actor {
         lease: &v1::Lease,
         client: &Client,
     ) -> Done {
-        let until = tokio::time::Instant::now() + SOON * 6;
+        let until = tokio::time::Instant::now() + LET_GO_WITHIN;
         loop {
             let patch = freed(&object, lease);
             let pods = self.pods(pod);
@@ -154,8 +132,8 @@ impl Actor {
                 Err(Failed::Conflict | Failed::Away(_))
                     if self.leading.is_on() && tokio::time::Instant::now() < until => {}
                 // What it means stands on the pod: who leads next asks by the same name.
-                Err(Failed::Away(why)) => return Done::Unknown(why),
-                Err(Failed::Conflict) => return Done::Unknown("others write on the pod all the time".to_owned()),
+                Err(Failed::Away(why)) => return Done::Held(why),
+                Err(Failed::Conflict) => return Done::Held("others write on the pod all the time".to_owned()),
                 Err(Failed::Gone) => return self.give_back(client, lease).await,
                 Err(Failed::Refused(why)) => {
                     tracing::warn!(pod = pod.shown(), error = why, "the API server does not let the pod go");
@@ -174,14 +152,9 @@ impl Actor {
                 Ok(found) => match Pod::of(&found) {
                     // Another leader did the same: it is the same lease.
                     Some(now) if now.lease == lease.id && !now.gated => return Done::Placed(Box::new(now)),
-                    Some(now)
-                        if now
-                            .intent
-                            .as_ref()
-                            .is_some_and(|now| now.node == intent.node && now.attempt == intent.attempt) =>
-                    {
-                        object = found;
-                    }
+                    // Others took the gate away, or let it go: it goes where they say, with no lease.
+                    Some(now) if now.skip || (pod.gated && !now.gated) => return self.give_back(client, lease).await,
+                    Some(now) if same(now.intent.as_ref(), Some(intent)) => object = found,
                     Some(_) => return self.give_back(client, lease).await,
                     // On its node already, or ending.
                     None if has_lease(&found, &lease.id) && found.metadata.deletion_timestamp.is_none() => {
@@ -201,20 +174,23 @@ impl Actor {
 
     /// Takes the gate away, as an operator said.
     pub(super) async fn skip(&self, pod: Pod) -> Done {
-        let gates = |object: &core::Pod| json!({"spec": {"schedulingGates": other_gates(object)}});
         for _ in 0..WRITES_MAX {
             let Ok(found) = within_status(self.pods(&pod).get(&pod.name)).await else { return Done::Changed };
             let is_it = found.metadata.uid.as_deref() == Some(pod.uid.as_str());
             if !is_it || !Pod::of(&found).is_some_and(|now| now.gated && now.skip) {
                 return Done::Changed;
             }
-            let mut patch = gates(&found);
-            patch["metadata"] = json!({"resourceVersion": found.metadata.resource_version});
+            // A lease that it may have had is not its any more: nobody keeps that.
+            let notes = json!({PLACEMENT: null, LEASE: null});
+            let patch = json!({
+                "metadata": {"resourceVersion": found.metadata.resource_version, "annotations": notes},
+                "spec": {"schedulingGates": other_gates(&found)},
+            });
             match within_status(self.pods(&pod).patch(&pod.name, &params(), &Patch::Merge(&patch))).await {
                 Ok(_) => return Done::Skipped(Box::new(pod)),
                 Err(Failed::Conflict) => {}
                 Err(Failed::Gone) => return Done::Changed,
-                Err(Failed::Away(why) | Failed::Refused(why)) => return Done::Unknown(why),
+                Err(Failed::Away(why) | Failed::Refused(why)) => return Done::Unwritten(why),
             }
         }
         Done::Changed
@@ -231,7 +207,8 @@ impl Actor {
             }
             Err(_) => false, // it runs out by itself
         };
-        if gone {
+        // What stands on a pod may be another's lease.
+        if gone && answer::whose(&client, &pod.uid, &pod.lease).await == Kept::Lives {
             release(&client, &pod.lease).await;
         }
     }
@@ -245,6 +222,21 @@ impl Actor {
             tracing::warn!(pod = pod.shown(), error, "a pod whose node is gone was not deleted");
         }
         Done::Changed
+    }
+
+    /// A pod as it is, where the same node is meant still.
+    async fn read(&self, pod: &Pod, asked: &Intent) -> Written {
+        match within_status(self.pods(pod).get(&pod.name)).await {
+            Ok(found) => match Pod::of(&found).filter(|now| now.uid == pod.uid) {
+                Some(now) if now.gated == pod.gated && !now.skip && same(now.intent.as_ref(), Some(asked)) => {
+                    Written::Yes(Box::new(found))
+                }
+                _ => Written::Other,
+            },
+            Err(Failed::Gone) => Written::Other,
+            Err(Failed::Away(why) | Failed::Refused(why)) => Written::Failed(why),
+            Err(Failed::Conflict) => Written::Failed("the pod was not read".to_owned()),
+        }
     }
 
     /// Writes on a pod as it was seen, or as it is where `still` says that nothing that matters has changed.
@@ -304,62 +296,12 @@ fn params() -> PatchParams {
     PatchParams { field_manager: Some(super::MANAGER.to_owned()), ..PatchParams::default() }
 }
 
-fn order(pod: &Pod, asks: &Asks, intent: &Intent) -> v1::AdmitRequest {
-    v1::AdmitRequest {
-        request_id: intent.request_id(&pod.uid),
-        build: Some((*asks.build).clone()),
-        priority: 0,
-        bind_within: Some(prost_types::Duration { seconds: BIND_WITHIN.0 / 1000, nanos: 0 }),
-        owner: Some(v1::Owner { namespace: pod.namespace.clone(), service_account: pod.service_account.clone() }),
-        rebind: v1::Rebind::Never.into(),
-        ..v1::AdmitRequest::default()
-    }
-}
-
-fn of_the_tenant(reason: &v1::Reason) -> bool {
-    matches!(reason.code(), v1::reason::Code::TenantQuota)
-}
-
-/// What a status says of the request: an agent that gives a reason did not grant it.
-fn refused(status: &Status, attempt: u32) -> Done {
-    let told = reason_word(status).is_some();
-    match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal if !told => {
-            Done::Unknown(words(status))
-        }
-        code => Done::Refused(Box::new(Refusal {
-            attempt,
-            words: words(status),
-            retry_after: Duration::from_secs(if code == Code::AlreadyExists { 1 } else { 30 }),
-            never: matches!(code, Code::InvalidArgument | Code::NotFound | Code::PermissionDenied),
-            ..Refusal::default()
-        })),
-    }
-}
-
-/// Keeps a reservation; false: it has ended.
-pub(super) async fn renew(client: &Client, lease_id: String) -> bool {
-    let reserve_for = Some(prost_types::Duration { seconds: BIND_WITHIN.0 / 1000, nanos: 0 });
-    let mut request = Request::new(v1::RenewRequest { lease_id, reserve_for });
-    request.set_timeout(SOON);
-    match client.admission().renew(request).await {
-        Ok(renewed) => {
-            let state = renewed.into_inner().lease.map(|lease| lease.state());
-            matches!(state, Some(v1::LeaseState::Reserved | v1::LeaseState::Bound))
-        }
-        Err(status) => {
-            reason_word(&status).is_none() && !matches!(status.code(), Code::NotFound | Code::FailedPrecondition)
-        }
-    }
-}
-
-async fn release(client: &Client, lease_id: &str) {
-    let mut order = v1::ReleaseRequest { lease_id: lease_id.to_owned(), ..v1::ReleaseRequest::default() };
-    order.set_outcome(v1::Outcome::Lost);
-    let mut request = Request::new(order);
-    request.set_timeout(SOON);
-    if let Err(status) = client.admission().release(request).await {
-        tracing::warn!(lease = lease_id, error = words(&status), "a lease was not given back; it runs out by itself");
+/// Whether the same node's same attempt is meant.
+fn same(one: Option<&Intent>, other: Option<&Intent>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (None, None) => true,
+        _ => false,
     }
 }
 

@@ -125,14 +125,14 @@ fn of_wire(room: v1::Room, node: &str) -> Room {
         budget: room.budget.as_ref().map(amounts).unwrap_or_default(),
         idle: room.idle,
         pods_free: room.pods_free.and_then(|pods| u64::try_from(pods).ok()),
-        grants: room.grants.into_iter().map(|grant| grant.request_id).collect(),
+        grants: room.grants.into_iter().map(|grant| (grant.request_id, grant.lease_id)).collect(),
         reasons: room.reasons.iter().filter_map(code).collect(),
         mirrors: room.mirrors,
         facts,
     }
 }
 
-fn amounts(size: &v1::Size) -> Amounts {
+pub(super) fn amounts(size: &v1::Size) -> Amounts {
     let part = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
     Amounts {
         cpu_millis: part(size.cpu_millis),

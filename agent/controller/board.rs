@@ -1,6 +1,7 @@
 //! All that is known, in one task: what comes in changes it, then it is looked at as a whole, and what is to be done is
 //! begun. Changes that come together are looked at together.
 
+mod done;
 mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,12 +9,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use stoker_core::placement::{Farm, Line, Room};
-use stoker_core::quantity::Span;
+use stoker_core::quantity::{Amounts, Span};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::act::{Actor, Done, Refusal};
+use super::act::{Actor, Done};
 use super::agents::{Agents, SILENT_AT_MOST};
+use super::answer::Kept;
 use super::elect::Leading;
 use super::face::Face;
 use super::pod::Pod;
@@ -29,10 +31,10 @@ const TOGETHER: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(1);
 /// Pods that are held; more wait until these have gone.
 const PODS_MAX: usize = 50_000;
-/// After others wrote on a pod, the watch tells it within this.
-const CHANGED: Duration = Duration::from_millis(250);
-/// After an answer that nobody heard the same node is asked again.
-const AGAIN: Duration = Duration::from_secs(3);
+/// What came in and is taken before the next look.
+const TAKEN_MAX: usize = 512;
+/// A node that is silent for so long, and that no pod is meant for, is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// What comes in.
 pub(super) enum Input {
@@ -63,6 +65,16 @@ struct Memory {
     settled: u32,
     not_before: Option<Instant>,
     renewed: Option<Instant>,
+    /// How often it was refused since it was placed.
+    refusals: u32,
+    /// What a node took it to need.
+    sized: Option<Amounts>,
+    /// Its node said that the lease on it was given for it.
+    ours: bool,
+    /// Its node said that the lease on it was not.
+    foreign: bool,
+    /// Its node said that the lease on it has ended.
+    ended: bool,
     /// What a node said last, where that is more than that it is full.
     said: Option<Told>,
 }
@@ -86,13 +98,18 @@ struct Board {
     teller: Teller,
     acts: JoinSet<(String, Option<Asked>, Done)>,
     acting: BTreeSet<String>,
-    renewals: JoinSet<(String, bool)>,
+    /// How many of these ask each node.
+    asking: BTreeMap<String, usize>,
+    doubts: BTreeMap<String, done::Doubt>,
+    renewals: JoinSet<(String, String, Kept)>,
     releases: JoinSet<()>,
     /// Of each watch what its list had, and whether it ever came to its end.
     listed: BTreeMap<usize, BTreeSet<String>>,
     whole: BTreeSet<usize>,
     /// When all who wait are looked at again, at the soonest.
     next: Instant,
+    /// Where the last look had to stop.
+    from: Option<String>,
 }
 
 /// Runs for as long as it is polled. Dropped, all that was on its way is.
@@ -122,18 +139,21 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         teller,
         acts: JoinSet::new(),
         acting: BTreeSet::new(),
+        asking: BTreeMap::new(),
+        doubts: BTreeMap::new(),
         renewals: JoinSet::new(),
         releases: JoinSet::new(),
         listed: BTreeMap::new(),
         whole: BTreeSet::new(),
         next: Instant::now(),
+        from: None,
     };
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             Some(one) = input.recv() => board.take(one, &inputs),
             Some(Ok((uid, asked, done))) = board.acts.join_next() => board.done(&uid, asked, done),
-            Some(Ok((uid, lives))) = board.renewals.join_next() => board.renewed(&uid, lives),
+            Some(Ok((uid, lease, kept))) = board.renewals.join_next() => board.renewed(&uid, &lease, kept),
             Some(_) = board.releases.join_next() => {}
             _ = tick.tick() => board.tick(),
             () = tokio::time::sleep_until(board.next.into()), if board.next > Instant::now() => {}
@@ -141,7 +161,8 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         }
         // What comes in the same moment is looked at together.
         tokio::time::sleep(TOGETHER).await;
-        while let Ok(one) = input.try_recv() {
+        for _ in 0..TAKEN_MAX {
+            let Ok(one) = input.try_recv() else { break };
             board.take(one, &inputs);
         }
         while let Some(Ok((uid, asked, done))) = board.acts.try_join_next() {
@@ -228,6 +249,9 @@ impl Board {
         self.teller.forget(uid);
         self.memory.remove(uid);
         let Some(pod) = self.pods.remove(uid) else { return };
+        if let Some(intent) = pod.intent.as_ref().filter(|_| !self.acting.contains(uid)) {
+            self.farm.free(&intent.node, &pod.request_id(intent.attempt), None);
+        }
         // On its node, or gone: the API server knows.
         let client = pod.intent.as_ref().and_then(|intent| self.clients.get(&intent.node));
         if let (Some((_, client)), false) = (client, pod.lease.is_empty() || pod.gated) {
@@ -236,87 +260,10 @@ impl Board {
         }
     }
 
-    fn done(&mut self, uid: &str, asked: Option<Asked>, done: Done) {
-        self.acting.remove(uid);
-        let memory = self.memory.entry(uid.to_owned()).or_default();
-        memory.said = None;
-        let mut free = None;
-        match done {
-            Done::Placed(pod) => {
-                self.face.count("placed");
-                let was_gated = self.pods.get(uid).is_some_and(|before| before.gated);
-                memory.renewed = Some(Instant::now());
-                if let Some((node, request)) = &asked {
-                    self.farm.granted(node, request, now());
-                    tracing::info!(pod = pod.shown(), node, lease = pod.lease, "placed");
-                    if was_gated {
-                        self.face.waited(now().since(pod.created).0);
-                    }
-                    let note = format!("placed on {node} with lease {}", pod.lease);
-                    self.teller.tell(&pod, Told { reason: "Placed", note, bad: false });
-                }
-                self.line.served(uid);
-                // Or it is on its node already.
-                if self.pods.contains_key(uid) {
-                    self.see(*pod);
-                }
-                return;
-            }
-            Done::Refused(mut refusal) => {
-                let seen = refusal.seen.take();
-                self.face.count("refused");
-                let Refusal { attempt, retry_after, room, .. } = *refusal;
-                memory.settled = memory.settled.max(attempt);
-                memory.not_before = Some(Instant::now() + if room { Duration::ZERO } else { retry_after });
-                let said = refusal_told(&refusal, asked.as_ref().map_or("", |(node, _)| node));
-                tracing::debug!(pod = uid, why = said.note, "refused");
-                if refusal.never || !room {
-                    memory.said = Some(said);
-                }
-                if refusal.never && room {
-                    memory.not_before = Some(Instant::now() + retry_after);
-                }
-                let size = self.pods.get(uid).and_then(|pod| pod.asks.as_ref().ok()).map(|asks| asks.wanted.amounts());
-                free = size.filter(|_| room);
-                if let Some(seen) = seen.filter(|_| self.pods.contains_key(uid)) {
-                    self.see(*seen);
-                }
-            }
-            Done::Unknown(why) => {
-                self.face.count("unknown");
-                tracing::warn!(pod = uid, why, "what became of a pod is not known; asked again");
-                memory.not_before = Some(Instant::now() + AGAIN);
-            }
-            Done::Changed => {
-                self.face.count("changed");
-                memory.not_before = Some(Instant::now() + CHANGED); // until the watch tells it
-            }
-            Done::Skipped(pod) => {
-                self.face.count("skipped");
-                let note = "an operator lets it go: no node was asked, and no lease is kept for it".to_owned();
-                self.teller.tell(&pod, Told { reason: "Skipped", note, bad: false });
-                self.line.leave(uid);
-                return;
-            }
-        }
-        if let Some((node, request)) = asked {
-            self.farm.free(&node, &request, free);
-        }
-    }
-
-    fn renewed(&mut self, uid: &str, lives: bool) {
-        if !lives
-            && let Some(pod) = self.pods.get(uid)
-            && let Some(intent) = &pod.intent
-        {
-            // It ran out: the same node is asked for another.
-            let memory = self.memory.entry(uid.to_owned()).or_default();
-            memory.settled = memory.settled.max(intent.attempt);
-        }
-    }
-
     fn tick(&mut self) {
         self.farm.expire(now(), Span::seconds(i64::try_from(SILENT_AT_MOST.as_secs()).unwrap_or(60)));
+        self.try_again();
+        self.forget_nodes();
         let mut waiting: BTreeMap<&'static str, i64> = BTreeMap::new();
         for pod in self.pods.values().filter(|pod| pod.gated) {
             *waiting.entry(self.teller.last(&pod.uid).unwrap_or("New")).or_default() += 1;
@@ -327,11 +274,18 @@ impl Board {
         let now = Instant::now();
         self.memory.retain(|uid, memory| self.pods.contains_key(uid) || memory.not_before.is_some_and(|at| at > now));
     }
-}
 
-fn refusal_told(refusal: &Refusal, node: &str) -> Told {
-    let reasons: Vec<String> =
-        refusal.reasons.iter().map(|one| format!("{}: {}", one.code().as_str_name(), one.message)).collect();
-    let why = if reasons.is_empty() { refusal.words.clone() } else { reasons.join("; ") };
-    Told { reason: "Refused", note: format!("{node} says: {why}"), bad: refusal.never }
+    /// Nodes that are no more, unless a pod is meant for one.
+    fn forget_nodes(&mut self) {
+        if self.silent.values().all(|since| since.elapsed() < FORGOTTEN_AFTER) {
+            return;
+        }
+        let meant: BTreeSet<&String> = self.pods.values().filter_map(|pod| Some(&pod.intent.as_ref()?.node)).collect();
+        let old =
+            self.silent.iter().filter(|(node, since)| since.elapsed() >= FORGOTTEN_AFTER && !meant.contains(node));
+        for node in old.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
+            self.silent.remove(&node);
+            self.farm.gone(&node);
+        }
+    }
 }

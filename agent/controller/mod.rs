@@ -12,6 +12,7 @@
 
 mod act;
 mod agents;
+mod answer;
 mod board;
 mod elect;
 mod face;
@@ -25,6 +26,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Common;
@@ -105,12 +107,16 @@ async fn lead(
     stop: &CancellationToken,
 ) {
     tracing::info!(identity = options.identity, "leads");
+    // In a task of its own: a long look at many pods does not keep the hold from being written.
+    let mut work = JoinSet::new();
+    work.spawn(board::run(options.clone(), client.clone(), leading.clone(), face.clone()));
     let ended = tokio::select! {
         why = elector.keep(&leading) => why,
-        () = board::run(options.clone(), client.clone(), leading.clone(), face.clone()) => "its work ended".to_owned(),
+        _ = work.join_next() => "its work ended".to_owned(),
         () = stop.cancelled() => String::new(),
     };
     leading.end();
+    work.shutdown().await;
     face.standby(false);
     if ended.is_empty() {
         elector.give_up().await;

@@ -20,6 +20,8 @@ const REF: &str = "stoker.build/ref";
 
 /// Before the key of a requirement that is of a field; no key of a label begins so.
 pub(super) const FIELD: &str = "field:";
+/// The label by which a lease names its node.
+const HOST: &str = "kubernetes.io/hostname";
 
 /// A pod that waits for a node, or to come to the one that it has.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub(super) struct Pod {
     pub(super) skip: bool,
     pub(super) intent: Option<Intent>,
     pub(super) lease: String,
+    /// It may go to the node of its intent alone, by its own words.
+    pub(super) pinned: bool,
     /// What controls it makes it again.
     pub(super) replaceable: bool,
     /// What it asks for, or why that is nothing.
@@ -50,6 +54,17 @@ pub(super) struct Asks {
     pub(super) wanted: Wanted,
 }
 
+impl Asks {
+    /// With the size that a node takes it to need, where one said that.
+    pub(super) fn sized(&self, size: Option<Amounts>) -> Self {
+        let mut asks = self.clone();
+        if let Some(size) = size {
+            asks.wanted.size = Wanted::size_of(size);
+        }
+        asks
+    }
+}
+
 impl Pod {
     /// Nothing where it is none of ours: it has neither the gate nor a node by us, or it ends.
     pub(super) fn of(pod: &core::Pod) -> Option<Self> {
@@ -57,6 +72,8 @@ impl Pod {
         let note = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
         let gated = spec.scheduling_gates.iter().flatten().any(|gate| gate.name == GATE);
         let intent: Option<Intent> = note(PLACEMENT).and_then(|text| text.parse().ok());
+        // Anybody who may write the pod may have written it: nothing is meant from the future.
+        let intent = intent.map(|intent| Intent { at: intent.at.min(crate::node::now()), ..intent });
         let has_node = spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
         if (!gated && (intent.is_none() || has_node)) || meta.deletion_timestamp.is_some() {
             return None;
@@ -78,6 +95,7 @@ impl Pod {
             gated,
             skip: note(SKIP) == Some("skip"),
             lease: note(LEASE).unwrap_or_default().to_owned(),
+            pinned: intent.as_ref().is_some_and(|intent| demands(spec, &intent.node)),
             replaceable: controller,
             asks: asks(pod, spec, intent.as_ref().filter(|_| !gated)),
             intent,
@@ -93,6 +111,21 @@ impl Pod {
     pub(super) fn shown(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+/// Whether a pod may go to this node alone: each term that can be met names it.
+fn demands(spec: &core::PodSpec, node: &str) -> bool {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    let can_be_met = |term: &&core::NodeSelectorTerm| {
+        [term.match_expressions.as_ref().map_or(0, Vec::len), term.match_fields.as_ref().map_or(0, Vec::len)] != [0, 0]
+    };
+    let is_it = |one: &core::NodeSelectorRequirement| {
+        one.key == HOST && one.operator == "In" && one.values.as_ref().is_some_and(|values| values.as_slice() == [node])
+    };
+    let names_it = |term: &core::NodeSelectorTerm| term.match_expressions.iter().flatten().any(is_it);
+    let mut terms = required.iter().flat_map(|required| &required.node_selector_terms).filter(can_be_met).peekable();
+    terms.peek().is_some() && terms.all(names_it)
 }
 
 fn asks(pod: &core::Pod, spec: &core::PodSpec, bound: Option<&Intent>) -> Result<Asks, String> {

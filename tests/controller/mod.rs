@@ -3,6 +3,7 @@
 mod away;
 mod leaders;
 mod placed;
+mod theirs;
 
 use std::path::PathBuf;
 use std::time::Duration;

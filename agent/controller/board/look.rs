@@ -7,7 +7,7 @@ use stoker_core::placement::{Intent, Wanted};
 use stoker_core::quantity::Span;
 
 use super::{Board, Memory};
-use crate::controller::act;
+use crate::controller::answer;
 use crate::controller::pod::{Asks, Pod};
 use crate::controller::tell::{self, Told};
 use crate::node::now;
@@ -24,6 +24,10 @@ const RENEW_EVERY: Duration = Duration::from_secs(40);
 const KEPT_FOR: Span = Span::minutes(15);
 /// A node that is away for longer is taken for gone.
 const GONE_AFTER: Duration = Duration::from_secs(300);
+/// A look at many pods stops after this, and the next goes on from there.
+const LOOK_MAX: Duration = Duration::from_millis(100);
+/// Acts that ask one node again whose answer was not understood, at a time: the others are free for other nodes.
+const AGAIN_MAX: usize = 4;
 
 impl Board {
     /// Looks at all who wait, in turn, and begins what can be done.
@@ -39,8 +43,13 @@ impl Board {
         }
         let order: Vec<String> = self.line.in_turn().map(str::to_owned).collect();
         let mut whys: BTreeMap<Wanted, Told> = BTreeMap::new();
-        for uid in &order {
+        let begin = self.from.take().and_then(|from| order.iter().position(|uid| *uid == from)).unwrap_or(0);
+        for uid in order.iter().skip(begin) {
             if self.acts.len() >= ACTS_MAX {
+                break;
+            }
+            if began.elapsed() > LOOK_MAX {
+                self.from = Some(uid.clone());
                 break;
             }
             self.place(uid, &mut whys);
@@ -66,8 +75,9 @@ impl Board {
 
     fn place(&mut self, uid: &str, whys: &mut BTreeMap<Wanted, Told>) {
         let Some(pod) = self.pods.get(uid) else { return };
+        let sized = self.memory.get(uid).and_then(|memory| memory.sized);
         let asks = match &pod.asks {
-            Ok(asks) => asks.clone(),
+            Ok(asks) => asks.sized(sized),
             Err(why) => {
                 let told = Told { reason: "BuildInvalid", note: why.clone(), bad: true };
                 self.teller.tell(&pod.clone(), told);
@@ -84,11 +94,16 @@ impl Board {
         // What was meant by whoever was before: that node is asked first, by the same name.
         let open = pod.intent.clone().filter(|intent| intent.attempt > settled);
         if let Some(intent) = open {
-            if self.farm.hears(&intent.node) {
-                self.begin(uid, asks, &intent.node, intent.attempt);
+            let is_over = intent.is_over(now());
+            if is_over {
+                // Whatever that node gave has run out: it holds the pod no longer, be it heard or not.
+                self.farm.free(&intent.node, &self.request_of(uid, intent.attempt), None);
+            } else if self.farm.hears(&intent.node) {
+                if self.asking.get(&intent.node).is_none_or(|count| *count < AGAIN_MAX) {
+                    self.begin(uid, asks, intent);
+                }
                 return;
-            }
-            if !intent.is_over(now()) {
+            } else {
                 let note = format!(
                     "{} was asked for it and does not answer: another is asked when its grant has run out",
                     intent.node
@@ -97,11 +112,12 @@ impl Board {
                 return;
             }
         }
+        let Some(pod) = self.pods.get(uid) else { return };
         let attempt = pod.intent.as_ref().map_or(0, |intent| intent.attempt).max(settled).saturating_add(1);
         match self.farm.choose(&asks.wanted) {
             Some(choice) => {
                 self.face.count(if choice.warm { "warm" } else { "cold" });
-                self.begin(uid, asks, &choice.node, attempt);
+                self.begin(uid, asks, Intent { node: choice.node, attempt, at: now() });
             }
             None => self.explain(uid, &asks.wanted, whys),
         }
@@ -121,14 +137,20 @@ impl Board {
         self.teller.tell(&pod.clone(), told.clone());
     }
 
-    fn begin(&mut self, uid: &str, asks: Asks, node: &str, attempt: u32) {
-        let (Some(pod), Some((_, client))) = (self.pods.get(uid), self.clients.get(node)) else { return };
-        let (pod, client, actor, node) = (pod.clone(), client.clone(), self.actor.clone(), node.to_owned());
-        let request = pod.request_id(attempt);
-        self.farm.asked(&node, &request, asks.wanted.amounts());
+    fn request_of(&self, uid: &str, attempt: u32) -> String {
+        self.pods.get(uid).map(|pod| pod.request_id(attempt)).unwrap_or_default()
+    }
+
+    fn begin(&mut self, uid: &str, asks: Asks, intent: Intent) {
+        let (Some(pod), Some((_, client))) = (self.pods.get(uid), self.clients.get(&intent.node)) else { return };
+        let (pod, client, actor) = (pod.clone(), client.clone(), self.actor.clone());
+        let request = pod.request_id(intent.attempt);
+        let held = self.farm.lease(&intent.node, &request).map(str::to_owned);
+        self.farm.asked(&intent.node, &request, asks.wanted.amounts());
         self.acting.insert(uid.to_owned());
-        let (uid, asked) = (uid.to_owned(), Some((node.clone(), request)));
-        self.acts.spawn(async move { (uid, asked, actor.place(pod, asks, node, attempt, client).await) });
+        *self.asking.entry(intent.node.clone()).or_default() += 1;
+        let (uid, asked) = (uid.to_owned(), Some((intent.node.clone(), request)));
+        self.acts.spawn(async move { (uid, asked, actor.place(pod, asks, intent, held, client).await) });
     }
 
     /// A pod that an operator lets go, or that has its node and is not there yet.
@@ -144,29 +166,53 @@ impl Board {
             return;
         }
         let Some(intent) = pod.intent.clone() else { return };
+        // Whoever took its gate away, it was not let go with a lease: it is none of ours.
+        if pod.skip || pod.lease.is_empty() {
+            return;
+        }
         let memory = self.memory.entry(uid.to_owned()).or_default();
+        if memory.foreign {
+            return;
+        }
         let Some((_, client)) = self.clients.get(&intent.node).filter(|_| self.farm.hears(&intent.node)) else {
             let since = *self.silent.entry(intent.node.clone()).or_insert_with(Instant::now);
-            if since.elapsed() > GONE_AFTER {
+            if since.elapsed() > GONE_AFTER && pod.pinned {
                 self.lost(&pod, &intent);
             }
             return;
         };
-        if memory.settled >= intent.attempt {
-            if let Ok(asks) = &pod.asks {
-                let asks = asks.clone();
-                match self.farm.choose(&asks.wanted) {
-                    Some(_) => self.begin(uid, asks, &intent.node, memory_next(&intent, self.memory.get(uid))),
-                    None => self.explain(uid, &asks.wanted, &mut BTreeMap::new()),
-                }
+        if memory.ended {
+            // Where its own words let it go elsewhere, another lease there would be for nobody.
+            if let Some(asks) = pod.asks.as_ref().ok().filter(|_| pod.pinned).cloned() {
+                self.regrant(uid, asks, intent);
             }
             return;
         }
         let is_due = memory.renewed.is_none_or(|at| at.elapsed() > RENEW_EVERY);
-        if is_due && !pod.lease.is_empty() && now().since(intent.at) < KEPT_FOR {
+        if is_due && now().since(intent.at) < KEPT_FOR {
             memory.renewed = Some(Instant::now());
             let (client, uid) = (client.clone(), uid.to_owned());
-            self.renewals.spawn(async move { (uid, act::renew(&client, pod.lease).await) });
+            self.renewals.spawn(async move {
+                let kept = answer::renew(&client, &pod.uid, pod.lease.clone()).await;
+                (uid, pod.lease, kept)
+            });
+        }
+    }
+
+    /// Asks the same node for another lease, or again for the one that it may have given.
+    fn regrant(&mut self, uid: &str, asks: Asks, intent: Intent) {
+        let settled = self.memory.get(uid).map_or(0, |memory| memory.settled);
+        if intent.attempt > settled && !intent.is_over(now()) {
+            self.begin(uid, asks, intent);
+            return;
+        }
+        self.farm.free(&intent.node, &self.request_of(uid, intent.attempt), None);
+        match self.farm.choose(&asks.wanted) {
+            Some(_) => {
+                let attempt = intent.attempt.max(settled).saturating_add(1);
+                self.begin(uid, asks, Intent { attempt, at: now(), ..intent });
+            }
+            None => self.explain(uid, &asks.wanted, &mut BTreeMap::new()),
         }
     }
 
@@ -186,8 +232,4 @@ impl Board {
             self.acts.spawn(async move { (uid, None, actor.replace(pod).await) });
         }
     }
-}
-
-fn memory_next(intent: &Intent, memory: Option<&Memory>) -> u32 {
-    intent.attempt.max(memory.map_or(0, |memory| memory.settled)).saturating_add(1)
 }

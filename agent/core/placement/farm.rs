@@ -41,8 +41,8 @@ pub struct Room {
     pub pods_free: Option<u64>,
     /// The keys of the repositories that are there.
     pub mirrors: Vec<String>,
-    /// The requests whose leases live there.
-    pub grants: BTreeSet<String>,
+    /// The requests whose leases live there, and which they are.
+    pub grants: BTreeMap<String, String>,
     /// What the scheduler goes by; unset: not known.
     pub facts: Option<(BTreeMap<String, String>, Vec<Taint>)>,
     /// Why nothing may start.
@@ -133,6 +133,8 @@ struct Node {
     asked: BTreeMap<String, Asked>,
     /// Sizes from this one on were refused since the room was told.
     refused: Option<Amounts>,
+    /// Its answers cannot be understood.
+    doubted: bool,
     /// Where it stands.
     rank: u32,
     change: u64,
@@ -149,7 +151,7 @@ impl Node {
 
     /// What is free of it in thousandths of the budget, of what is scarcest.
     fn headroom(&self) -> u32 {
-        if !self.room.accepts || self.told.is_none() {
+        if !self.room.accepts || self.doubted || self.told.is_none() {
             return 0;
         }
         let (free, budget) = (self.free(), self.room.budget);
@@ -177,7 +179,7 @@ impl Node {
         let small = self.room.small_only;
         let too_large = small.is_some_and(|small| beyond(small, Resource::Cpu) || beyond(small, Resource::Memory));
         let asked = u64::try_from(self.asked.len()).unwrap_or(u64::MAX);
-        if !self.room.accepts || too_large || self.room.pods_free.is_some_and(|pods| pods <= asked) {
+        if !self.room.accepts || self.doubted || too_large || self.room.pods_free.is_some_and(|pods| pods <= asked) {
             return Fits::Closed;
         }
         let refused = |refused: Amounts| Resource::LEDGER.into_iter().all(|part| size.get(part) >= refused.get(part));
@@ -218,8 +220,9 @@ impl Farm {
     pub fn told(&mut self, name: &str, room: Room, now: Timestamp) {
         self.with(name, |node| {
             let known = &room.grants;
-            node.asked
-                .retain(|id, asked| !known.contains(id) && asked.granted.is_none_or(|at| now.since(at) <= TOLD_WITHIN));
+            node.asked.retain(|id, asked| {
+                !known.contains_key(id) && asked.granted.is_none_or(|at| now.since(at) <= TOLD_WITHIN)
+            });
             (node.room, node.told, node.refused) = (room, Some(now), None);
         });
     }
@@ -247,7 +250,7 @@ impl Farm {
 
     /// A node is asked for so much by this name: that is not free any more.
     pub fn asked(&mut self, name: &str, request_id: &str, size: Amounts) {
-        let told = self.nodes.get(name).is_some_and(|node| node.room.grants.contains(request_id));
+        let told = self.nodes.get(name).is_some_and(|node| node.room.grants.contains_key(request_id));
         if !told {
             self.with(name, |node| {
                 node.asked.insert(request_id.to_string(), Asked { size, granted: None });
@@ -267,6 +270,8 @@ impl Farm {
         if self.nodes.contains_key(name) {
             self.with(name, |node| {
                 node.asked.remove(request_id);
+                // One of nothing would be one of all.
+                let too_large = too_large.filter(|size| *size != Amounts::default());
                 node.refused = too_large.or(node.refused);
             });
         }
@@ -275,7 +280,21 @@ impl Farm {
     /// Whether a node tells of a request's lease.
     #[must_use]
     pub fn has(&self, name: &str, request_id: &str) -> bool {
-        self.nodes.get(name).is_some_and(|node| node.told.is_some() && node.room.grants.contains(request_id))
+        self.nodes.get(name).is_some_and(|node| node.told.is_some() && node.room.grants.contains_key(request_id))
+    }
+
+    /// The lease that a node tells of by a request.
+    #[must_use]
+    pub fn lease(&self, name: &str, request_id: &str) -> Option<&str> {
+        let node = self.nodes.get(name).filter(|node| node.told.is_some())?;
+        node.room.grants.get(request_id).map(String::as_str)
+    }
+
+    /// A node's answers cannot be understood: it is chosen for nobody until they can.
+    pub fn doubt(&mut self, name: &str, doubted: bool) {
+        if self.nodes.get(name).is_some_and(|node| node.doubted != doubted) {
+            self.with(name, |node| node.doubted = doubted);
+        }
     }
 
     /// Whether a node can be asked now.

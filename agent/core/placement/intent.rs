@@ -33,8 +33,14 @@ impl Intent {
         format!("{GATED}{pod_uid}-{}", self.attempt)
     }
 
-    /// Whether a lease that the node may have given by it has run out, where nobody renewed it. It is written anew each
-    /// time that the node is asked.
+    /// Whether it is the same node's same attempt.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.node == other.node && self.attempt == other.attempt
+    }
+
+    /// Whether a lease that the node may have given by it has run out, where nobody renewed it. It is written once: a node
+    /// that is asked again and again holds the pod no longer than one that is silent.
     #[must_use]
     pub fn is_over(&self, now: Timestamp) -> bool {
         now.since(self.at) > HELD_FOR

@@ -69,9 +69,10 @@ fn what_was_asked_is_not_free_until_it_is_told_back() {
     all.told("one", room(500, &[]), NOW.plus(Span::seconds(1)));
     assert!(all.choose(&wanted).is_none());
     // Told back: it is in the figures.
-    let told = Room { grants: ["gate-a-1".to_string()].into(), ..room(400, &[]) };
+    let told = Room { grants: [("gate-a-1".to_string(), "l1".to_string())].into(), ..room(400, &[]) };
     all.told("one", told, NOW.plus(Span::seconds(2)));
     assert!(all.choose(&wanted).is_some());
+    assert_eq!((all.lease("one", "gate-a-1"), all.lease("one", "gate-a-2")), (Some("l1"), None));
     // Never told back, for it ended at once.
     all.asked("one", "gate-b-1", wanted.amounts());
     all.granted("one", "gate-b-1", NOW);
@@ -83,6 +84,23 @@ fn what_was_asked_is_not_free_until_it_is_told_back() {
     assert!(all.choose(&wanted).is_none() && all.choose(&wants(299, "")).is_some());
     all.told("one", room(500, &[]), NOW.plus(Span::seconds(61)));
     assert!(all.choose(&wanted).is_some());
+    // Refused without a size: that says nothing of any.
+    all.asked("one", "gate-d-1", wanted.amounts());
+    all.free("one", "gate-d-1", Some(Amounts::default()));
+    assert!(all.choose(&wanted).is_some());
+}
+
+#[test]
+fn a_node_whose_answers_are_not_understood_is_not_chosen_until_they_are() {
+    let mut all = farm(&[("bad", room(900, &[])), ("good", room(100, &[]))]);
+    all.doubt("bad", true);
+    assert_eq!(choice(&mut all, &wants(100, "")).as_deref(), Some("good"));
+    // What it tells of its room changes nothing of that.
+    all.told("bad", room(900, &[]), NOW.plus(Span::seconds(1)));
+    assert_eq!(choice(&mut all, &wants(200, "")), None);
+    assert!(all.hears("bad"), "it can be asked");
+    all.doubt("bad", false);
+    assert_eq!(choice(&mut all, &wants(200, "")).as_deref(), Some("bad"));
 }
 
 #[test]
@@ -202,7 +220,7 @@ proptest! {
                     let given: u64 = entry.3.iter().map(|(_, size)| size).sum();
                     let idle = idle && entry.3.is_empty();
                     let free = free.max(given) - given;
-                    let grants = entry.3.iter().map(|(id, _)| id.clone()).collect();
+                    let grants = entry.3.iter().map(|(id, _)| (id.clone(), String::new())).collect();
                     *entry = (free, warm, idle, Vec::new(), false);
                     farm.told(&name, Room { idle, grants, ..room(free, mirrors) }, NOW);
                 }

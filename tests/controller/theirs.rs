@@ -1,0 +1,44 @@
+//! What stands on a pod anybody may have written who may write pods.
+
+use super::*;
+use crate::support::loopdev::needs_root;
+
+/// A pod of another, without the gate, names the node and the lease of one that waits for its node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_neither_renewed_nor_given_back_for_a_pod_that_only_names_it() {
+    needs_root!();
+    let world = World::start();
+    let controller = world.controller("one");
+    controller.wait_leads();
+    world.gated("build");
+    let node = world.wait_placed("build");
+    let lease = world.text("build", LEASE);
+    let notes = json!({"stoker.build/placement": format!("{node} 1 9000000000000000"), "stoker.build/lease": lease});
+    let metadata = json!({"name": "thief", "namespace": "others", "annotations": notes});
+    let spec = json!({"containers": [{"name": "build"}]});
+    world.api.put("pods", json!({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}));
+    world.wait_told("thief", "LeaseForeign");
+    world.api.delete("pods", "others", "thief");
+    // What is begun after it is done after it: another comes and goes, and has its own lease given back.
+    world.gated("next");
+    world.wait_placed("next");
+    world.api.delete("pods", "builds", "next");
+    wait::until_async(LIMIT, "one lease is given back", async || world.live().await.len() == 1).await;
+    world.has_one_lease("build").await;
+}
+
+/// Others take the gate away while a node is asked: what that gives is given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_the_gate_away_alone_has_no_lease() {
+    needs_root!();
+    let world = World::start();
+    let controller = world.controller("one");
+    controller.wait_leads();
+    world.api.hold("schedulingGates");
+    world.gated("build");
+    wait::until_async(LIMIT, "it is granted", async || world.live().await.len() == 1).await;
+    world.api.change("pods", "builds", "build", |pod| pod["spec"]["schedulingGates"] = json!([]));
+    world.api.hold("");
+    wait::until_async(LIMIT, "it is given back", async || world.live().await.is_empty()).await;
+    assert_eq!(world.text("build", LEASE), "");
+}
