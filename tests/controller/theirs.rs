@@ -17,7 +17,8 @@ async fn a_lease_is_neither_renewed_nor_given_back_for_a_pod_that_only_names_it(
     let metadata = json!({"name": "thief", "namespace": "others", "annotations": notes});
     let spec = json!({"containers": [{"name": "build"}]});
     world.api.put("pods", json!({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}));
-    world.wait_told("thief", "LeaseForeign");
+    let told = || world.api.all("events").iter().any(|event| event["reason"] == "LeaseForeign");
+    wait::until(LIMIT, "it is told, and left alone", told);
     world.api.delete("pods", "others", "thief");
     // What is begun after it is done after it: another comes and goes, and has its own lease given back.
     world.gated("next");
