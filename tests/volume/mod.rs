@@ -83,8 +83,10 @@ impl World {
         let escaped = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
         let host: String = socket.to_str().unwrap().bytes().map(escaped).collect();
         let origin = format!("http://{host}").parse().expect("a host that HTTP/2 lets through");
-        let address = format!("unix://{}", socket.display());
-        Endpoint::try_from(address).unwrap().origin(origin).connect().await.unwrap()
+        let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).unwrap().origin(origin);
+        // Its file is there before anybody listens, as that of an agent that ended is.
+        wait::until_async(LIMIT, "somebody listens", async || endpoint.connect().await.is_ok()).await;
+        endpoint.connect().await.unwrap()
     }
 
     fn socket(&self) -> PathBuf {

@@ -120,7 +120,8 @@ async fn a_build_beside_a_volume_has_a_place_of_its_own() {
         (cache.trim_matches(['"', '\'']).to_owned(), touched)
     };
     let (alone, old) = slot().await;
-    world.publish(world.wanted(&pod, &CACHE)).await.unwrap();
+    // Once the build has ended: until then its directory is its own.
+    world.publish_at_last(&world.wanted(&pod, &CACHE)).await;
     let (beside, _) = slot().await;
     assert_eq!(beside, format!("{alone}/~2"));
     world.unpublish(&pod).await.unwrap();
