@@ -168,7 +168,9 @@ async fn the_gate_shuts_at_once_when_memory_falls_below_its_floor() {
     let shut = async {
         loop {
             let now = asker.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner().status.unwrap();
-            if gate_is(&now, v1::GateState::Shut) {
+            // A machine with others may shut it for stalls before.
+            let reasons = now.gate.as_ref().map(|gate| codes(&gate.reasons)).unwrap_or_default();
+            if gate_is(&now, v1::GateState::Shut) && reasons.contains(&v1::reason::Code::MemoryFloor) {
                 return (Instant::now(), now);
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -182,7 +184,9 @@ async fn the_gate_shuts_at_once_when_memory_falls_below_its_floor() {
     let took = shut.saturating_duration_since(crossed.join().unwrap());
     eprintln!("the gate was shut {took:?} after memory fell below its floor");
     assert!(took <= Duration::from_secs(1), "{took:?}");
-    assert_eq!(codes(&now.gate.unwrap().reasons), [v1::reason::Code::MemoryFloor]);
+    let reasons = codes(&now.gate.unwrap().reasons);
+    let of_memory = [v1::reason::Code::MemoryFloor, v1::reason::Code::MemoryPressure];
+    assert!(reasons.iter().all(|code| of_memory.contains(code)), "{reasons:?}");
     let memory = now.memory.unwrap();
     assert!(memory.stall_source == "triggers" || !memory.stall_source_why.is_empty(), "{memory:?}");
 }
