@@ -5,7 +5,7 @@
 //! asked, and never by what was asked in its own name.
 //!
 //! - [`farm`]: the nodes, in an order that finds the best without looking at all. [`select`]: what a pod demands of a
-//!   node's labels and taints. [`line`]: whose turn it is. [`intent`]: what is written down before a node is asked.
+//!   node's labels and taints. [`mod@line`]: whose turn it is. [`intent`]: what is written down before a node is asked.
 
 pub mod farm;
 pub mod intent;
