@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Common, DONE, ERROR, screen};
+use super::{Common, DONE, ERROR, amount, screen};
 use crate::controller::{self, Named, Options};
 use crate::telemetry::{self, Format};
 
@@ -32,9 +32,23 @@ pub(super) struct Args {
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, env = "STOKER_HTTP", value_name = "ADDRESS", default_value = "0.0.0.0:9418")]
     http: SocketAddr,
-    /// Delete a pod whose node is gone before it came there, where a controller makes it again
+    /// Delete a pod that does not come to its node, because that is gone or the scheduler does not place it there, where a
+    /// controller makes it again
     #[arg(long, env = "STOKER_REPLACE")]
     replace: bool,
+    /// How long a node is kept for a pod that the scheduler does not place there
+    #[arg(long, env = "STOKER_KEEP_FOR", value_name = "DURATION", default_value = "15m", value_parser = amount::span)]
+    keep_for: prost_types::Duration,
+    /// After which a silent node is taken for gone
+    #[arg(long, env = "STOKER_GONE_AFTER", value_name = "DURATION", default_value = "5m", value_parser = amount::span)]
+    gone_after: prost_types::Duration,
+    /// After which a node is kept for a pod that waits for room while others are placed; on one node in twenty at most
+    #[arg(long, env = "STOKER_KEEP_AFTER", value_name = "DURATION", default_value = "1m", value_parser = amount::span)]
+    keep_after: prost_types::Duration,
+    /// Pods that are held in memory at a time; of more, those of tenants with the fewest are held
+    #[arg(long, env = "STOKER_PODS_MAX", value_name = "COUNT", default_value = "50000",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pods_max: u32,
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log: Format,
@@ -72,6 +86,10 @@ pub(super) async fn run(common: &Common, args: Args) -> u8 {
         namespaces,
         http: args.http,
         replace: args.replace,
+        pods_max: usize::try_from(args.pods_max).unwrap_or(usize::MAX),
+        keep_after: args.keep_after.try_into().unwrap_or_default(),
+        keep_for: args.keep_for.try_into().unwrap_or_default(),
+        gone_after: args.gone_after.try_into().unwrap_or_default(),
     };
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {

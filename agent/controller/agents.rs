@@ -1,6 +1,6 @@
 //! The agents: one connection each, on which it tells its node's room and is asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -28,28 +28,30 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 #[derive(Default)]
 pub(super) struct Agents {
     tasks: JoinSet<()>,
-    running: BTreeMap<SocketAddr, tokio::task::AbortHandle>,
+    /// With the node of each endpoint, as the cluster has it; empty: it does not say.
+    running: BTreeMap<SocketAddr, (String, tokio::task::AbortHandle)>,
 }
 
 impl Agents {
     /// These are all that there are from now on.
     pub(super) fn set(
         &mut self,
-        all: &BTreeSet<SocketAddr>,
+        all: &BTreeMap<SocketAddr, String>,
         options: &Options,
         inputs: &mpsc::Sender<Input>,
     ) -> Vec<SocketAddr> {
         while self.tasks.try_join_next().is_some() {}
-        let gone: Vec<SocketAddr> = self.running.keys().filter(|address| !all.contains(address)).copied().collect();
+        let other = |(address, (node, _)): &(&SocketAddr, &(String, _))| all.get(*address) != Some(node);
+        let gone: Vec<SocketAddr> = self.running.iter().filter(other).map(|(address, _)| *address).collect();
         for address in &gone {
-            if let Some(task) = self.running.remove(address) {
+            if let Some((_, task)) = self.running.remove(address) {
                 task.abort();
             }
         }
-        for address in all {
+        for (address, node) in all {
             if !self.running.contains_key(address) {
-                let task = self.tasks.spawn(follow(*address, options.clone(), inputs.clone()));
-                self.running.insert(*address, task);
+                let task = self.tasks.spawn(follow(*address, node.clone(), options.clone(), inputs.clone()));
+                self.running.insert(*address, (node.clone(), task));
             }
         }
         gone
@@ -61,11 +63,11 @@ impl Agents {
 }
 
 /// Tells the room of one agent until nobody listens.
-async fn follow(address: SocketAddr, options: Options, inputs: mpsc::Sender<Input>) {
+async fn follow(address: SocketAddr, on: String, options: Options, inputs: mpsc::Sender<Input>) {
     let mut pause = BACKOFF.0;
     loop {
         let began = Instant::now();
-        let why = listen(address, &options, &inputs).await;
+        let why = listen(address, &on, &options, &inputs).await;
         if inputs.send(Input::Silent(address, why)).await.is_err() {
             return;
         }
@@ -77,8 +79,8 @@ async fn follow(address: SocketAddr, options: Options, inputs: mpsc::Sender<Inpu
     }
 }
 
-/// Until the stream ends: why it did.
-async fn listen(address: SocketAddr, options: &Options, inputs: &mpsc::Sender<Input>) -> String {
+/// Until the stream ends: why it did. `on`: the node of its endpoint, which no agent has another name for.
+async fn listen(address: SocketAddr, on: &str, options: &Options, inputs: &mpsc::Sender<Input>) -> String {
     let service = format!("{}.{}.svc", options.agents.name, options.agents.namespace);
     let server_name = options.common.server_name().unwrap_or(&service);
     let client = match Client::at_address(&options.common, &address.to_string(), Some(server_name)).await {
@@ -100,6 +102,10 @@ async fn listen(address: SocketAddr, options: &Options, inputs: &mpsc::Sender<In
             Err(_) => return format!("it said nothing for {} s", SILENT_AT_MOST.as_secs()),
         };
         let (Some(node), Some(room)) = (told.node, told.room) else { continue };
+        if !on.is_empty() && node.name != on {
+            tracing::warn!(%address, says = node.name, on, "an agent says that it is on another node than its endpoint");
+            return format!("it says that it is on node {}, and its endpoint is on {on}", node.name);
+        }
         let room = Box::new(of_wire(room, &node.name));
         if inputs.send(Input::Room { address, node: node.name, client: client.clone(), room }).await.is_err() {
             return String::new();

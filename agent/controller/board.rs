@@ -2,15 +2,17 @@
 //! begun. Changes that come together are looked at together.
 
 mod done;
+mod keep;
 mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoker_core::placement::{Farm, Line, Room};
 use stoker_core::quantity::{Amounts, Span};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::act::{Actor, Done};
@@ -29,8 +31,6 @@ const INPUTS_MAX: usize = 4096;
 /// Changes that come within it are looked at together.
 const TOGETHER: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(1);
-/// Pods that are held; more wait until these have gone.
-const PODS_MAX: usize = 50_000;
 /// What came in and is taken before the next look.
 const TAKEN_MAX: usize = 512;
 /// A node that is silent for so long, and that no pod is meant for, is forgotten.
@@ -45,8 +45,8 @@ pub(super) enum Input {
     Listed(usize),
     /// A pod is no more, or no more ours, or on its node.
     PodGone(String),
-    /// All agents.
-    Addresses(BTreeSet<SocketAddr>),
+    /// All agents, and the nodes of their endpoints.
+    Addresses(BTreeMap<SocketAddr, String>),
     /// What a node has room for.
     Room {
         address: SocketAddr,
@@ -77,6 +77,8 @@ struct Memory {
     ended: bool,
     /// What a node said last, where that is more than that it is full.
     said: Option<Told>,
+    /// Since when no node has room for it, and how many were placed before.
+    waits: Option<(Instant, u64)>,
 }
 
 /// A node, and the request by which it was asked.
@@ -101,11 +103,19 @@ struct Board {
     /// How many of these ask each node.
     asking: BTreeMap<String, usize>,
     doubts: BTreeMap<String, done::Doubt>,
+    /// By the pod: the node that is kept for it, and since when.
+    kept: BTreeMap<String, (String, Instant)>,
+    /// So many were placed.
+    placed: u64,
     renewals: JoinSet<(String, String, Kept)>,
     releases: JoinSet<()>,
     /// Of each watch what its list had, and whether it ever came to its end.
     listed: BTreeMap<usize, BTreeSet<String>>,
     whole: BTreeSet<usize>,
+    /// Some were not held: all are listed again when there is room for them.
+    left_out: bool,
+    /// Has them listed again.
+    again: Arc<Notify>,
     /// When all who wait are looked at again, at the soonest.
     next: Instant,
     /// Where the last look had to stop.
@@ -120,7 +130,9 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
     let mut watches = JoinSet::new();
     let (of_pods, of_agents) = (options.clone(), options.clone());
     let (pods_client, agents_client, sender) = (kube.clone(), kube.clone(), inputs.clone());
-    watches.spawn(async move { watch::pods(&of_pods, pods_client, sender).await });
+    let again = Arc::new(Notify::new());
+    let listed_again = Arc::clone(&again);
+    watches.spawn(async move { watch::pods(&of_pods, pods_client, sender, &listed_again).await });
     let sender = inputs.clone();
     watches.spawn(async move { watch::addresses(&of_agents, agents_client, sender).await });
     watches.spawn(tell::write(kube.clone(), options.identity.clone(), told));
@@ -141,10 +153,14 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         acting: BTreeSet::new(),
         asking: BTreeMap::new(),
         doubts: BTreeMap::new(),
+        kept: BTreeMap::new(),
+        placed: 0,
         renewals: JoinSet::new(),
         releases: JoinSet::new(),
         listed: BTreeMap::new(),
         whole: BTreeSet::new(),
+        left_out: false,
+        again,
         next: Instant::now(),
         from: None,
     };
@@ -233,7 +249,7 @@ impl Board {
     fn see(&mut self, pod: Pod) {
         let known = self.pods.get(&pod.uid);
         // What was written is known before the watch tells it: a gate that is gone does not come back.
-        if known.is_some_and(|known| !known.gated && pod.gated) || (known.is_none() && self.pods.len() >= PODS_MAX) {
+        if known.is_some_and(|known| !known.gated && pod.gated) || (known.is_none() && !self.has_place(&pod)) {
             return;
         }
         if pod.gated && !pod.skip {
@@ -242,6 +258,20 @@ impl Board {
             self.line.leave(&pod.uid);
         }
         self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    /// Whether one more pod can be held, if need be in the place of the last of the tenant that has most.
+    fn has_place(&mut self, pod: &Pod) -> bool {
+        if self.pods.len() < self.options.pods_max {
+            return true;
+        }
+        self.left_out = true;
+        let own = if pod.gated { self.line.of_tenant(&pod.namespace).saturating_add(1) } else { 0 };
+        let last = self.line.last_of_most().filter(|(most, uid)| own < *most && !self.acting.contains(*uid));
+        let Some((_, last)) = last else { return false };
+        let last = last.to_owned();
+        self.gone(&last);
+        true
     }
 
     fn gone(&mut self, uid: &str) {
@@ -263,7 +293,12 @@ impl Board {
     fn tick(&mut self) {
         self.farm.expire(now(), Span::seconds(i64::try_from(SILENT_AT_MOST.as_secs()).unwrap_or(60)));
         self.try_again();
+        self.let_go_old();
         self.forget_nodes();
+        if self.left_out && self.pods.len() < self.options.pods_max - self.options.pods_max / 10 {
+            self.left_out = false;
+            self.again.notify_one();
+        }
         let mut waiting: BTreeMap<&'static str, i64> = BTreeMap::new();
         for pod in self.pods.values().filter(|pod| pod.gated) {
             *waiting.entry(self.teller.last(&pod.uid).unwrap_or("New")).or_default() += 1;

@@ -66,6 +66,14 @@ pub(crate) struct Options {
     pub(crate) namespaces: Vec<String>,
     pub(crate) http: SocketAddr,
     pub(crate) replace: bool,
+    /// Pods that are held at a time.
+    pub(crate) pods_max: usize,
+    /// How long a pod waits for room while others are placed, until a node is kept for it.
+    pub(crate) keep_after: Duration,
+    /// How long a node is kept for a pod that the scheduler does not place there.
+    pub(crate) keep_for: Duration,
+    /// After which a silent node is taken for gone.
+    pub(crate) gone_after: Duration,
 }
 
 /// Runs until `stop`.

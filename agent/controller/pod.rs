@@ -20,6 +20,8 @@ const REF: &str = "stoker.build/ref";
 
 /// Before the key of a requirement that is of a field; no key of a label begins so.
 pub(super) const FIELD: &str = "field:";
+/// Of others' gates so many are told.
+const GATES_MAX: usize = 8;
 /// The label by which a lease names its node.
 const HOST: &str = "kubernetes.io/hostname";
 
@@ -35,6 +37,8 @@ pub(super) struct Pod {
     pub(super) priority: i32,
     /// It has our gate.
     pub(super) gated: bool,
+    /// The gates of others.
+    pub(super) other_gates: Vec<String>,
     /// An operator lets it go.
     pub(super) skip: bool,
     pub(super) intent: Option<Intent>,
@@ -71,6 +75,8 @@ impl Pod {
         let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
         let note = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
         let gated = spec.scheduling_gates.iter().flatten().any(|gate| gate.name == GATE);
+        let others = spec.scheduling_gates.iter().flatten().filter(|gate| gate.name != GATE);
+        let other_gates = others.take(GATES_MAX).map(|gate| gate.name.clone()).collect();
         let intent: Option<Intent> = note(PLACEMENT).and_then(|text| text.parse().ok());
         // Anybody who may write the pod may have written it: nothing is meant from the future.
         let intent = intent.map(|intent| Intent { at: intent.at.min(crate::node::now()), ..intent });
@@ -93,6 +99,7 @@ impl Pod {
             created: Timestamp(created),
             priority: spec.priority.unwrap_or(0),
             gated,
+            other_gates,
             skip: note(SKIP) == Some("skip"),
             lease: note(LEASE).unwrap_or_default().to_owned(),
             pinned: intent.as_ref().is_some_and(|intent| demands(spec, &intent.node)),

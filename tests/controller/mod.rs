@@ -1,6 +1,7 @@
 //! Nodes for gated pods: real controllers and real agents, and an API server that keeps what it is given.
 
 mod away;
+mod kept;
 mod leaders;
 mod placed;
 mod theirs;
@@ -67,7 +68,7 @@ impl World {
         let mut endpoints = Vec::new();
         let agents = NODES.iter().zip(1..).map(|(name, last)| {
             api.put("nodes", node(name));
-            endpoints.push(json!({"addresses": [format!("127.0.0.{last}")], "conditions": {"ready": true}}));
+            endpoints.push(json!({"addresses": [format!("127.0.0.{last}")], "nodeName": name, "conditions": {"ready": true}}));
             let mut agent = Agent::prepare(&format!(
                 "listen: {{socket: $ROOT/run/stoker.sock, grpc: {{address: \"127.0.0.{last}:{port}\", insecure: loopback}}}}\n\
                  kubernetes: {{watch: on, heartbeat: 1s, namespace: stoker, unlimited: size}}\n{}",
@@ -91,10 +92,15 @@ impl World {
     }
 
     fn controller(&self, identity: &str) -> Controller {
+        self.controller_with(identity, &[])
+    }
+
+    fn controller_with(&self, identity: &str, more: &[&str]) -> Controller {
         let http = free_port();
         let (port, address) = (self.port.to_string(), format!("127.0.0.1:{http}"));
         let args = ["controller", "--port", &port, "--http", &address, "--identity", identity];
-        let running = self.home.command(args).env("KUBECONFIG", self.kubeconfig()).env("STOKER_LOG", "debug");
+        let running =
+            self.home.command(args.iter().chain(more)).env("KUBECONFIG", self.kubeconfig()).env("STOKER_LOG", "debug");
         Controller { running: running.deadline(LIMIT * 4).spawn(), http }
     }
 
@@ -119,6 +125,12 @@ impl World {
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let metadata = json!({"name": name, "namespace": "builds", "creationTimestamp": "2026-01-01T00:00:00Z"});
         self.api.put("pods", json!({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}));
+    }
+
+    /// All pods that are there.
+    fn names(&self) -> Vec<String> {
+        let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap().to_owned();
+        self.api.all("pods").iter().map(name).collect()
     }
 
     fn pod(&self, name: &str) -> Value {

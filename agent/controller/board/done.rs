@@ -41,9 +41,11 @@ impl Board {
         match done {
             Done::Placed(pod) => {
                 self.face.count("placed");
+                self.placed = self.placed.saturating_add(1);
                 // The watch may have told already that its gate is gone.
                 let is_first = !memory.ours;
                 (memory.renewed, memory.refusals, memory.sized) = (Some(Instant::now()), 0, None);
+                memory.waits = None;
                 (memory.ours, memory.foreign, memory.ended) = (true, false, false);
                 if let Some((node, request)) = &asked {
                     self.farm.granted(node, request, now());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use stoker_core::placement::{Intent, Wanted};
-use stoker_core::quantity::Span;
+use stoker_core::quantity::Resource;
 
 use super::{Board, Memory};
 use crate::controller::answer;
@@ -20,14 +20,16 @@ const WHYS_MAX: usize = 64;
 const HEAR_FIRST: Duration = Duration::from_secs(3);
 /// A reservation is kept for a pod that the scheduler has not placed.
 const RENEW_EVERY: Duration = Duration::from_secs(40);
-/// And for so long.
-const KEPT_FOR: Span = Span::minutes(15);
-/// A node that is away for longer is taken for gone.
-const GONE_AFTER: Duration = Duration::from_secs(300);
+/// A pod that was not deleted although it should be is deleted again after this.
+const DELETED_AGAIN: Duration = Duration::from_secs(60);
 /// A look at many pods stops after this, and the next goes on from there.
 const LOOK_MAX: Duration = Duration::from_millis(100);
 /// Acts that ask one node again whose answer was not understood, at a time: the others are free for other nodes.
 const AGAIN_MAX: usize = 4;
+
+fn shown(time: Duration) -> String {
+    Resource::Time.show(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).to_string()
+}
 
 impl Board {
     /// Looks at all who wait, in turn, and begins what can be done.
@@ -44,7 +46,7 @@ impl Board {
         let order: Vec<String> = self.line.in_turn().map(str::to_owned).collect();
         let mut whys: BTreeMap<Wanted, Told> = BTreeMap::new();
         let begin = self.from.take().and_then(|from| order.iter().position(|uid| *uid == from)).unwrap_or(0);
-        for uid in order.iter().skip(begin) {
+        for (place, uid) in order.iter().enumerate().skip(begin) {
             if self.acts.len() >= ACTS_MAX {
                 break;
             }
@@ -52,7 +54,7 @@ impl Board {
                 self.from = Some(uid.clone());
                 break;
             }
-            self.place(uid, &mut whys);
+            self.place(uid, place, &mut whys);
         }
         let others: Vec<String> =
             self.pods.values().filter(|pod| pod.skip || !pod.gated).map(|pod| pod.uid.clone()).collect();
@@ -73,7 +75,7 @@ impl Board {
         !self.acting.contains(uid) && !self.memory.get(uid).is_some_and(later)
     }
 
-    fn place(&mut self, uid: &str, whys: &mut BTreeMap<Wanted, Told>) {
+    fn place(&mut self, uid: &str, place: usize, whys: &mut BTreeMap<Wanted, Told>) {
         let Some(pod) = self.pods.get(uid) else { return };
         let sized = self.memory.get(uid).and_then(|memory| memory.sized);
         let asks = match &pod.asks {
@@ -114,7 +116,13 @@ impl Board {
         }
         let Some(pod) = self.pods.get(uid) else { return };
         let attempt = pod.intent.as_ref().map_or(0, |intent| intent.attempt).max(settled).saturating_add(1);
-        match self.farm.choose(&asks.wanted) {
+        // What others decide of it may be where it goes: room that is kept before that may be the wrong one.
+        if !pod.other_gates.is_empty() {
+            let note = format!("it is placed when the other gates are gone: {}", pod.other_gates.join(", "));
+            self.teller.tell(&pod.clone(), Told { reason: "GatedByOthers", note, bad: false });
+            return;
+        }
+        match self.choose(uid, &asks.wanted, place) {
             Some(choice) => {
                 self.face.count(if choice.warm { "warm" } else { "cold" });
                 self.begin(uid, asks, Intent { node: choice.node, attempt, at: now() });
@@ -176,11 +184,25 @@ impl Board {
         }
         let Some((_, client)) = self.clients.get(&intent.node).filter(|_| self.farm.hears(&intent.node)) else {
             let since = *self.silent.entry(intent.node.clone()).or_insert_with(Instant::now);
-            if since.elapsed() > GONE_AFTER && pod.pinned {
-                self.lost(&pod, &intent);
+            if since.elapsed() > self.options.gone_after && pod.pinned {
+                let note = format!("node {} is silent for {}", intent.node, shown(self.options.gone_after));
+                self.stuck(&pod, "NodeAway", &note);
             }
             return;
         };
+        let kept = Duration::from_millis(u64::try_from(now().since(intent.at).0).unwrap_or(0));
+        if kept >= self.options.keep_for {
+            if pod.pinned {
+                let note = format!(
+                    "node {} was kept for it for {}, and the scheduler did not place it there (its own events say why); it is \
+                     kept no longer",
+                    intent.node,
+                    shown(self.options.keep_for)
+                );
+                self.stuck(&pod, "NotScheduled", &note);
+            }
+            return;
+        }
         if memory.ended {
             // Where its own words let it go elsewhere, another lease there would be for nobody.
             if let Some(asks) = pod.asks.as_ref().ok().filter(|_| pod.pinned).cloned() {
@@ -188,8 +210,7 @@ impl Board {
             }
             return;
         }
-        let is_due = memory.renewed.is_none_or(|at| at.elapsed() > RENEW_EVERY);
-        if is_due && now().since(intent.at) < KEPT_FOR {
+        if memory.renewed.is_none_or(|at| at.elapsed() > RENEW_EVERY) {
             memory.renewed = Some(Instant::now());
             let (client, uid) = (client.clone(), uid.to_owned());
             self.renewals.spawn(async move {
@@ -216,19 +237,19 @@ impl Board {
         }
     }
 
-    fn lost(&mut self, pod: &Pod, intent: &Intent) {
+    /// A pod that does not come to its node. Where it may go cannot be changed any more: only another pod goes elsewhere.
+    fn stuck(&mut self, pod: &Pod, reason: &'static str, why: &str) {
         let replace = self.options.replace && pod.replaceable;
         let remedy = match (replace, pod.replaceable) {
             (true, _) => "it is deleted, so that what controls it makes another",
             (false, true) => "delete it, and what controls it makes another (--replace does that by itself)",
             (false, false) => "delete it and make it again: where a pod may go cannot be changed any more",
         };
-        let note = format!("node {} is silent for {} min: {remedy}", intent.node, GONE_AFTER.as_secs() / 60);
-        self.teller.tell(pod, Told { reason: "NodeAway", note, bad: true });
+        self.teller.tell(pod, Told { reason, note: format!("{why}: {remedy}"), bad: true });
         if replace {
             let (actor, uid, pod) = (self.actor.clone(), pod.uid.clone(), pod.clone());
             self.acting.insert(uid.clone());
-            self.memory.entry(uid.clone()).or_default().not_before = Some(Instant::now() + GONE_AFTER);
+            self.memory.entry(uid.clone()).or_default().not_before = Some(Instant::now() + DELETED_AGAIN);
             self.acts.spawn(async move { (uid, None, actor.replace(pod).await) });
         }
     }

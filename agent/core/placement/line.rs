@@ -59,6 +59,20 @@ impl Line {
         self.leave(uid);
     }
 
+    /// How many of a tenant wait.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: &str) -> usize {
+        self.tenants.get(tenant).map_or(0, |tenant| tenant.waiting.len())
+    }
+
+    /// The last of the tenant of whom most wait, and how many those are.
+    #[must_use]
+    pub fn last_of_most(&self) -> Option<(usize, &str)> {
+        let most = self.tenants.values().max_by_key(|tenant| tenant.waiting.len())?;
+        let (.., uid) = most.waiting.last()?;
+        Some((most.waiting.len(), uid))
+    }
+
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> usize {

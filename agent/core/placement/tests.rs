@@ -185,6 +185,40 @@ fn an_intent_is_read_as_it_was_written() {
     }
 }
 
+#[test]
+fn a_node_is_kept_for_one_that_others_pass_and_for_nobody_else() {
+    let mut farm = Farm::default();
+    farm.told("much", room(600, &[]), NOW);
+    farm.told("little", room(200, &[]), NOW);
+    let (large, small) = (wants(700, ""), wants(100, ""));
+    assert_eq!(farm.choose(&large), None);
+    assert_eq!(farm.keep(&large).as_deref(), Some("much"), "it lacks least");
+    assert_eq!(farm.choose(&small).unwrap().node, "little", "the other one has more free");
+    assert_eq!(farm.choose(&wants(300, "")), None);
+    assert!(!farm.takes("much", &large));
+    farm.told("much", room(700, &[]), NOW);
+    assert!(farm.takes("much", &large));
+    assert_eq!(farm.choose(&large), None, "whoever keeps it asks for it by its name");
+    farm.let_go("much");
+    assert_eq!(farm.choose(&large).unwrap().node, "much");
+    // Where nothing is full there is nothing to wait for.
+    assert_eq!(farm.keep(&wants(1001, "")), None);
+    assert_eq!(farm.keep(&small), None);
+}
+
+#[test]
+fn the_last_of_the_tenant_with_most_makes_room() {
+    let mut line = Line::default();
+    assert_eq!(line.last_of_most(), None);
+    for (uid, tenant, priority) in [("a1", "a", 0), ("a2", "a", 5), ("a3", "a", 0), ("b1", "b", 0)] {
+        line.join(uid, tenant, priority, Timestamp(i64::from(uid.as_bytes()[1])));
+    }
+    assert_eq!(line.last_of_most(), Some((3, "a3")));
+    assert_eq!((line.of_tenant("a"), line.of_tenant("b"), line.of_tenant("c")), (3, 1, 0));
+    line.leave("a3");
+    assert_eq!(line.last_of_most(), Some((2, "a1")));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Told(usize, u64, bool, bool),

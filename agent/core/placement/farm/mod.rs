@@ -3,6 +3,12 @@
 //! Nodes stand in the order of their headroom, all of them and those that have a repository: the best for a pod is the
 //! first on which it fits, nearly always at the front. What fits nowhere is remembered by its shape, with the state of
 //! the farm for which that was found: only nodes that changed since are looked at again.
+//!
+//! `node`: one of them, and what fits there. `keep`: a node for a pod that others pass. `why`: why there is none.
+
+mod keep;
+mod node;
+mod why;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
@@ -11,9 +17,10 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::select::Selector;
-use crate::cluster::Taint;
 use crate::quantity::{Amounts, Resource, Span, Timestamp};
-use crate::reason::Code;
+pub use node::Room;
+use node::{Asked, Fits, Node};
+pub use why::Why;
 
 /// What a repository that is there is worth, in thousandths of a node's headroom.
 pub const WARM: u32 = 250;
@@ -23,31 +30,6 @@ const WARM_MAX: usize = 64;
 const TOLD_WITHIN: Span = Span::seconds(5);
 /// Shapes that fit nowhere and are remembered.
 const SHAPES_MAX: usize = 256;
-
-/// What a node has room for, as it told.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Room {
-    /// Something may start now.
-    pub accepts: bool,
-    /// CPU and memory of the largest build while only small ones start.
-    pub small_only: Option<Amounts>,
-    /// For one more build.
-    pub free: Amounts,
-    /// What never fits is judged against it; parts that are 0 are not known.
-    pub budget: Amounts,
-    /// Nothing runs there: one build within the budget starts whatever CPU and memory are free.
-    pub idle: bool,
-    /// So many pods more; unset: no matter.
-    pub pods_free: Option<u64>,
-    /// The keys of the repositories that are there.
-    pub mirrors: Vec<String>,
-    /// The requests whose leases live there, and which they are.
-    pub grants: BTreeMap<String, String>,
-    /// What the scheduler goes by; unset: not known.
-    pub facts: Option<(BTreeMap<String, String>, Vec<Taint>)>,
-    /// Why nothing may start.
-    pub reasons: Vec<Code>,
-}
 
 /// What a pod wants.
 #[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,122 +66,6 @@ pub struct Choice {
     pub node: String,
     /// It has the repository.
     pub warm: bool,
-}
-
-/// Why there is none.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Why {
-    /// All that are known.
-    pub nodes: usize,
-    /// Those that say nothing.
-    pub away: usize,
-    /// Those that it may not go to.
-    pub others: usize,
-    /// Those whose whole budget is too small.
-    pub too_small: usize,
-    /// Those that take nothing now, or nothing so large.
-    pub closed: usize,
-    /// Those that are full.
-    pub full: usize,
-    /// What the largest has, part by part, of those that it may go to.
-    pub largest: Amounts,
-    /// What is free at most, part by part.
-    pub free: Amounts,
-    /// Why those that are closed are, most often first.
-    pub reasons: Vec<Code>,
-}
-
-impl Why {
-    /// It can never start as it is: every node that it may go to is known, and too small.
-    #[must_use]
-    pub const fn never(&self) -> bool {
-        self.too_small > 0 && self.away == 0 && self.closed == 0 && self.full == 0
-    }
-}
-
-/// What was asked of a node in our name and is not told back.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    size: Amounts,
-    /// When it was granted; unset: it may be.
-    granted: Option<Timestamp>,
-}
-
-#[derive(Debug, Default)]
-struct Node {
-    room: Room,
-    /// When it was told; unset: it is away.
-    told: Option<Timestamp>,
-    asked: BTreeMap<String, Asked>,
-    /// Sizes from this one on were refused since the room was told.
-    refused: Option<Amounts>,
-    /// Its answers cannot be understood.
-    doubted: bool,
-    /// Where it stands.
-    rank: u32,
-    change: u64,
-}
-
-impl Node {
-    fn asked(&self) -> Amounts {
-        self.asked.values().fold(Amounts::default(), |sum, asked| sum.plus(asked.size))
-    }
-
-    fn free(&self) -> Amounts {
-        self.room.free.less(self.asked())
-    }
-
-    /// What is free of it in thousandths of the budget, of what is scarcest.
-    fn headroom(&self) -> u32 {
-        if !self.room.accepts || self.doubted || self.told.is_none() {
-            return 0;
-        }
-        let (free, budget) = (self.free(), self.room.budget);
-        let part = |resource: Resource| {
-            let budget = u128::from(budget.get(resource));
-            (u128::from(free.get(resource)) * 1000).checked_div(budget).unwrap_or(1000).min(1000)
-        };
-        let least = Resource::LEDGER.into_iter().map(part).min().unwrap_or(0);
-        u32::try_from(least).unwrap_or(0)
-    }
-
-    fn fits(&self, wanted: &Wanted) -> Fits {
-        let size = wanted.amounts();
-        if self.told.is_none() {
-            return Fits::Away;
-        }
-        if self.room.facts.as_ref().is_some_and(|(labels, taints)| !wanted.selector.holds(labels, taints)) {
-            return Fits::Other;
-        }
-        let beyond = |limit: Amounts, resource: Resource| size.get(resource) > limit.get(resource);
-        let budget = self.room.budget;
-        if Resource::LEDGER.into_iter().any(|resource| budget.get(resource) > 0 && beyond(budget, resource)) {
-            return Fits::TooSmall;
-        }
-        let small = self.room.small_only;
-        let too_large = small.is_some_and(|small| beyond(small, Resource::Cpu) || beyond(small, Resource::Memory));
-        let asked = u64::try_from(self.asked.len()).unwrap_or(u64::MAX);
-        if !self.room.accepts || self.doubted || too_large || self.room.pods_free.is_some_and(|pods| pods <= asked) {
-            return Fits::Closed;
-        }
-        let refused = |refused: Amounts| Resource::LEDGER.into_iter().all(|part| size.get(part) >= refused.get(part));
-        let free = self.free();
-        // The first alone: the node itself lets it in whatever its soft figures say.
-        let alone = self.room.idle && self.asked.is_empty();
-        let soft = |resource: Resource| alone && matches!(resource, Resource::Cpu | Resource::Memory);
-        let full = Resource::LEDGER.into_iter().any(|resource| !soft(resource) && beyond(free, resource));
-        if full || self.refused.is_some_and(refused) { Fits::Full } else { Fits::Now }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fits {
-    Now,
-    Full,
-    Closed,
-    TooSmall,
-    Other,
-    Away,
 }
 
 type Ranked = BTreeSet<(Reverse<u32>, String)>;
@@ -367,45 +233,6 @@ impl Farm {
         };
         let best = self.changes.range(from..).filter_map(|(_, name)| score(name)).max()?;
         Some(best.2.0)
-    }
-
-    /// Why no node is for a pod. Looks at all.
-    #[must_use]
-    pub fn why(&self, wanted: &Wanted) -> Why {
-        let mut why = Why { nodes: self.nodes.len(), ..Why::default() };
-        let mut reasons: BTreeMap<Code, usize> = BTreeMap::new();
-        for (name, node) in &self.nodes {
-            if wanted.only.as_ref().is_some_and(|only| only != name) {
-                why.others = why.others.saturating_add(1);
-                continue;
-            }
-            let count = match node.fits(wanted) {
-                Fits::Now | Fits::Full => &mut why.full,
-                Fits::Closed => {
-                    for code in &node.room.reasons {
-                        let count = reasons.entry(*code).or_default();
-                        *count = count.saturating_add(1);
-                    }
-                    &mut why.closed
-                }
-                Fits::TooSmall => &mut why.too_small,
-                Fits::Other => {
-                    why.others = why.others.saturating_add(1);
-                    continue;
-                }
-                Fits::Away => {
-                    why.away = why.away.saturating_add(1);
-                    continue;
-                }
-            };
-            *count = count.saturating_add(1);
-            why.largest = why.largest.max(node.room.budget);
-            why.free = why.free.max(node.free());
-        }
-        let mut reasons: Vec<(usize, Code)> = reasons.into_iter().map(|(code, count)| (count, code)).collect();
-        reasons.sort_by(|a, b| b.cmp(a));
-        why.reasons = reasons.into_iter().take(4).map(|(_, code)| code).collect();
-        why
     }
 
     fn unrank(&mut self, name: &str) {
