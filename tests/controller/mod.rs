@@ -1,7 +1,7 @@
 //! Nodes for gated pods: real controllers and real agents, and an API server that keeps what it is given.
 
 mod away;
-mod kept;
+mod passed;
 mod leaders;
 mod placed;
 mod theirs;
