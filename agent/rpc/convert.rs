@@ -12,7 +12,9 @@ pub(super) fn wire(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-pub(super) fn timestamp(at: Timestamp) -> ProtoTimestamp {
+/// A point of time.
+#[must_use]
+pub fn timestamp(at: Timestamp) -> ProtoTimestamp {
     let nanos = i32::try_from(at.0.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
     ProtoTimestamp { seconds: at.0.div_euclid(1000), nanos }
 }
@@ -53,7 +55,9 @@ pub(super) fn size(size: &Size) -> v1::Size {
     v1::Size { time_budget: Some(duration(size.time_budget)), ..amounts(&size.amounts) }
 }
 
-pub(super) fn amounts(amounts: &Amounts) -> v1::Size {
+/// Amounts, without a time.
+#[must_use]
+pub fn amounts(amounts: &Amounts) -> v1::Size {
     v1::Size {
         cpu_millis: Some(wire(amounts.cpu_millis)),
         memory_bytes: Some(wire(amounts.memory_bytes)),
@@ -123,7 +127,9 @@ pub(super) fn scope(scope: &stoker_core::identity::Scope) -> v1::Scope {
     v1::Scope { tenant: scope.tenant.clone(), project: scope.project.clone(), branch: scope.branch.clone() }
 }
 
-pub(super) const fn state(state: LeaseState) -> v1::LeaseState {
+/// A lease's state.
+#[must_use]
+pub const fn state(state: LeaseState) -> v1::LeaseState {
     match state {
         LeaseState::Reserved => v1::LeaseState::Reserved,
         LeaseState::Bound => v1::LeaseState::Bound,
@@ -165,7 +171,9 @@ pub(super) fn usage(usage: &Usage) -> v1::Usage {
     }
 }
 
-pub(super) fn lease(lease: &Lease, node: &str) -> v1::Lease {
+/// A lease, and the node that it is on.
+#[must_use]
+pub fn lease(lease: &Lease, node: &str) -> v1::Lease {
     let holder = lease.holder.as_ref().map(|holder| match holder {
         Holder::Pod { namespace, name, uid } => {
             v1::lease::Holder::Pod(v1::Pod { namespace: namespace.clone(), name: name.clone(), uid: uid.clone() })
@@ -230,7 +238,9 @@ fn waiting(waiting: &Waiting) -> v1::Waiting {
     }
 }
 
-pub(super) fn decision(answer: &Answer, node: &str) -> v1::admit_response::Decision {
+/// What the ledger says of a request.
+#[must_use]
+pub fn decision(answer: &Answer, node: &str) -> v1::admit_response::Decision {
     match answer {
         Answer::Granted(granted) => v1::admit_response::Decision::Granted(lease(granted, node)),
         Answer::Waiting(not_now) => v1::admit_response::Decision::Waiting(waiting(not_now)),

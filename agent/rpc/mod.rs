@@ -8,7 +8,7 @@ mod admission;
 mod asker;
 pub(crate) mod behalf;
 mod binding;
-mod convert;
+pub mod convert;
 pub(crate) mod error;
 mod examination;
 mod explain;

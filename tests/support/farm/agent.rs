@@ -1,36 +1,32 @@
 //! A simulated agent: a node of some size at a loopback address of its own, whose ledger is the real one. It answers over
 //! real TCP and real gRPC; it has no disk, so a grant costs no sync.
 
+mod face;
+
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use futures_util::stream;
+use face::Face;
 use serde_json::Value;
 use stoker_core::admission::{Answer, Command, Facts, Holder, Lease, LeaseState, Ledger, Refused, Reply};
 use stoker_core::identity::LeaseId;
 use stoker_core::invariants;
-use stoker_core::quantity::{Span, Timestamp};
+use stoker_core::quantity::Timestamp;
 use stoker_core::sizing::Outcome;
 use stoker_proto::v1;
-use stoker_proto::v1::admission_service_server::{AdmissionService, AdmissionServiceServer};
+use stoker_proto::v1::admission_service_server::AdmissionServiceServer;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::codegen::BoxStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
-use tonic::{Request, Response, Status};
 
 use super::objects::text;
 use super::wire::{Fate, Wire};
 use super::words;
 use crate::support::wait;
-
-/// At most one message on a stream in so long, and at least one.
-const ROOM_AT_MOST_EVERY: Duration = Duration::from_secs(1);
-const ROOM_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
 
 /// What all agents together were asked and said.
 #[derive(Debug, Default)]
@@ -285,160 +281,8 @@ impl Simulated {
             && invariants::one_place_a_request(&state.ledger)
             && invariants::lives_are_whole(&state.ledger)
     }
-
-    fn node(&self, state: &State) -> v1::Node {
-        v1::Node {
-            name: self.name.clone(),
-            agent_version: "simulated".into(),
-            incarnation: state.incarnation.to_string(),
-            observed_at: Some(words::timestamp(now())),
-        }
-    }
-
-    fn room(&self) -> v1::WatchRoomResponse {
-        let state = self.state();
-        let totals = state.ledger.totals(&state.facts);
-        let is_of_a_gate = |lease: &&Arc<Lease>| lease.request_id.as_str().starts_with("gate-");
-        let grant = |lease: &Arc<Lease>| v1::Grant {
-            request_id: lease.request_id.to_string(),
-            lease_id: lease.id.to_string(),
-            state: words::state(lease.state).into(),
-            size: Some(words::size(&lease.sizing.size.amounts)),
-            bind_by: (lease.state == LeaseState::Reserved).then(|| words::timestamp(lease.bind_by)),
-        };
-        self.counts.rooms.fetch_add(1, Ordering::Relaxed);
-        v1::WatchRoomResponse {
-            node: Some(self.node(&state)),
-            room: Some(v1::Room {
-                mode: v1::Mode::Accepting.into(),
-                gate: v1::GateState::Open.into(),
-                accepts: state.ledger.live_count() < state.facts.leases_max,
-                free: Some(words::size(&totals.free)),
-                budget: Some(words::size(&totals.budget)),
-                idle: state.ledger.live_count() == 0,
-                mirrors: self.mirrors.clone(),
-                grants: state.ledger.live().filter(is_of_a_gate).map(grant).collect(),
-                facts: Some(v1::NodeFacts { labels: self.labels.clone(), ..Default::default() }),
-                ..Default::default()
-            }),
-        }
-    }
 }
 
 fn lease_id(text: &str) -> LeaseId {
     LeaseId::try_from(text.to_owned()).unwrap()
-}
-
-/// Its gRPC side.
-struct Face(Arc<Simulated>);
-
-impl std::ops::Deref for Face {
-    type Target = Simulated;
-
-    fn deref(&self) -> &Simulated {
-        &self.0
-    }
-}
-
-/// Counts a stream for as long as it is open.
-struct Open(Arc<Simulated>);
-
-impl Open {
-    fn new(of: &Arc<Simulated>) -> Self {
-        of.counts.streams.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(of))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.counts.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The room now, then when it changed, not more often than may be and not more seldom.
-fn rooms(of: &Arc<Simulated>) -> BoxStream<v1::WatchRoomResponse> {
-    let changes = of.changed.subscribe();
-    let first = (Open::new(of), changes, None::<tokio::time::Instant>);
-    Box::pin(stream::unfold(first, |(open, mut changes, last)| async move {
-        if let Some(last) = last {
-            let heard = tokio::time::timeout_at(last + ROOM_AT_LEAST_EVERY, changes.changed()).await;
-            if heard.is_ok() {
-                tokio::time::sleep_until(last + ROOM_AT_MOST_EVERY).await;
-            }
-        }
-        changes.mark_unchanged();
-        let room = open.0.room();
-        Some((Ok(room), (open, changes, Some(tokio::time::Instant::now()))))
-    }))
-}
-
-#[tonic::async_trait]
-impl AdmissionService for Face {
-    async fn admit(&self, request: Request<v1::AdmitRequest>) -> Result<Response<v1::AdmitResponse>, Status> {
-        let request = words::request(request.get_ref())?;
-        self.counts.admits.fetch_add(1, Ordering::Relaxed);
-        let mut state = self.state();
-        self.tell(&mut state, &Command::Advance);
-        let lease = state.fresh(&self.name);
-        let before = state.ledger.live_count();
-        let command = Command::Admit { request: Box::new(request), lease, ticket: None, awaited: false };
-        let answer = match self.tell(&mut state, &command) {
-            Reply::Answer(answer) => answer,
-            Reply::Refused(why) => return Err(words::refused(&why)),
-            _ => return Err(Status::internal("no answer")),
-        };
-        if state.ledger.live_count() > before {
-            self.counts.grants.fetch_add(1, Ordering::Relaxed);
-            if let Some(since) = state.room_since.take() {
-                self.counts.filled.lock().unwrap().push(since.elapsed());
-            }
-        } else {
-            self.counts.waits.fetch_add(1, Ordering::Relaxed);
-        }
-        let decision = Some(words::decision(&answer, &self.name));
-        Ok(Response::new(v1::AdmitResponse { node: Some(self.node(&state)), decision }))
-    }
-
-    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let v1::RenewRequest { lease_id: id, reserve_for } = request.into_inner();
-        self.counts.renewals.fetch_add(1, Ordering::Relaxed);
-        let command = Command::Renew(lease_id(&id), words::span(reserve_for.as_ref(), Span::minutes(5)));
-        let mut state = self.state();
-        self.tell(&mut state, &Command::Advance);
-        match self.tell(&mut state, &command) {
-            Reply::Lease(lease) => {
-                Ok(Response::new(v1::RenewResponse { lease: Some(words::lease(&lease, &self.name)) }))
-            }
-            Reply::Refused(why) => Err(words::refused(&why)),
-            _ => Err(Status::internal("no answer")),
-        }
-    }
-
-    async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseResponse>, Status> {
-        let lease = lease_id(&request.get_ref().lease_id);
-        self.counts.releases.fetch_add(1, Ordering::Relaxed);
-        let command = Command::Release { lease, outcome: Outcome::Lost, exit_code: None, usage: None };
-        match self.tell(&mut self.state(), &command) {
-            Reply::Lease(lease) => {
-                Ok(Response::new(v1::ReleaseResponse { lease: Some(words::lease(&lease, &self.name)) }))
-            }
-            Reply::Refused(why) => Err(words::refused(&why)),
-            _ => Err(Status::internal("no answer")),
-        }
-    }
-
-    async fn get_lease(&self, request: Request<v1::GetLeaseRequest>) -> Result<Response<v1::GetLeaseResponse>, Status> {
-        let id = lease_id(&request.get_ref().lease_id);
-        let state = self.state();
-        let lease = state.ledger.lease(&id).ok_or_else(|| words::refused(&Refused::NoLease(id.clone())))?;
-        Ok(Response::new(v1::GetLeaseResponse { lease: Some(words::lease(lease, &self.name)) }))
-    }
-
-    async fn watch_room(
-        &self,
-        _: Request<v1::WatchRoomRequest>,
-    ) -> Result<Response<BoxStream<v1::WatchRoomResponse>>, Status> {
-        Ok(Response::new(rooms(&self.0)))
-    }
 }
