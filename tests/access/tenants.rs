@@ -12,7 +12,7 @@ use crate::support::repository::TestRepo;
 use crate::support::token_review::of;
 use crate::support::upstream::Upstream;
 use crate::support::wait;
-use crate::support::wire::{reason, source};
+use crate::support::wire::{reason, source, violations};
 
 const MIB: i64 = 1 << 20;
 
@@ -123,6 +123,25 @@ fn bearer(node: &Node, namespace: &'static str) -> String {
 #[track_caller]
 fn absent<T: std::fmt::Debug>(answer: Result<T, Status>) {
     assert_eq!(answer.expect_err("it is another's").code(), Code::NotFound);
+}
+
+/// Who could ask by such a name would have the place of another's pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_pods_that_wait_for_a_node_are_for_who_may_ask_for_all_tenants() {
+    let Farm { node, public, red, green, .. } = &farm().await;
+    let id = "gate-01890000-0000-7000-8000-000000000000-1";
+    for caller in [red, green] {
+        let refused = admit(caller, id, build(public, "")).await.unwrap_err();
+        assert_eq!((refused.code(), violations(&refused)), (Code::InvalidArgument, vec!["request_id".to_owned()]));
+        assert!(refused.message().contains("role scheduler for tenants [\"*\"]"), "{refused:?}");
+        let admit =
+            v1::AdmitRequest { request_id: id.to_owned(), build: Some(build(public, "")), ..Default::default() };
+        let refused = caller.admission().await_admission(v1::AwaitAdmissionRequest { admit: Some(admit) }).await;
+        assert_eq!(violations(&refused.map(drop).unwrap_err()), ["admit.request_id"]);
+    }
+    let everybody = node.certified(&node.authority.client("everybody", "")).await;
+    let lease = admit(&everybody, id, build(public, "red")).await.unwrap();
+    assert_eq!(lease.request_id, id);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,11 +7,8 @@ use crate::support::loopdev::needs_root;
 async fn a_pod_deleted_while_it_is_granted_gives_its_lease_back() {
     needs_root!();
     let world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
-    world.api.hold("schedulingGates");
-    world.gated("build");
-    wait::until_async(LIMIT, "it is granted", async || world.live().await.len() == 1).await;
+    let _controller = world.leader("one");
+    world.granted_and_held("build").await;
     world.api.delete("pods", "builds", "build");
     world.api.hold("");
     wait::until_async(LIMIT, "it is given back", async || world.live().await.is_empty()).await;
@@ -21,8 +18,7 @@ async fn a_pod_deleted_while_it_is_granted_gives_its_lease_back() {
 async fn without_agents_pods_stay_gated_and_are_told_so() {
     needs_root!();
     let mut world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
+    let _controller = world.leader("one");
     world.agents.iter_mut().for_each(Agent::kill9);
     world.gated("build");
     let why = world.wait_told("build", "AgentsAway");
@@ -40,8 +36,7 @@ async fn without_agents_pods_stay_gated_and_are_told_so() {
 async fn without_an_api_server_nothing_is_let_go_and_then_all() {
     needs_root!();
     let world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
+    let controller = world.leader("one");
     world.api.go_away();
     // It may not act for longer than it holds the right to lead.
     wait::until(LIMIT, "it leads no more", || !controller.leads());

@@ -8,15 +8,13 @@ use crate::support::loopdev::needs_root;
 async fn a_leader_killed_before_the_answer_leaves_one_lease() {
     needs_root!();
     let world = World::start();
-    let first = world.controller("first");
-    first.wait_leads();
+    let first = world.leader("first");
     let second = world.controller("second");
-    let told = || http_get(first.http, "/metrics").is_some_and(|(_, text)| text.contains("agents{what=\"told\"} 2"));
-    wait::until(LIMIT, "both agents tell", told);
+    first.wait_hears(2);
     world.signal_agents(Signal::SIGSTOP);
     world.gated("build");
     wait::until(LIMIT, "it is written whom it asks", || !world.text("build", PLACEMENT).is_empty());
-    let asked = world.text("build", PLACEMENT).split(' ').next().unwrap().to_owned();
+    let asked = world.meant("build");
     first.signal(Signal::SIGKILL);
     world.signal_agents(Signal::SIGCONT);
     second.wait_leads();
@@ -30,12 +28,9 @@ async fn a_leader_killed_before_the_answer_leaves_one_lease() {
 async fn a_leader_killed_after_the_answer_leaves_one_lease() {
     needs_root!();
     let world = World::start();
-    let first = world.controller("first");
-    first.wait_leads();
+    let first = world.leader("first");
     let second = world.controller("second");
-    world.api.hold("schedulingGates");
-    world.gated("build");
-    wait::until_async(LIMIT, "it is granted", async || world.live().await.len() == 1).await;
+    world.granted_and_held("build").await;
     first.signal(Signal::SIGKILL);
     world.api.hold("");
     second.wait_leads();
@@ -49,21 +44,16 @@ async fn a_leader_killed_after_the_answer_leaves_one_lease() {
 async fn a_leader_that_was_stopped_for_long_spoils_nothing() {
     needs_root!();
     let world = World::start();
-    let first = world.controller("first");
-    first.wait_leads();
+    let first = world.leader("first");
     let second = world.controller("second");
-    world.api.hold("schedulingGates");
-    world.gated("build");
-    wait::until_async(LIMIT, "it is granted", async || world.live().await.len() == 1).await;
+    world.granted_and_held("build").await;
     first.signal(Signal::SIGSTOP);
     // The old leader's patch stays held; the new one's goes through.
     second.wait_leads();
     world.api.hold("");
     world.wait_placed("build");
     first.signal(Signal::SIGCONT);
-    wait::until(LIMIT, "it leads no more", || {
-        http_get(first.http, "/readyz").is_some_and(|(_, body)| body == "stands by\n")
-    });
+    wait::until(LIMIT, "it leads no more", || first.stands_by());
     world.has_one_lease("build").await;
     world.gated("next");
     world.wait_placed("next");
@@ -76,10 +66,9 @@ async fn a_leader_that_was_stopped_for_long_spoils_nothing() {
 async fn a_leader_that_is_told_to_end_gives_up_at_once() {
     needs_root!();
     let world = World::start();
-    let first = world.controller("first");
-    first.wait_leads();
+    let first = world.leader("first");
     let second = world.controller("second");
-    wait::until(LIMIT, "it stands by", || http_get(second.http, "/readyz").is_some_and(|(status, _)| status == 200));
+    wait::until(LIMIT, "it stands by", || second.stands_by());
     first.signal(Signal::SIGTERM);
     first.running.wait().expect_code(0);
     let begun = std::time::Instant::now();

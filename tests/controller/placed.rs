@@ -7,8 +7,7 @@ use crate::support::loopdev::needs_root;
 async fn a_pod_is_placed_where_there_is_room_and_binds_its_lease_there() {
     needs_root!();
     let world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
+    let _controller = world.leader("one");
     let term =
         |key: &str, value: &str| json!({"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]});
     let terms = json!([term("zone", "b"), term("zone", "nowhere")]);
@@ -48,8 +47,7 @@ async fn a_pod_is_placed_where_there_is_room_and_binds_its_lease_there() {
 async fn who_finds_no_room_waits_with_the_figures_until_there_is_some() {
     needs_root!();
     let world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
+    let controller = world.leader("one");
     let first: Vec<String> = (0..6).map(|number| format!("first-{number}")).collect();
     first.iter().for_each(|name| world.gated(name));
     let mut on: Vec<String> = first.iter().map(|name| world.wait_placed(name)).collect();
@@ -68,6 +66,8 @@ async fn who_finds_no_room_waits_with_the_figures_until_there_is_some() {
     assert!(world.wait_told("wrong", "BuildInvalid").contains("stoker.build/repository"));
     assert!(world.is_gated("second") && world.is_gated("huge") && world.is_gated("wrong"));
 
+    let full = |name: &str| world.reasons(name).iter().filter(|text| text.starts_with("NodesFull")).count();
+    assert_eq!(full("second"), 1, "once for each reason");
     // One that never came to its node is deleted: its lease is given back, and who waits has its room.
     world.api.delete("pods", "builds", &first[0]);
     world.wait_placed("second");
@@ -98,11 +98,8 @@ async fn where_the_repository_is_there_is_better_and_no_trap() {
     let mut events = warm.refresh_repository(request).await.unwrap().into_inner();
     while events.message().await.unwrap().is_some() {}
     // Pods are there before anybody leads; both agents are heard before one is asked.
-    let controller = world.controller("one");
-    controller.wait_leads();
-    let told =
-        || http_get(controller.http, "/metrics").is_some_and(|(_, text)| text.contains("agents{what=\"told\"} 2"));
-    wait::until(LIMIT, "both agents tell", told);
+    let controller = world.leader("one");
+    controller.wait_hears(2);
     world.gated("warm");
     assert_eq!(world.wait_placed("warm"), "exo0");
     // Full, it is left for the other.
@@ -110,4 +107,24 @@ async fn where_the_repository_is_there_is_better_and_no_trap() {
     rest.iter().for_each(|name| world.gated(name));
     let on: Vec<String> = rest.iter().map(|name| world.wait_placed(name)).collect();
     assert_eq!(on.iter().filter(|node| *node == "exo0").count(), 2, "{on:?}");
+}
+
+/// No volume of it says what it builds: annotations do, and what it asks of the scheduler is its size.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_a_volume_says_by_annotations_what_it_builds() {
+    needs_root!();
+    let world = World::start();
+    let _controller = world.leader("one");
+    world.gated_like("build", |pod| {
+        pod["spec"]["volumes"] = json!([{"name": "tmp", "emptyDir": {}}]);
+        pod["metadata"]["annotations"] =
+            json!({"stoker.build/repository": world.url, "stoker.build/ref": "tag:v1.0", "theirs": "stays"});
+    });
+    world.wait_placed("build");
+    world.has_one_lease("build").await;
+    let lease = world.held("build").await.unwrap();
+    let size = lease.sizing.unwrap().size.unwrap();
+    assert_eq!((size.cpu_millis, size.memory_bytes), (Some(50), Some(2 << 30)));
+    assert_eq!((&*lease.scope.unwrap().tenant, &*lease.source.unwrap().clone_ref), ("builds", "refs/tags/v1.0"));
+    assert_eq!(world.text("build", "/metadata/annotations/theirs"), "stays");
 }

@@ -8,8 +8,7 @@ use crate::support::loopdev::needs_root;
 async fn a_lease_is_neither_renewed_nor_given_back_for_a_pod_that_only_names_it() {
     needs_root!();
     let world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
+    let _controller = world.leader("one");
     world.gated("build");
     let node = world.wait_placed("build");
     let lease = world.text("build", LEASE);
@@ -33,11 +32,8 @@ async fn a_lease_is_neither_renewed_nor_given_back_for_a_pod_that_only_names_it(
 async fn who_takes_the_gate_away_alone_has_no_lease() {
     needs_root!();
     let world = World::start();
-    let controller = world.controller("one");
-    controller.wait_leads();
-    world.api.hold("schedulingGates");
-    world.gated("build");
-    wait::until_async(LIMIT, "it is granted", async || world.live().await.len() == 1).await;
+    let _controller = world.leader("one");
+    world.granted_and_held("build").await;
     world.api.change("pods", "builds", "build", |pod| pod["spec"]["schedulingGates"] = json!([]));
     world.api.hold("");
     wait::until_async(LIMIT, "it is given back", async || world.live().await.is_empty()).await;

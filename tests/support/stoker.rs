@@ -35,6 +35,9 @@ const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long what a command left behind may hold its output open.
 const OUTPUT_WITHIN: Duration = Duration::from_secs(3);
 
+/// Lines of a command's output that are printed where a test panics.
+const LINES_SHOWN: usize = 200;
+
 /// How a command ended, and what it wrote.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -193,7 +196,7 @@ fn collect(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// A command that runs. Dropped, its process group is killed.
+/// A command that runs. Dropped, its process group is killed; where a test panics, the end of what it wrote is printed.
 pub(crate) struct Running {
     child: Child,
     shown: String,
@@ -258,6 +261,16 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            for written in [&self.stdout, &self.stderr] {
+                let text = written.recv_timeout(OUTPUT_WITHIN).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let last: Vec<&str> = text.lines().rev().take(LINES_SHOWN).collect();
+                eprintln!("--- the end of what {} wrote", self.shown);
+                last.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+            eprintln!("---");
+        }
     }
 }
 
