@@ -96,7 +96,9 @@ impl World {
         let mut endpoints = Vec::new();
         let agents = NODES.iter().zip(1..).map(|(name, last)| {
             api.put("nodes", node(name));
-            endpoints.push(json!({"addresses": [format!("127.0.0.{last}")], "nodeName": name, "conditions": {"ready": true}}));
+            endpoints.push(
+                json!({"addresses": [format!("127.0.0.{last}")], "nodeName": name, "conditions": {"ready": true}}),
+            );
             let mut agent = Agent::prepare(&format!(
                 "listen: {{socket: $ROOT/run/stoker.sock, grpc: {{address: \"127.0.0.{last}:{port}\", {grpc}}}}}\n\
                  kubernetes: {{watch: on, heartbeat: 1s, namespace: stoker, unlimited: size}}\n{}{more}",
