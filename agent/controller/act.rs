@@ -35,8 +35,8 @@ pub(super) enum Done {
     Placed(Box<Pod>),
     /// The node said no, or not now.
     Refused(Box<Refusal>),
-    /// Nobody knows whether the node granted it: the same node is asked again.
-    Unknown(String),
+    /// Nobody knows whether the node granted it: the same node is asked again. `doubt`: that is about the node.
+    Unknown { why: String, doubt: bool },
     /// The node granted it, and that could not be written: the same node is asked again.
     Held(String),
     /// Nobody was asked: that could not be written.
@@ -98,10 +98,12 @@ impl Actor {
                 }
             },
             (Said::Refused(refusal), _) => refusal,
-            (Said::Unknown(why), _) | (Said::Conflict(why), None) => return Done::Unknown(why),
+            (Said::Unknown { why, doubt }, _) => return Done::Unknown { why, doubt },
+            // In which words a pod asks is what its author writes: that says nothing of the node.
+            (Said::Conflict(why), None) => return Done::Unknown { why, doubt: false },
             (Said::Conflict(why), Some(lease)) => {
                 if !release(&client, &lease).await {
-                    return Done::Unknown(why);
+                    return Done::Unknown { why, doubt: false };
                 }
                 let words = "it was asked for in other words before: that lease is given back".to_owned();
                 Box::new(Refusal { attempt: asked.attempt, words, ..Refusal::default() })
@@ -122,7 +124,7 @@ impl Actor {
     ) -> Done {
         let until = tokio::time::Instant::now() + LET_GO_WITHIN;
         loop {
-            let patch = freed(&object, lease);
+            let patch = freed(&object, lease, &intent.node);
             let pods = self.pods(pod);
             match within_status(pods.patch(&pod.name, &params(), &Patch::Merge(&patch))).await {
                 Ok(written) => match Pod::of(&written) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoker_core::cluster::Taint;
@@ -133,7 +134,7 @@ fn of_wire(room: v1::Room, node: &str) -> Room {
         pods_free: room.pods_free.and_then(|pods| u64::try_from(pods).ok()),
         grants: room.grants.into_iter().map(|grant| (grant.request_id, grant.lease_id)).collect(),
         reasons: room.reasons.iter().filter_map(code).collect(),
-        mirrors: room.mirrors,
+        mirrors: room.mirrors.into_iter().map(Arc::from).collect(),
         facts,
     }
 }

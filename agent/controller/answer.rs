@@ -47,8 +47,11 @@ pub(super) enum Said {
     Refused(Box<Refusal>),
     /// There is one by this name that was asked for in other words.
     Conflict(String),
-    /// There may be one.
-    Unknown(String),
+    /// There may be one. `doubt`: the answer is about the node, not about what the pod asks for.
+    Unknown {
+        why: String,
+        doubt: bool,
+    },
 }
 
 pub(super) fn order(pod: &Pod, asks: &Asks, intent: &Intent) -> v1::AdmitRequest {
@@ -98,7 +101,10 @@ pub(super) fn said(answer: Result<v1::AdmitResponse, Status>, attempt: u32, firs
             retry_after: Duration::from_secs(if rejected.final_everywhere { 60 } else { 5 }),
             ..refusal
         },
-        None => return Said::Unknown("its answer is not whole; is it of another version?".to_owned()),
+        None => {
+            let why = "its answer is not whole; is it of another version?".to_owned();
+            return Said::Unknown { why, doubt: true };
+        }
     };
     Said::Refused(Box::new(refusal))
 }
@@ -107,10 +113,13 @@ pub(super) fn is_live(state: v1::LeaseState) -> bool {
     matches!(state, v1::LeaseState::Reserved | v1::LeaseState::Bound)
 }
 
-/// Not about the tenant, nor about what is built: then others that are as large are not meant.
+/// All of it is about the node, and so about all that are as large: not about the tenant, nor about what is built.
 fn is_of_room(reasons: &[v1::Reason]) -> bool {
-    use v1::reason::Code::{SpecInvalid, TenantQuota};
-    !reasons.iter().any(|reason| matches!(reason.code(), TenantQuota | SpecInvalid))
+    reasons.iter().all(|reason| code_of(reason.code().as_str_name()).is_some_and(Word::is_of_node))
+}
+
+fn code_of(word: &str) -> Option<Word> {
+    Word::ALL.iter().copied().find(|code| code.word() == word)
 }
 
 /// A node that says what is wrong with the source or with what is asked gave nothing, if this was the first time. One that
@@ -121,8 +130,9 @@ fn status_said(status: &Status, attempt: u32, first: bool) -> Said {
         return Said::Conflict(words(status));
     }
     let malformed = word.is_none() && status.code() == Code::InvalidArgument;
-    if !first || !(malformed || word.as_deref().is_some_and(is_of_source)) {
-        return Said::Unknown(words(status));
+    let of_source = malformed || word.as_deref().is_some_and(is_of_source);
+    if !first || !of_source {
+        return Said::Unknown { why: words(status), doubt: !of_source };
     }
     Said::Refused(Box::new(Refusal {
         attempt,
@@ -135,8 +145,7 @@ fn status_said(status: &Status, attempt: u32, first: bool) -> Said {
 
 /// Whether a reason is about the repository, the commit or its build spec.
 fn is_of_source(word: &str) -> bool {
-    let code = Word::ALL.iter().copied().find(|code| code.word() == word);
-    code.is_some_and(|code| {
+    code_of(word).is_some_and(|code| {
         code.upstream_says_no()
             || matches!(
                 code,
@@ -274,7 +283,11 @@ mod tests {
     fn only_a_word_about_the_source_settles_an_attempt_and_only_the_first_time() {
         for (code, word) in [(Code::NotFound, "REF_NOT_FOUND"), (Code::InvalidArgument, "")] {
             assert!(matches!(said(Err(status(code, word)), 2, true), Said::Refused(refusal) if refusal.attempt == 2));
-            assert!(matches!(said(Err(status(code, word)), 2, false), Said::Unknown(_)), "{word}: the one before");
+            let again = said(Err(status(code, word)), 2, false);
+            assert!(
+                matches!(again, Said::Unknown { doubt: false, .. }),
+                "{word}: the one before, and no word of the node"
+            );
         }
         for (code, word) in [
             (Code::ResourceExhausted, "BUSY"),
@@ -288,7 +301,8 @@ mod tests {
             (Code::DeadlineExceeded, ""),
             (Code::NotFound, ""),
         ] {
-            assert!(matches!(said(Err(status(code, word)), 1, true), Said::Unknown(_)), "{code:?} {word}");
+            let unknown = said(Err(status(code, word)), 1, true);
+            assert!(matches!(unknown, Said::Unknown { doubt: true, .. }), "{code:?} {word}");
         }
         let conflict = said(Err(status(Code::AlreadyExists, "REQUEST_ID_CONFLICT")), 1, true);
         assert!(matches!(conflict, Said::Conflict(_)));
@@ -309,6 +323,8 @@ mod tests {
         assert_eq!(waits(v1::reason::Code::MemoryHeld), (true, 7));
         assert_eq!(waits(v1::reason::Code::TenantQuota), (false, 7));
         assert_eq!(waits(v1::reason::Code::SpecInvalid), (false, 7));
+        assert_eq!(waits(v1::reason::Code::SizeCap), (false, 7));
+        assert_eq!(waits(v1::reason::Code::NodeDiskFloor), (true, 7));
     }
 
     #[test]

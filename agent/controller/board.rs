@@ -31,6 +31,8 @@ const INPUTS_MAX: usize = 4096;
 /// Changes that come within it are looked at together.
 const TOGETHER: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(1);
+/// Leases that are given back at a time.
+const RELEASES_MAX: usize = 512;
 /// What came in and is taken before the next look.
 const TAKEN_MAX: usize = 512;
 /// A node that is silent for so long, and that no pod is meant for, is forgotten.
@@ -79,6 +81,8 @@ struct Memory {
     said: Option<Told>,
     /// Since when no node has room for it, and how many were placed before.
     waits: Option<(Instant, u64)>,
+    /// Until then no node is kept for it.
+    no_keep_before: Option<Instant>,
 }
 
 /// A node, and the request by which it was asked.
@@ -91,6 +95,8 @@ struct Board {
     farm: Farm,
     line: Line,
     pods: BTreeMap<String, Pod>,
+    /// How many of each namespace.
+    held: BTreeMap<String, usize>,
     memory: BTreeMap<String, Memory>,
     clients: BTreeMap<String, (SocketAddr, Client)>,
     nodes: BTreeMap<SocketAddr, String>,
@@ -99,7 +105,8 @@ struct Board {
     agents: Agents,
     teller: Teller,
     acts: JoinSet<(String, Option<Asked>, Done)>,
-    acting: BTreeSet<String>,
+    /// For whom, and of which tenant those are.
+    acting: BTreeMap<String, String>,
     /// How many of these ask each node.
     asking: BTreeMap<String, usize>,
     doubts: BTreeMap<String, done::Doubt>,
@@ -120,6 +127,10 @@ struct Board {
     next: Instant,
     /// Where the last look had to stop.
     from: Option<String>,
+    /// Something came that was not looked at.
+    is_due: bool,
+    /// For so many pods a node to keep may be looked for in this look.
+    keeps: usize,
 }
 
 /// Runs for as long as it is polled. Dropped, all that was on its way is.
@@ -143,6 +154,7 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         farm: Farm::default(),
         line: Line::default(),
         pods: BTreeMap::new(),
+        held: BTreeMap::new(),
         memory: BTreeMap::new(),
         clients: BTreeMap::new(),
         nodes: BTreeMap::new(),
@@ -150,7 +162,7 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         agents: Agents::default(),
         teller,
         acts: JoinSet::new(),
-        acting: BTreeSet::new(),
+        acting: BTreeMap::new(),
         asking: BTreeMap::new(),
         doubts: BTreeMap::new(),
         kept: BTreeMap::new(),
@@ -163,6 +175,8 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         again,
         next: Instant::now(),
         from: None,
+        is_due: true,
+        keeps: 0,
     };
     let mut tick = tokio::time::interval(TICK);
     loop {
@@ -172,7 +186,7 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
             Some(Ok((uid, lease, kept))) = board.renewals.join_next() => board.renewed(&uid, &lease, kept),
             Some(_) = board.releases.join_next() => {}
             _ = tick.tick() => board.tick(),
-            () = tokio::time::sleep_until(board.next.into()), if board.next > Instant::now() => {}
+            () = tokio::time::sleep_until(board.next.into()), if board.is_due => {}
             Some(_) = watches.join_next() => return, // a watch ends with its receiver alone
         }
         // What comes in the same moment is looked at together.
@@ -184,6 +198,7 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         while let Some(Ok((uid, asked, done))) = board.acts.try_join_next() {
             board.done(&uid, asked, done);
         }
+        board.is_due = true;
         board.look();
     }
 }
@@ -257,7 +272,10 @@ impl Board {
         } else {
             self.line.leave(&pod.uid);
         }
-        self.pods.insert(pod.uid.clone(), pod);
+        let namespace = pod.namespace.clone();
+        if self.pods.insert(pod.uid.clone(), pod).is_none() {
+            *self.held.entry(namespace).or_default() += 1;
+        }
     }
 
     /// Whether one more pod can be held, if need be in the place of the last of the tenant that has most.
@@ -266,10 +284,10 @@ impl Board {
             return true;
         }
         self.left_out = true;
-        let own = if pod.gated { self.line.of_tenant(&pod.namespace).saturating_add(1) } else { 0 };
-        let last = self.line.last_of_most().filter(|(most, uid)| own < *most && !self.acting.contains(*uid));
-        let Some((_, last)) = last else { return false };
-        let last = last.to_owned();
+        let own = self.held.get(&pod.namespace).map_or(0, |count| *count).saturating_add(1);
+        let most = self.held.iter().max_by_key(|(_, count)| **count).filter(|(_, most)| own < **most);
+        let last = most.and_then(|(tenant, _)| self.line.last_of(tenant)).filter(|uid| !self.acting.contains_key(*uid));
+        let Some(last) = last.map(str::to_owned) else { return false };
         self.gone(&last);
         true
     }
@@ -279,12 +297,20 @@ impl Board {
         self.teller.forget(uid);
         self.memory.remove(uid);
         let Some(pod) = self.pods.remove(uid) else { return };
-        if let Some(intent) = pod.intent.as_ref().filter(|_| !self.acting.contains(uid)) {
+        if let Some(count) = self.held.get_mut(&pod.namespace) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.held.remove(&pod.namespace);
+            }
+        }
+        if let Some(intent) = pod.intent.as_ref().filter(|_| !self.acting.contains_key(uid)) {
             self.farm.free(&intent.node, &pod.request_id(intent.attempt), None);
         }
         // On its node, or gone: the API server knows.
         let client = pod.intent.as_ref().and_then(|intent| self.clients.get(&intent.node));
-        if let (Some((_, client)), false) = (client, pod.lease.is_empty() || pod.gated) {
+        // Where too many went at once, the rest runs out by itself.
+        let may = self.releases.len() < RELEASES_MAX && !pod.lease.is_empty() && !pod.gated;
+        if let (Some((_, client)), true) = (client, may) {
             let (actor, client) = (self.actor.clone(), client.clone());
             self.releases.spawn(async move { actor.left(pod, client).await });
         }

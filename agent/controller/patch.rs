@@ -15,8 +15,9 @@ pub(super) fn other_gates(pod: &core::Pod) -> Value {
     json!(others)
 }
 
-/// The pod without the gate, with its lease, and on the lease's node in each of the terms that it has.
-pub(super) fn freed(pod: &core::Pod, lease: &v1::Lease) -> Value {
+/// The pod without the gate, with its lease, and on the lease's node in each of the terms that it has. The node is demanded by
+/// its name, as the controller of daemon sets does: labels are what people make of them.
+pub(super) fn freed(pod: &core::Pod, lease: &v1::Lease, node: &str) -> Value {
     let mut patch = json!({
         "metadata": {"resourceVersion": pod.metadata.resource_version, "annotations": {LEASE: lease.id}},
     });
@@ -26,8 +27,7 @@ pub(super) fn freed(pod: &core::Pod, lease: &v1::Lease) -> Value {
     if !gated {
         return patch;
     }
-    let affinity = lease.affinity.clone().unwrap_or_default();
-    let here = json!({"key": affinity.key, "operator": "In", "values": affinity.values});
+    let here = json!({"key": "metadata.name", "operator": "In", "values": [node]});
     let required = spec.and_then(|spec| spec.affinity.as_ref()).and_then(|affinity| affinity.node_affinity.as_ref());
     let required = required.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
     let mut terms: Vec<Value> =
@@ -38,13 +38,13 @@ pub(super) fn freed(pod: &core::Pod, lease: &v1::Lease) -> Value {
             .any(|part| term[*part].as_array().is_some_and(|all| !all.is_empty()));
         // One without any requirement is met nowhere: with one it would be met there.
         if is_met {
-            let mut all = term["matchExpressions"].as_array().cloned().unwrap_or_default();
+            let mut all = term["matchFields"].as_array().cloned().unwrap_or_default();
             all.push(here.clone());
-            term["matchExpressions"] = json!(all);
+            term["matchFields"] = json!(all);
         }
     }
     if terms.is_empty() {
-        terms.push(json!({"matchExpressions": [here]}));
+        terms.push(json!({"matchFields": [here]}));
     }
     patch["spec"] = json!({
         "schedulingGates": other_gates(pod),
@@ -68,21 +68,20 @@ mod tests {
                 "schedulingGates": [{"name": GATE}, {"name": "another"}]});
             serde_json::from_value(json!({"metadata": {"resourceVersion": "7"}, "spec": spec})).unwrap()
         };
-        let affinity = v1::NodeAffinity { key: "kubernetes.io/hostname".into(), values: vec!["ghost".into()] };
-        let lease = v1::Lease { id: "l1".into(), affinity: Some(affinity), ..v1::Lease::default() };
-        let here = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["ghost"]});
+        let lease = v1::Lease { id: "l1".into(), ..v1::Lease::default() };
+        let here = json!({"key": "metadata.name", "operator": "In", "values": ["ghost"]});
         let terms = |patch: &Value| {
             let affinity = &patch["spec"]["affinity"]["nodeAffinity"];
             affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone()
         };
-        let none = freed(&of(json!([])), &lease);
-        assert_eq!(terms(&none), json!([{"matchExpressions": [here]}]));
+        let none = freed(&of(json!([])), &lease, "ghost");
+        assert_eq!(terms(&none), json!([{"matchFields": [here]}]));
         assert_eq!(none["spec"]["schedulingGates"], json!([{"name": "another"}]));
         assert_eq!(none["metadata"], json!({"resourceVersion": "7", "annotations": {LEASE: "l1"}}));
-        let three = freed(&of(json!([{"matchExpressions": [zone]}, {"matchFields": [field]}, {}])), &lease);
+        let three = freed(&of(json!([{"matchExpressions": [zone]}, {"matchFields": [field]}, {}])), &lease, "ghost");
         let expected = json!([
-            {"matchExpressions": [zone, here]},
-            {"matchFields": [field], "matchExpressions": [here]},
+            {"matchExpressions": [zone], "matchFields": [here]},
+            {"matchFields": [field, here]},
             {},
         ]);
         assert_eq!(terms(&three), expected);

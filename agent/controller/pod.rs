@@ -20,10 +20,12 @@ const REF: &str = "stoker.build/ref";
 
 /// Before the key of a requirement that is of a field; no key of a label begins so.
 pub(super) const FIELD: &str = "field:";
+/// Requirements, their values and tolerations of a pod.
+const SELECTOR_PARTS_MAX: usize = 512;
 /// Of others' gates so many are told.
 const GATES_MAX: usize = 8;
-/// The label by which a lease names its node.
-const HOST: &str = "kubernetes.io/hostname";
+/// The field that is a node's name.
+const NAME: &str = "metadata.name";
 
 /// A pod that waits for a node, or to come to the one that it has.
 #[derive(Debug, Clone)]
@@ -81,7 +83,9 @@ impl Pod {
         // Anybody who may write the pod may have written it: nothing is meant from the future.
         let intent = intent.map(|intent| Intent { at: intent.at.min(crate::node::now()), ..intent });
         let has_node = spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
-        if (!gated && (intent.is_none() || has_node)) || meta.deletion_timestamp.is_some() {
+        // Whoever took its gate away, without a lease it is none of ours any more.
+        let has_lease = note(LEASE).is_some_and(|lease| !lease.is_empty());
+        if (!gated && (intent.is_none() || has_node || !has_lease)) || meta.deletion_timestamp.is_some() {
             return None;
         }
         let created = meta.creation_timestamp.as_ref().map_or(0, |at| at.0.as_millisecond());
@@ -128,9 +132,9 @@ fn demands(spec: &core::PodSpec, node: &str) -> bool {
         [term.match_expressions.as_ref().map_or(0, Vec::len), term.match_fields.as_ref().map_or(0, Vec::len)] != [0, 0]
     };
     let is_it = |one: &core::NodeSelectorRequirement| {
-        one.key == HOST && one.operator == "In" && one.values.as_ref().is_some_and(|values| values.as_slice() == [node])
+        one.key == NAME && one.operator == "In" && one.values.as_ref().is_some_and(|values| values.as_slice() == [node])
     };
-    let names_it = |term: &core::NodeSelectorTerm| term.match_expressions.iter().flatten().any(is_it);
+    let names_it = |term: &core::NodeSelectorTerm| term.match_fields.iter().flatten().any(is_it);
     let mut terms = required.iter().flat_map(|required| &required.node_selector_terms).filter(can_be_met).peekable();
     terms.peek().is_some() && terms.all(names_it)
 }
@@ -161,7 +165,7 @@ fn asks(pod: &core::Pod, spec: &core::PodSpec, bound: Option<&Intent>) -> Result
     let wanted = Wanted {
         size: Wanted::size_of(amounts),
         mirror: url.map(|url| url.key().to_owned()).unwrap_or_default(),
-        selector: Arc::new(selector(spec)),
+        selector: Arc::new(selector(spec)?),
         only: bound.map(|intent| intent.node.clone()),
     };
     Ok(Asks { build: Box::new(build), wanted })
@@ -200,7 +204,26 @@ fn build(pod: &core::Pod, spec: &core::PodSpec) -> Result<v1::Build, String> {
     }
 }
 
-fn selector(spec: &core::PodSpec) -> Selector {
+/// What it says of where it may go, unless that is more than anybody writes: it is held against thousands of nodes.
+fn selector(spec: &core::PodSpec) -> Result<Selector, String> {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    let terms = || required.iter().flat_map(|required| &required.node_selector_terms);
+    let all =
+        || terms().flat_map(|term| term.match_expressions.iter().flatten().chain(term.match_fields.iter().flatten()));
+    let values = all().map(|one| 1 + one.values.as_ref().map_or(0, Vec::len)).sum::<usize>();
+    let others = spec.tolerations.as_ref().map_or(0, Vec::len) + spec.node_selector.as_ref().map_or(0, BTreeMap::len);
+    let parts = terms().count() + values + others;
+    if parts > SELECTOR_PARTS_MAX {
+        return Err(format!(
+            "its node affinity, node selector and tolerations have {parts} parts: write at most {SELECTOR_PARTS_MAX}, with a \
+             label that many nodes have in place of their names"
+        ));
+    }
+    Ok(selected(spec))
+}
+
+fn selected(spec: &core::PodSpec) -> Selector {
     let one = |(key, value): (&String, &String)| Requirement { key: key.clone(), is: Is::In(vec![value.clone()]) };
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());

@@ -1,4 +1,4 @@
-//! Events on pods: why they wait, and what became of them. Once for each reason, and not too many in all.
+//! Events on pods: why they wait, and what became of them. Each time that the reason is another one, and not too many in all.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use super::pod::Pod;
 const UNSENT_MAX: usize = 256;
 /// A pod is told another reason at the earliest after this.
 const QUIET_FOR: Duration = Duration::from_secs(10);
+/// A cluster keeps events for an hour, where nobody said otherwise: what is so for longer is told again.
+const AGAIN_AFTER: Duration = Duration::from_secs(30 * 60);
 /// An event's text, by the API's rules, has at most 1024 bytes.
 const NOTE_BYTES_MAX: usize = 1000;
 
@@ -28,10 +30,18 @@ pub(super) struct Told {
     pub(super) bad: bool,
 }
 
-/// Tells each pod a reason once.
+/// What a pod was told.
+struct Last {
+    reason: &'static str,
+    told: Instant,
+    /// When that was found to be so still.
+    found: Instant,
+}
+
+/// Tells each pod a reason once, and again before the cluster forgets it.
 pub(super) struct Teller {
     events: mpsc::Sender<(ObjectReference, Told)>,
-    last: BTreeMap<String, (&'static str, Instant)>,
+    last: BTreeMap<String, Last>,
 }
 
 impl Teller {
@@ -42,12 +52,15 @@ impl Teller {
 
     /// Whether a pod would be told this now.
     pub(super) fn is_due(&self, uid: &str) -> bool {
-        self.events.capacity() > 0 && self.last.get(uid).is_none_or(|(_, at)| at.elapsed() >= QUIET_FOR)
+        self.events.capacity() > 0 && self.last.get(uid).is_none_or(|last| last.found.elapsed() >= QUIET_FOR)
     }
 
     /// Tells it, where that is something new.
     pub(super) fn tell(&mut self, pod: &Pod, told: Told) {
-        if self.last.get(&pod.uid).is_some_and(|(reason, _)| *reason == told.reason) {
+        let now = Instant::now();
+        let same = |last: &&mut Last| last.reason == told.reason && last.told.elapsed() < AGAIN_AFTER;
+        if let Some(last) = self.last.get_mut(&pod.uid).filter(same) {
+            last.found = now;
             return;
         }
         let about = ObjectReference {
@@ -60,13 +73,13 @@ impl Teller {
         };
         let reason = told.reason;
         if self.events.try_send((about, told)).is_ok() {
-            self.last.insert(pod.uid.clone(), (reason, Instant::now()));
+            self.last.insert(pod.uid.clone(), Last { reason, told: now, found: now });
         }
     }
 
     /// What it was told last.
     pub(super) fn last(&self, uid: &str) -> Option<&'static str> {
-        self.last.get(uid).map(|(reason, _)| *reason)
+        self.last.get(uid).map(|last| last.reason)
     }
 
     /// Those that are known no more are forgotten.

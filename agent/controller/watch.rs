@@ -19,7 +19,7 @@ use super::pod::Pod;
 use crate::kubernetes::{Growing, words};
 
 /// A list comes in parts of so many.
-const PAGE: u32 = 500;
+const PAGE: u32 = 100;
 /// A watch is asked for so long, and begun anew.
 const WATCH_SECONDS: u32 = 60;
 /// More agents than these are not asked.

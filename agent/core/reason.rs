@@ -32,6 +32,49 @@ impl Code {
     pub const fn upstream_says_no(self) -> bool {
         matches!(self, Self::UpstreamNotFound | Self::UpstreamUnauthorized)
     }
+
+    /// Whether it is about a node: its room, its gate, its mode. What is as large waits there as well, whoever asks.
+    #[must_use]
+    pub const fn is_of_node(self) -> bool {
+        matches!(
+            self,
+            Self::MemoryFloor
+                | Self::MemoryPressure
+                | Self::MemoryNarrow
+                | Self::MemoryBudget
+                | Self::MemoryHeld
+                | Self::CpuBudget
+                | Self::CpuHeld
+                | Self::DiskFloor
+                | Self::DiskInodesFloor
+                | Self::DiskBudget
+                | Self::DiskHeld
+                | Self::DiskInodesBudget
+                | Self::DiskInodesHeld
+                | Self::RootDiskFloor
+                | Self::RootDiskInodesFloor
+                | Self::DiskForecast
+                | Self::DiskInodesForecast
+                | Self::NodeDiskFloor
+                | Self::NodeDiskInodesFloor
+                | Self::ControlPlaneSlow
+                | Self::ControlPlaneStalled
+                | Self::ApiServerAway
+                | Self::NodeGone
+                | Self::NodeCordoned
+                | Self::NodeNotReady
+                | Self::NodeTainted
+                | Self::NodeRequests
+                | Self::PoolNotReady
+                | Self::ModeMaintenance
+                | Self::ModeDrain
+                | Self::JournalUnavailable
+                | Self::SensorFailed
+                | Self::QueueAhead
+                | Self::QueueFull
+                | Self::LeasesFull
+        )
+    }
 }
 
 codes! {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use stoker_core::placement::Intent;
+
 use super::{Asked, Board};
 use crate::controller::act::Done;
 use crate::controller::answer::{self, Kept, Refusal};
@@ -57,7 +59,7 @@ impl Board {
                     self.teller.tell(&pod, Told { reason: "Placed", note, bad: false });
                 }
                 self.trust(&node);
-                self.line.served(uid);
+                self.line.served(uid, &pod.namespace);
                 // Or it is on its node already.
                 if self.pods.contains_key(uid) {
                     self.see(*pod);
@@ -65,13 +67,15 @@ impl Board {
                 return;
             }
             Done::Refused(refusal) => return self.refused(uid, asked, *refusal),
-            Done::Unknown(why) => {
+            Done::Unknown { why, doubt } => {
                 self.face.count("unknown");
                 tracing::warn!(pod = uid, node, why, "what became of a pod is not known; asked again");
                 memory.not_before = Some(Instant::now() + AGAIN);
                 let note = format!("{node} was asked for it, and says neither yes nor no: {why}; it is asked again");
                 memory.said = Some(Told { reason: "NodeUnsure", note, bad: false });
-                self.doubt(&node, 1);
+                if doubt {
+                    self.doubt(&node, 1);
+                }
                 // It may be granted: so much of the node's room stays taken.
                 if self.pods.contains_key(uid) {
                     return;
@@ -139,8 +143,14 @@ impl Board {
 
     /// Gives back what a node tells to have granted for a pod that goes without.
     fn give_back(&mut self, uid: &str) {
+        if let Some(intent) = self.pods.get(uid).and_then(|pod| pod.intent.clone()) {
+            self.take_back(uid, &intent);
+        }
+    }
+
+    /// Gives back what a node tells to have granted in an attempt that is over.
+    pub(super) fn take_back(&mut self, uid: &str, intent: &Intent) {
         let Some(pod) = self.pods.get(uid) else { return };
-        let Some(intent) = &pod.intent else { return };
         let request = pod.request_id(intent.attempt);
         let lease = self.farm.lease(&intent.node, &request).map(str::to_owned);
         if let (Some(lease), Some((_, client))) = (lease, self.clients.get(&intent.node)) {

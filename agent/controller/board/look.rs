@@ -14,6 +14,14 @@ use crate::node::now;
 
 /// Pods that are acted for at a time.
 const ACTS_MAX: usize = 64;
+/// Of these in any case so many of each tenant.
+const ACTS_EACH: usize = 2;
+/// And so many more of those that have their node, or that an operator lets go.
+const ACTS_MORE: usize = 32;
+/// Reservations that are renewed at a time.
+const RENEWALS_MAX: usize = 256;
+/// Pods for which a node to keep is looked for, in one look.
+const KEEPS_MAX: usize = 4;
 /// Reasons that are found by a look at all nodes, in one look at the pods.
 const WHYS_MAX: usize = 64;
 /// Who begins to lead waits so long for agents that have said nothing yet.
@@ -35,7 +43,11 @@ impl Board {
     /// Looks at all who wait, in turn, and begins what can be done.
     pub(super) fn look(&mut self) {
         let began = Instant::now();
-        if !self.actor.leading.is_on() || self.whole.len() < self.watches() || began < self.next {
+        if began < self.next {
+            return; // it is due still
+        }
+        self.is_due = false;
+        if !self.actor.leading.is_on() || self.whole.len() < self.watches() {
             return;
         }
         // Who begins hears all agents first, as far as they speak: the best is not among the first alone.
@@ -43,26 +55,23 @@ impl Board {
         if told < self.agents.count() && self.actor.leading.lasts() < HEAR_FIRST {
             return;
         }
+        // Those that have their node first: what is kept for them runs out, whoever else waits.
+        let others = self.pods.values().filter(|pod| pod.skip || !pod.gated);
+        let others: Vec<String> = others.map(|pod| pod.uid.clone()).filter(|uid| self.is_free(uid)).collect();
+        others.iter().for_each(|uid| self.keep(uid));
+        self.keeps = KEEPS_MAX;
         let order: Vec<String> = self.line.in_turn().map(str::to_owned).collect();
         let mut whys: BTreeMap<Wanted, Told> = BTreeMap::new();
         let begin = self.from.take().and_then(|from| order.iter().position(|uid| *uid == from)).unwrap_or(0);
-        for (place, uid) in order.iter().enumerate().skip(begin) {
+        for uid in order.iter().skip(begin) {
             if self.acts.len() >= ACTS_MAX {
                 break;
             }
             if began.elapsed() > LOOK_MAX {
-                self.from = Some(uid.clone());
+                (self.from, self.is_due) = (Some(uid.clone()), true);
                 break;
             }
-            self.place(uid, place, &mut whys);
-        }
-        let others: Vec<String> =
-            self.pods.values().filter(|pod| pod.skip || !pod.gated).map(|pod| pod.uid.clone()).collect();
-        for uid in &others {
-            if self.acts.len() >= ACTS_MAX {
-                break;
-            }
-            self.keep(uid);
+            self.place(uid, &mut whys);
         }
         // However many wait, it does other things most of the time.
         let took = began.elapsed();
@@ -70,36 +79,43 @@ impl Board {
         self.face.pass(took);
     }
 
-    fn is_free(&self, uid: &str) -> bool {
-        let later = |memory: &Memory| memory.not_before.is_some_and(|at| at > Instant::now());
-        !self.acting.contains(uid) && !self.memory.get(uid).is_some_and(later)
+    /// Whether somebody acts already for as many pods of a tenant as is fair: one whose repositories are slow does not keep
+    /// all others waiting.
+    fn has_its_share(&self, tenant: &str) -> bool {
+        let share = (ACTS_MAX / self.line.tenants().max(2)).max(ACTS_EACH);
+        self.acting.values().filter(|of| *of == tenant).count() >= share
     }
 
-    fn place(&mut self, uid: &str, place: usize, whys: &mut BTreeMap<Wanted, Told>) {
+    fn is_free(&self, uid: &str) -> bool {
+        let later = |memory: &Memory| memory.not_before.is_some_and(|at| at > Instant::now());
+        !self.acting.contains_key(uid) && !self.memory.get(uid).is_some_and(later)
+    }
+
+    fn place(&mut self, uid: &str, whys: &mut BTreeMap<Wanted, Told>) {
         let Some(pod) = self.pods.get(uid) else { return };
-        let sized = self.memory.get(uid).and_then(|memory| memory.sized);
-        let asks = match &pod.asks {
-            Ok(asks) => asks.sized(sized),
-            Err(why) => {
-                let told = Told { reason: "BuildInvalid", note: why.clone(), bad: true };
-                self.teller.tell(&pod.clone(), told);
-                return;
-            }
-        };
+        if let Err(why) = &pod.asks {
+            self.teller.tell(pod, Told { reason: "BuildInvalid", note: why.clone(), bad: true });
+            return;
+        }
         if !self.is_free(uid) {
             if let Some(told) = self.memory.get(uid).and_then(|memory| memory.said.clone()) {
-                self.teller.tell(&pod.clone(), told);
+                self.teller.tell(pod, told);
             }
             return;
         }
+        if self.has_its_share(&pod.namespace) {
+            return;
+        }
+        let sized = self.memory.get(uid).and_then(|memory| memory.sized);
+        let Ok(asks) = pod.asks.as_ref().map(|asks| asks.sized(sized)) else { return };
         let settled = self.memory.get(uid).map_or(0, |memory| memory.settled);
         // What was meant by whoever was before: that node is asked first, by the same name.
         let open = pod.intent.clone().filter(|intent| intent.attempt > settled);
         if let Some(intent) = open {
             let is_over = intent.is_over(now());
             if is_over {
-                // Whatever that node gave has run out: it holds the pod no longer, be it heard or not.
-                self.farm.free(&intent.node, &self.request_of(uid, intent.attempt), None);
+                // Whatever that node gave has run out, but what it gave when it was asked again: it holds the pod no longer.
+                self.take_back(uid, &intent);
             } else if self.farm.hears(&intent.node) {
                 if self.asking.get(&intent.node).is_none_or(|count| *count < AGAIN_MAX) {
                     self.begin(uid, asks, intent);
@@ -110,7 +126,7 @@ impl Board {
                     "{} was asked for it and does not answer: another is asked when its grant has run out",
                     intent.node
                 );
-                self.teller.tell(&pod.clone(), Told { reason: "NodeSilent", note, bad: false });
+                self.teller.tell(pod, Told { reason: "NodeSilent", note, bad: false });
                 return;
             }
         }
@@ -119,10 +135,10 @@ impl Board {
         // What others decide of it may be where it goes: room that is kept before that may be the wrong one.
         if !pod.other_gates.is_empty() {
             let note = format!("it is placed when the other gates are gone: {}", pod.other_gates.join(", "));
-            self.teller.tell(&pod.clone(), Told { reason: "GatedByOthers", note, bad: false });
+            self.teller.tell(pod, Told { reason: "GatedByOthers", note, bad: false });
             return;
         }
-        match self.choose(uid, &asks.wanted, place) {
+        match self.choose(uid, &asks.wanted) {
             Some(choice) => {
                 self.face.count(if choice.warm { "warm" } else { "cold" });
                 self.begin(uid, asks, Intent { node: choice.node, attempt, at: now() });
@@ -142,7 +158,7 @@ impl Board {
             return;
         }
         let told = whys.entry(wanted.clone()).or_insert_with(|| tell::why(wanted, &self.farm.why(wanted)));
-        self.teller.tell(&pod.clone(), told.clone());
+        self.teller.tell(pod, told.clone());
     }
 
     fn request_of(&self, uid: &str, attempt: u32) -> String {
@@ -155,7 +171,7 @@ impl Board {
         let request = pod.request_id(intent.attempt);
         let held = self.farm.lease(&intent.node, &request).map(str::to_owned);
         self.farm.asked(&intent.node, &request, asks.wanted.amounts());
-        self.acting.insert(uid.to_owned());
+        self.acting.insert(uid.to_owned(), pod.namespace.clone());
         *self.asking.entry(intent.node.clone()).or_default() += 1;
         let (uid, asked) = (uid.to_owned(), Some((intent.node.clone(), request)));
         self.acts.spawn(async move { (uid, asked, actor.place(pod, asks, intent, held, client).await) });
@@ -163,13 +179,14 @@ impl Board {
 
     /// A pod that an operator lets go, or that has its node and is not there yet.
     fn keep(&mut self, uid: &str) {
-        if !self.is_free(uid) {
-            return;
-        }
-        let Some(pod) = self.pods.get(uid).cloned() else { return };
+        let Some(pod) = self.pods.get(uid) else { return };
+        let may_act = self.acts.len() < ACTS_MAX + ACTS_MORE;
         if pod.gated {
-            let (actor, uid) = (self.actor.clone(), uid.to_owned());
-            self.acting.insert(uid.clone());
+            if !may_act {
+                return;
+            }
+            let (actor, uid, pod) = (self.actor.clone(), uid.to_owned(), pod.clone());
+            self.acting.insert(uid.clone(), pod.namespace.clone());
             self.acts.spawn(async move { (uid, None, actor.skip(pod).await) });
             return;
         }
@@ -178,21 +195,24 @@ impl Board {
         if pod.skip || pod.lease.is_empty() {
             return;
         }
+        let kept = Duration::from_millis(u64::try_from(now().since(intent.at).0).unwrap_or(0));
         let memory = self.memory.entry(uid.to_owned()).or_default();
-        if memory.foreign {
-            return;
+        let renewed = memory.renewed.is_some_and(|at| at.elapsed() <= RENEW_EVERY);
+        let hears = self.farm.hears(&intent.node);
+        if memory.foreign || (hears && renewed && !memory.ended && kept < self.options.keep_for) {
+            return; // there is nothing to be done for it
         }
+        let pod = pod.clone();
         let Some((_, client)) = self.clients.get(&intent.node).filter(|_| self.farm.hears(&intent.node)) else {
             let since = *self.silent.entry(intent.node.clone()).or_insert_with(Instant::now);
-            if since.elapsed() > self.options.gone_after && pod.pinned {
+            if since.elapsed() > self.options.gone_after && pod.pinned && may_act {
                 let note = format!("node {} is silent for {}", intent.node, shown(self.options.gone_after));
                 self.stuck(&pod, "NodeAway", &note);
             }
             return;
         };
-        let kept = Duration::from_millis(u64::try_from(now().since(intent.at).0).unwrap_or(0));
         if kept >= self.options.keep_for {
-            if pod.pinned {
+            if pod.pinned && may_act {
                 let note = format!(
                     "node {} was kept for it for {}, and the scheduler did not place it there (its own events say why); it is \
                      kept no longer",
@@ -205,12 +225,12 @@ impl Board {
         }
         if memory.ended {
             // Where its own words let it go elsewhere, another lease there would be for nobody.
-            if let Some(asks) = pod.asks.as_ref().ok().filter(|_| pod.pinned).cloned() {
+            if let Some(asks) = pod.asks.as_ref().ok().filter(|_| pod.pinned && may_act).cloned() {
                 self.regrant(uid, asks, intent);
             }
             return;
         }
-        if memory.renewed.is_none_or(|at| at.elapsed() > RENEW_EVERY) {
+        if !renewed && self.renewals.len() < RENEWALS_MAX {
             memory.renewed = Some(Instant::now());
             let (client, uid) = (client.clone(), uid.to_owned());
             self.renewals.spawn(async move {
@@ -248,7 +268,7 @@ impl Board {
         self.teller.tell(pod, Told { reason, note: format!("{why}: {remedy}"), bad: true });
         if replace {
             let (actor, uid, pod) = (self.actor.clone(), pod.uid.clone(), pod.clone());
-            self.acting.insert(uid.clone());
+            self.acting.insert(uid.clone(), pod.namespace.clone());
             self.memory.entry(uid.clone()).or_default().not_before = Some(Instant::now() + DELETED_AGAIN);
             self.acts.spawn(async move { (uid, None, actor.replace(pod).await) });
         }

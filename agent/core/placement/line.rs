@@ -22,6 +22,8 @@ pub struct Line {
     tenants: BTreeMap<String, Tenant>,
     /// Of whom each is, and its key.
     of: BTreeMap<String, (String, Key)>,
+    /// The turns that the one had who was served last, at most: who comes anew or is served after long has no fewer.
+    turn: u64,
 }
 
 impl Line {
@@ -33,9 +35,8 @@ impl Line {
         }
         self.leave(uid);
         // Who comes anew does not have all the turns that it did not wait for.
-        let least = self.tenants.values().map(|tenant| tenant.turns).min().unwrap_or(0);
         let line = self.tenants.entry(tenant.to_string());
-        line.or_insert_with(|| Tenant { turns: least, ..Tenant::default() }).waiting.insert(key.clone());
+        line.or_insert_with(|| Tenant { turns: self.turn, ..Tenant::default() }).waiting.insert(key.clone());
         self.of.insert(uid.to_string(), (tenant.to_string(), key));
     }
 
@@ -50,27 +51,26 @@ impl Line {
         }
     }
 
-    /// One got what it waited for: its tenant had a turn.
-    pub fn served(&mut self, uid: &str) {
-        let tenant = self.of.get(uid).map(|(tenant, _)| tenant.clone());
-        if let Some(line) = tenant.and_then(|tenant| self.tenants.get_mut(&tenant)) {
-            line.turns = line.turns.saturating_add(1);
+    /// One got what it waited for: its tenant had a turn. Turns that it could not use before are not kept for it.
+    pub fn served(&mut self, uid: &str, tenant: &str) {
+        if let Some(line) = self.tenants.get_mut(tenant) {
+            self.turn = self.turn.max(line.turns);
+            line.turns = line.turns.saturating_add(1).max(self.turn);
         }
         self.leave(uid);
     }
 
-    /// How many of a tenant wait.
+    /// The last of a tenant.
     #[must_use]
-    pub fn of_tenant(&self, tenant: &str) -> usize {
-        self.tenants.get(tenant).map_or(0, |tenant| tenant.waiting.len())
+    pub fn last_of(&self, tenant: &str) -> Option<&str> {
+        let (.., uid) = self.tenants.get(tenant)?.waiting.last()?;
+        Some(uid)
     }
 
-    /// The last of the tenant of whom most wait, and how many those are.
+    /// Of how many tenants pods wait.
     #[must_use]
-    pub fn last_of_most(&self) -> Option<(usize, &str)> {
-        let most = self.tenants.values().max_by_key(|tenant| tenant.waiting.len())?;
-        let (.., uid) = most.waiting.last()?;
-        Some((most.waiting.len(), uid))
+    pub fn tenants(&self) -> usize {
+        self.tenants.len()
     }
 
     /// How many wait.

@@ -28,7 +28,7 @@ fn room(free: u64, mirrors: &[&str]) -> Room {
         accepts: true,
         free: of(free, free),
         budget: of(1000, 1000),
-        mirrors: mirrors.iter().map(ToString::to_string).collect(),
+        mirrors: mirrors.iter().map(|mirror| Arc::from(*mirror)).collect(),
         ..Room::default()
     }
 }
@@ -165,7 +165,7 @@ fn tenants_have_turns_and_the_urgent_and_the_old_come_first_in_them() {
         line.join(uid, tenant, priority, Timestamp(since));
     }
     assert_eq!(line.in_turn().collect::<Vec<_>>(), ["a3", "b1", "a1", "b2", "a2"]);
-    line.served("a3");
+    line.served("a3", "a");
     assert_eq!(line.in_turn().collect::<Vec<_>>(), ["b1", "a1", "b2", "a2"]);
     line.join("c1", "c", 0, Timestamp(11));
     assert_eq!(line.in_turn().next(), Some("b1"), "who comes anew has no turns left from before");
@@ -207,16 +207,30 @@ fn a_node_is_kept_for_one_that_others_pass_and_for_nobody_else() {
 }
 
 #[test]
-fn the_last_of_the_tenant_with_most_makes_room() {
+fn turns_that_a_tenant_cannot_use_are_not_kept_for_it() {
     let mut line = Line::default();
-    assert_eq!(line.last_of_most(), None);
+    for number in 0..20 {
+        line.join(&format!("a{number:02}"), "a", 0, Timestamp(number));
+        line.join(&format!("b{number:02}"), "b", 0, Timestamp(number));
+    }
+    // Nothing of a fits for long.
+    (0..10).for_each(|number| line.served(&format!("b{number:02}"), "b"));
+    assert_eq!(line.in_turn().next(), Some("a00"), "it is first all the same");
+    line.served("a00", "a");
+    let next: Vec<&str> = line.in_turn().take(6).collect();
+    assert_eq!(next.iter().filter(|uid| uid.starts_with('a')).count(), 3, "{next:?}");
+}
+
+#[test]
+fn the_last_of_a_tenant_makes_room() {
+    let mut line = Line::default();
+    assert_eq!(line.last_of("a"), None);
     for (uid, tenant, priority) in [("a1", "a", 0), ("a2", "a", 5), ("a3", "a", 0), ("b1", "b", 0)] {
         line.join(uid, tenant, priority, Timestamp(i64::from(uid.as_bytes()[1])));
     }
-    assert_eq!(line.last_of_most(), Some((3, "a3")));
-    assert_eq!((line.of_tenant("a"), line.of_tenant("b"), line.of_tenant("c")), (3, 1, 0));
+    assert_eq!((line.last_of("a"), line.last_of("b"), line.tenants()), (Some("a3"), Some("b1"), 2));
     line.leave("a3");
-    assert_eq!(line.last_of_most(), Some((2, "a1")));
+    assert_eq!(line.last_of("a"), Some("a1"));
 }
 
 #[derive(Debug, Clone)]

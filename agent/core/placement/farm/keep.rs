@@ -22,6 +22,12 @@ impl Farm {
         }
     }
 
+    /// Whether it is worth while to keep a node for a pod any longer: it tells, and is full or has room by now.
+    #[must_use]
+    pub fn may_take(&self, name: &str, wanted: &Wanted) -> bool {
+        self.nodes.get(name).is_some_and(|node| matches!(node.takes(wanted), Fits::Now | Fits::Full))
+    }
+
     /// Whether the node that is kept for a pod has room for it now.
     #[must_use]
     pub fn takes(&self, name: &str, wanted: &Wanted) -> bool {

@@ -68,22 +68,34 @@ pub struct Choice {
     pub warm: bool,
 }
 
-type Ranked = BTreeSet<(Reverse<u32>, String)>;
+type Ranked = BTreeSet<(Reverse<u32>, Arc<str>)>;
 
 /// All nodes.
 #[derive(Debug, Default)]
 pub struct Farm {
-    nodes: BTreeMap<String, Node>,
+    nodes: BTreeMap<Arc<str>, Node>,
     ranked: Ranked,
-    warm: BTreeMap<String, Ranked>,
-    changes: BTreeSet<(u64, String)>,
+    warm: BTreeMap<Arc<str>, Ranked>,
+    changes: BTreeSet<(u64, Arc<str>)>,
     change: u64,
+    /// How many tell.
+    telling: usize,
     nowhere: BTreeMap<Wanted, u64>,
 }
 
 impl Farm {
     /// A node told its room.
     pub fn told(&mut self, name: &str, room: Room, now: Timestamp) {
+        let mirrors = match self.nodes.get(name).map(|node| &node.room.mirrors).filter(|known| **known == room.mirrors)
+        {
+            Some(known) => Arc::clone(known),
+            // The name of a repository is kept once, however many nodes have it.
+            None => {
+                let known = |mirror: &Arc<str>| Some(Arc::clone(self.warm.get_key_value(mirror)?.0));
+                room.mirrors.iter().map(|mirror| known(mirror).unwrap_or_else(|| Arc::clone(mirror))).collect()
+            }
+        };
+        let room = Room { mirrors, ..room };
         self.with(name, |node| {
             let known = &room.grants;
             node.asked.retain(|id, asked| {
@@ -102,15 +114,19 @@ impl Farm {
 
     /// A node is no longer one.
     pub fn gone(&mut self, name: &str) {
-        self.unrank(name);
-        self.nodes.remove(name);
+        let Some((name, node)) = self.nodes.remove_entry(name) else { return };
+        self.telling = self.telling.saturating_sub(usize::from(node.told.is_some()));
+        self.changes.remove(&(node.change, Arc::clone(&name)));
+        let at = (Reverse(node.rank), name);
+        self.ranked.remove(&at);
+        self.cool(&node.room.mirrors, &at);
     }
 
     /// Nodes that told nothing for so long say nothing.
     pub fn expire(&mut self, now: Timestamp, after: Span) {
         let old = |node: &Node| node.told.is_some_and(|at| now.since(at) > after);
-        let silent: Vec<String> =
-            self.nodes.iter().filter(|(_, node)| old(node)).map(|(name, _)| name.clone()).collect();
+        let silent: Vec<Arc<str>> =
+            self.nodes.iter().filter(|(_, node)| old(node)).map(|(name, _)| Arc::clone(name)).collect();
         silent.iter().for_each(|name| self.away(name));
     }
 
@@ -172,13 +188,13 @@ impl Farm {
     /// How many nodes there are, and how many of them tell.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
-        (self.nodes.len(), self.nodes.values().filter(|node| node.told.is_some()).count())
+        (self.nodes.len(), self.telling)
     }
 
     /// The best node for a pod; it is for the caller to say that it was [`asked`](Self::asked).
     pub fn choose(&mut self, wanted: &Wanted) -> Option<Choice> {
         if let Some(only) = &wanted.only {
-            let fits = self.nodes.get(only).is_some_and(|node| node.fits(wanted) == Fits::Now);
+            let fits = self.nodes.get(only.as_str()).is_some_and(|node| node.fits(wanted) == Fits::Now);
             return fits.then(|| self.chosen(only, wanted));
         }
         // Where it is does not matter for whether it fits somewhere.
@@ -203,19 +219,19 @@ impl Farm {
     }
 
     fn chosen(&self, name: &str, wanted: &Wanted) -> Choice {
-        let warm = self.warm.get(&wanted.mirror).zip(self.nodes.get(name));
-        let warm = warm.is_some_and(|(warm, node)| warm.contains(&(Reverse(node.rank), name.to_string())));
+        let warm = self.warm.get(&*wanted.mirror).zip(self.nodes.get_key_value(name));
+        let warm = warm.is_some_and(|(warm, (name, node))| warm.contains(&(Reverse(node.rank), Arc::clone(name))));
         Choice { node: name.to_string(), warm }
     }
 
     /// The first that fits, of the first so many.
-    fn first(&self, ranked: &Ranked, wanted: &Wanted, at_most: usize) -> Option<(u32, String)> {
-        let fits = |name: &String| self.nodes.get(name).is_some_and(|node| node.fits(wanted) == Fits::Now);
-        ranked.iter().take(at_most).find(|(_, name)| fits(name)).map(|(rank, name)| (rank.0, name.clone()))
+    fn first(&self, ranked: &Ranked, wanted: &Wanted, at_most: usize) -> Option<(u32, Arc<str>)> {
+        let fits = |name: &Arc<str>| self.nodes.get(name).is_some_and(|node| node.fits(wanted) == Fits::Now);
+        ranked.iter().take(at_most).find(|(_, name)| fits(name)).map(|(rank, name)| (rank.0, Arc::clone(name)))
     }
 
-    fn best(&self, wanted: &Wanted) -> Option<String> {
-        let warm = self.warm.get(&wanted.mirror).and_then(|warm| self.first(warm, wanted, WARM_MAX));
+    fn best(&self, wanted: &Wanted) -> Option<Arc<str>> {
+        let warm = self.warm.get(&*wanted.mirror).and_then(|warm| self.first(warm, wanted, WARM_MAX));
         let any = self.first(&self.ranked, wanted, usize::MAX)?;
         match warm {
             Some((rank, name)) if rank.saturating_add(WARM) >= any.0 => Some(name),
@@ -223,26 +239,23 @@ impl Farm {
         }
     }
 
-    fn changed_since(&self, since: u64, wanted: &Wanted) -> Option<String> {
-        let warm = self.warm.get(&wanted.mirror);
-        let from = (since.saturating_add(1), String::new());
-        let score = |name: &String| {
+    fn changed_since(&self, since: u64, wanted: &Wanted) -> Option<Arc<str>> {
+        let warm = self.warm.get(&*wanted.mirror);
+        let from = (since.saturating_add(1), Arc::from(""));
+        let score = |name: &Arc<str>| {
             let node = self.nodes.get(name).filter(|node| node.fits(wanted) == Fits::Now)?;
-            let here = warm.is_some_and(|warm| warm.contains(&(Reverse(node.rank), name.clone())));
-            Some((node.rank.saturating_add(if here { WARM } else { 0 }), here, Reverse(name.clone())))
+            let here = warm.is_some_and(|warm| warm.contains(&(Reverse(node.rank), Arc::clone(name))));
+            Some((node.rank.saturating_add(if here { WARM } else { 0 }), here, Reverse(Arc::clone(name))))
         };
         let best = self.changes.range(from..).filter_map(|(_, name)| score(name)).max()?;
         Some(best.2.0)
     }
 
-    fn unrank(&mut self, name: &str) {
-        let Some(node) = self.nodes.get(name) else { return };
-        let at = (Reverse(node.rank), name.to_string());
-        self.ranked.remove(&at);
-        self.changes.remove(&(node.change, at.1.clone()));
-        for mirror in &node.room.mirrors {
+    /// A node stands no more where its repositories are.
+    fn cool(&mut self, mirrors: &[Arc<str>], at: &(Reverse<u32>, Arc<str>)) {
+        for mirror in mirrors {
             if let Some(warm) = self.warm.get_mut(mirror) {
-                warm.remove(&at);
+                warm.remove(at);
                 if warm.is_empty() {
                     self.warm.remove(mirror);
                 }
@@ -250,17 +263,27 @@ impl Farm {
         }
     }
 
+    /// Changes a node, and puts it where it stands then. Its repositories are gone through where that is another place.
     fn with(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
-        self.unrank(name);
         self.change = self.change.saturating_add(1);
-        let node = self.nodes.entry(name.to_string()).or_default();
+        let name = self.nodes.get_key_value(name).map_or_else(|| Arc::from(name), |(name, _)| Arc::clone(name));
+        let node = self.nodes.entry(Arc::clone(&name)).or_default();
+        let (was, changed, told) = ((Reverse(node.rank), Arc::clone(&name)), node.change, node.told.is_some());
+        let before = Arc::clone(&node.room.mirrors);
         change(node);
         (node.rank, node.change) = (node.headroom(), self.change);
-        let at = (Reverse(node.rank), name.to_string());
-        for mirror in &node.room.mirrors {
-            self.warm.entry(mirror.clone()).or_default().insert(at.clone());
+        let (at, tells) = ((Reverse(node.rank), Arc::clone(&name)), node.told.is_some());
+        let mirrors = Arc::clone(&node.room.mirrors);
+        self.telling = self.telling.saturating_add(usize::from(tells)).saturating_sub(usize::from(told));
+        self.changes.remove(&(changed, Arc::clone(&name)));
+        self.changes.insert((self.change, name));
+        self.ranked.remove(&was);
+        if was != at || !Arc::ptr_eq(&before, &mirrors) {
+            self.cool(&before, &was);
+            for mirror in mirrors.iter() {
+                self.warm.entry(Arc::clone(mirror)).or_default().insert(at.clone());
+            }
         }
-        self.changes.insert((self.change, at.1.clone()));
         self.ranked.insert(at);
     }
 

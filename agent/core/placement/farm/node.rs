@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::Wanted;
@@ -25,7 +26,7 @@ pub struct Room {
     /// So many pods more; unset: no matter.
     pub pods_free: Option<u64>,
     /// The keys of the repositories that are there.
-    pub mirrors: Vec<String>,
+    pub mirrors: Arc<[Arc<str>]>,
     /// The requests whose leases live there, and which they are.
     pub grants: BTreeMap<String, String>,
     /// What the scheduler goes by; unset: not known.

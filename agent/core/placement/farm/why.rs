@@ -46,7 +46,7 @@ impl Farm {
         let mut why = Why { nodes: self.nodes.len(), ..Why::default() };
         let mut reasons: BTreeMap<Code, usize> = BTreeMap::new();
         for (name, node) in &self.nodes {
-            if wanted.only.as_ref().is_some_and(|only| only != name) {
+            if wanted.only.as_ref().is_some_and(|only| **only != **name) {
                 why.others = why.others.saturating_add(1);
                 continue;
             }
