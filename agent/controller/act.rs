@@ -198,8 +198,8 @@ impl Actor {
         Done::Changed
     }
 
-    /// Gives the lease of a pod back, where that went without coming to its node.
-    pub(super) async fn left(&self, pod: Pod, client: Client) {
+    /// Gives the lease of a pod back, where that went without coming to its node: whether its node took it.
+    pub(super) async fn left(&self, pod: Pod, client: Client) -> bool {
         let gone = match within_status(self.pods(&pod).get(&pod.name)).await {
             Err(Failed::Gone) => true,
             Ok(found) => {
@@ -210,9 +210,7 @@ impl Actor {
             Err(_) => false, // it runs out by itself
         };
         // What stands on a pod may be another's lease.
-        if gone && answer::whose(&client, &pod.uid, &pod.lease).await == Kept::Lives {
-            release(&client, &pod.lease).await;
-        }
+        gone && answer::whose(&client, &pod.uid, &pod.lease).await == Kept::Lives && release(&client, &pod.lease).await
     }
 
     /// Deletes a pod whose node is gone, so that what controls it makes another.

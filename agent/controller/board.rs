@@ -115,7 +115,8 @@ struct Board {
     /// So many were placed.
     placed: u64,
     renewals: JoinSet<(String, String, Kept)>,
-    releases: JoinSet<()>,
+    /// What was given back, where nobody freed its room before.
+    releases: JoinSet<Option<Asked>>,
     /// Of each watch what its list had, and whether it ever came to its end.
     listed: BTreeMap<usize, BTreeSet<String>>,
     whole: BTreeSet<usize>,
@@ -184,7 +185,11 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
             Some(one) = input.recv() => board.take(one, &inputs),
             Some(Ok((uid, asked, done))) = board.acts.join_next() => board.done(&uid, asked, done),
             Some(Ok((uid, lease, kept))) = board.renewals.join_next() => board.renewed(&uid, &lease, kept),
-            Some(_) = board.releases.join_next() => {}
+            Some(given) = board.releases.join_next() => {
+                if let Ok(Some((node, request))) = given {
+                    board.farm.free(&node, &request, None);
+                }
+            }
             _ = tick.tick() => board.tick(),
             () = tokio::time::sleep_until(board.next.into()), if board.is_due => {}
             Some(_) = watches.join_next() => return, // a watch ends with its receiver alone
@@ -303,16 +308,21 @@ impl Board {
                 self.held.remove(&pod.namespace);
             }
         }
-        if let Some(intent) = pod.intent.as_ref().filter(|_| !self.acting.contains_key(uid)) {
-            self.farm.free(&intent.node, &pod.request_id(intent.attempt), None);
+        let Some(intent) = pod.intent.clone() else { return };
+        let asked = (intent.node, pod.request_id(intent.attempt));
+        let has_lease = !pod.gated && !pod.lease.is_empty();
+        if !self.acting.contains_key(uid) {
+            match has_lease {
+                // It holds its room until its node says otherwise.
+                true => self.farm.granted(&asked.0, &asked.1, now()),
+                false => self.farm.free(&asked.0, &asked.1, None),
+            }
         }
-        // On its node, or gone: the API server knows.
-        let client = pod.intent.as_ref().and_then(|intent| self.clients.get(&intent.node));
-        // Where too many went at once, the rest runs out by itself.
-        let may = self.releases.len() < RELEASES_MAX && !pod.lease.is_empty() && !pod.gated;
-        if let (Some((_, client)), true) = (client, may) {
+        // On its node, or gone: the API server knows. Where too many went at once, the rest runs out by itself.
+        let may = has_lease && self.releases.len() < RELEASES_MAX;
+        if let Some((_, client)) = self.clients.get(&asked.0).filter(|_| may) {
             let (actor, client) = (self.actor.clone(), client.clone());
-            self.releases.spawn(async move { actor.left(pod, client).await });
+            self.releases.spawn(async move { actor.left(pod, client).await.then_some(asked) });
         }
     }
 

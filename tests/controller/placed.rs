@@ -128,3 +128,26 @@ async fn a_pod_without_a_volume_says_by_annotations_what_it_builds() {
     assert_eq!((&*lease.scope.unwrap().tenant, &*lease.source.unwrap().clone_ref), ("builds", "refs/tags/v1.0"));
     assert_eq!(world.text("build", "/metadata/annotations/theirs"), "stays");
 }
+
+/// Six have all the room; of those that wait, one began first and another matters more.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_tenant_who_matters_more_goes_first_and_then_who_waits_longer() {
+    needs_root!();
+    let world = World::start();
+    let _controller = world.leader("one");
+    let first: Vec<String> = (0..6).map(|number| format!("first-{number}")).collect();
+    first.iter().for_each(|name| world.gated(name));
+    first.iter().for_each(|name| drop(world.wait_placed(name)));
+    for (name, minute, priority) in [("younger", 2, 0), ("older", 1, 0), ("urgent", 3, 5)] {
+        world.gated_like(name, |pod| {
+            pod["metadata"]["creationTimestamp"] = json!(format!("2026-01-01T00:0{minute}:00Z"));
+            pod["spec"]["priority"] = json!(priority);
+        });
+        world.wait_told(name, "NodesFull");
+    }
+    for (gone, placed) in first.iter().zip(["urgent", "older", "younger"]) {
+        assert!(world.is_gated(placed), "{placed}: not before its turn");
+        world.api.delete("pods", "builds", gone);
+        world.wait_placed(placed);
+    }
+}

@@ -157,6 +157,7 @@ impl Board {
             let client = client.clone();
             self.releases.spawn(async move {
                 answer::release(&client, &lease).await;
+                None
             });
         }
         self.farm.free(&intent.node, &request, None);
