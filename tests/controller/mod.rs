@@ -22,7 +22,6 @@ use stoker_proto::v1;
 
 use crate::admission::configuration;
 use crate::support::api_server::ApiServer;
-use crate::support::fast_clock;
 use crate::support::repository::TestRepo;
 use crate::support::stoker::{Agent, Running, Stoker, http_get};
 use crate::support::upstream::Upstream;
@@ -32,8 +31,6 @@ use crate::support::{free_port, wait};
 /// What anything may take: debug builds on two busy cores, and an election of 15 s.
 const LIMIT: Duration = Duration::from_secs(90);
 const NODES: [&str; 2] = ["ghost", "exo0"];
-/// So many seconds of a hasty controller are one.
-const TIMES: u32 = 8;
 const GATE: &str = "stoker.build/admission";
 const LEASE: &str = "/metadata/annotations/stoker.build~1lease";
 const PLACEMENT: &str = "/metadata/annotations/stoker.build~1placement";
@@ -126,23 +123,11 @@ impl World {
 
     /// With more arguments.
     fn controller_with(&self, identity: &str, more: &[&str]) -> Controller {
-        self.started(identity, more, None)
-    }
-
-    /// For whom minutes last seconds.
-    fn hasty(&self, identity: &str, more: &[&str]) -> Controller {
-        self.started(identity, more, Some(fast_clock::library(self.home.home())))
-    }
-
-    fn started(&self, identity: &str, more: &[&str], clock: Option<PathBuf>) -> Controller {
         let http = free_port();
         let (port, address) = (self.port.to_string(), format!("127.0.0.1:{http}"));
         let args = ["controller", "--port", &port, "--http", &address, "--identity", identity];
-        let mut running = self.home.command(args.iter().chain(more));
-        running = running.env("KUBECONFIG", self.kubeconfig()).env("STOKER_LOG", "info,stoker=debug");
-        if let Some(clock) = clock {
-            running = running.env("LD_PRELOAD", clock).env(fast_clock::TIMES, TIMES.to_string());
-        }
+        let running = self.home.command(args.iter().chain(more)).env("KUBECONFIG", self.kubeconfig());
+        let running = running.env("STOKER_LOG", "info,stoker=debug");
         Controller { running: running.deadline(LIMIT * 4).spawn(), http }
     }
 

@@ -8,7 +8,6 @@
 //! - [`loopdev`]: filesystems of their own on loop devices.
 //! - [`disk`]: trees to compare, and the journal as SQLite has it.
 //! - [`large`]: an LFS server, beside the repositories of an upstream.
-//! - [`fast_clock`]: minutes that last seconds, for one program.
 //! - [`farm`]: thousands of simulated agents, pods that wait for a node, and controllers.
 //! - [`forge`]: a forge's API, as far as it tells of pull requests.
 //! - [`git_helper`]: git in a process beside the agent, as in a container of its own.
@@ -32,7 +31,6 @@ pub(crate) mod cgroup;
 pub(crate) mod chance;
 pub(crate) mod disk;
 pub(crate) mod farm;
-pub(crate) mod fast_clock;
 pub(crate) mod forge;
 pub(crate) mod front;
 pub(crate) mod gate;
