@@ -9,6 +9,7 @@ mod lost;
 mod passed;
 mod placed;
 mod theirs;
+mod told;
 mod trusted;
 mod watched;
 

@@ -14,6 +14,18 @@ async fn a_node_is_kept_for_a_large_pod_that_small_ones_pass() {
     let on: Vec<String> = small.iter().map(|name| world.wait_placed(name)).collect();
     let large = json!({"priority": 7,
         "containers": [{"name": "build", "resources": {"requests": {"memory": "5Gi", "cpu": "50m"}}}]});
+    // What asks for nothing, or for more than there is, stands before it and is in nobody's way.
+    for (name, memory) in [("wrong", "1Gi"), ("huge", "900Gi")] {
+        let mut other = world.pod(&small[0]);
+        other["metadata"] = json!({"name": name, "namespace": "a-quiet-one"});
+        other["spec"]["containers"][0]["resources"]["requests"]["memory"] = json!(memory);
+        other["spec"]["schedulingGates"] = json!([{"name": GATE}]);
+        other["spec"]["affinity"] = Value::Null;
+        if name == "wrong" {
+            other["spec"]["volumes"] = json!([]);
+        }
+        world.api.put("pods", other);
+    }
     world.gated_as("large", &large);
     world.wait_told("large", "NodesFull");
 

@@ -22,8 +22,8 @@ async fn a_pod_is_placed_where_there_is_room_and_binds_its_lease_there() {
     assert_eq!(world.text("build", PLACEMENT).split(' ').next(), Some("exo0"), "by its zone");
     let found = world.pod("build");
     let required = &found["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-    let here = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["exo0"]});
-    let both = |value: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [value]}, here]});
+    let here = json!({"key": "metadata.name", "operator": "In", "values": ["exo0"]});
+    let both = |value: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [value]}], "matchFields": [here]});
     assert_eq!(required["nodeSelectorTerms"], json!([both("b"), both("nowhere")]));
     world.has_one_lease("build").await;
     let lease = world.text("build", LEASE);

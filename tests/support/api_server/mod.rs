@@ -6,6 +6,7 @@
 
 mod answer;
 mod read;
+mod rules;
 mod store;
 mod write;
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::answer::{Target, object, status};
+use super::rules;
 use super::store::{key, text};
 
 pub(super) fn create(shared: &Shared, target: &Target, body: &Bytes) -> Response {
@@ -88,6 +89,10 @@ pub(super) fn patch(
         }
     }
     merge(&mut merged, &new, !kind.starts_with("application/merge-patch"));
+    let refused = old.as_ref().filter(|_| target.resource == "pods").and_then(|old| rules::refused(old, &merged));
+    if let Some(why) = refused {
+        return status(422, "Invalid", why);
+    }
     object(200, &shared.put_in(store, &target.resource, merged))
 }
 

@@ -74,8 +74,8 @@ pub(crate) fn is_gated(pod: &Value) -> bool {
 pub(crate) fn node_of(pod: &Value) -> Option<String> {
     let required = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     let of_term = |term: &Value| -> Option<String> {
-        let named = |one: &&Value| one["key"] == "kubernetes.io/hostname" && one["operator"] == "In";
-        let found = term["matchExpressions"].as_array()?.iter().find(named)?;
+        let named = |one: &&Value| one["key"] == "metadata.name" && one["operator"] == "In";
+        let found = term["matchFields"].as_array()?.iter().find(named)?;
         let [value] = found["values"].as_array()?.as_slice() else { return None };
         value.as_str().map(str::to_owned)
     };

@@ -45,9 +45,11 @@ impl Controller {
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.identity);
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        // As many files as a container may open at first with the container runtimes of today.
+        // As many files as a container may open at first with the container runtimes of today; and none outlives a bench
+        // that is killed.
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "ulimit -Sn 1024; exec \"$0\" \"$@\"", BINARY, "controller"]).args(&self.arguments);
+        let run = "ulimit -Sn 1024; exec setpriv --pdeathsig KILL \"$0\" \"$@\"";
+        command.args(["-c", run, BINARY, "controller"]).args(&self.arguments);
         command.env_clear().env("HOME", &self.home);
         command.env("KUBECONFIG", self.home.join("kubeconfig")).env("RUST_LOG", "info");
         command.process_group(0).stdout(log.try_clone().unwrap()).stderr(log);
