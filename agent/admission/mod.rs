@@ -221,8 +221,11 @@ impl Admission {
         }
         let missing = || Reason::new(Code::SpecInvalid, "build", "a request that is no retry names its build");
         let build = build.ok_or_else(missing)?;
-        let room = room_of(&(self.facts)(), &build.scope.tenant);
-        let found = self.survey.whole(&build, &room, |key| self.samples(key), patience).await?;
+        let room = || {
+            let facts = (self.facts)();
+            room_of(&self.writer.read(|published| self.totals.of(published, &facts)), &facts, &build.scope.tenant)
+        };
+        let found = self.survey.whole(&build, room, |key| self.samples(key), patience).await?;
         let request = Request {
             id: request_id,
             digest,
@@ -247,9 +250,10 @@ impl Admission {
     #[must_use]
     pub fn evaluate(&self, builds: &[Build]) -> Vec<Evaluated> {
         let facts = (self.facts)();
+        let totals = self.writer.read(|published| self.totals.of(published, &facts));
         // What reads files stands before the lock.
         let survey = |build: &Build| {
-            let room = room_of(&facts, &build.scope.tenant);
+            let room = room_of(&totals, &facts, &build.scope.tenant);
             self.survey.cached(build, &room, self.samples(&build.history_key()))
         };
         let seen: Vec<Evaluated> = builds.iter().map(survey).collect();
@@ -479,9 +483,10 @@ impl Admission {
     }
 }
 
-/// What defaults and margins of a tenant's builds are clamped to: the budget, and what the tenant may hold.
-fn room_of(facts: &Facts, tenant: &str) -> Amounts {
-    let room = facts.tenants.of(tenant).at_most(facts.capacity.less(facts.reserve));
+/// What defaults and margins of a tenant's builds are clamped to: the budget, without what others' files take of the pool,
+/// and what the tenant may hold.
+fn room_of(totals: &Totals, facts: &Facts, tenant: &str) -> Amounts {
+    let room = facts.tenants.of(tenant).at_most(totals.derivable());
     // A pool that is away says nothing of what it has: nothing is lowered to that.
     let known = |part: u64| if part == 0 { u64::MAX } else { part };
     Amounts { disk_bytes: known(room.disk_bytes), disk_inodes: known(room.disk_inodes), ..room }

@@ -221,18 +221,18 @@ impl Survey {
         Arc::clone(&self.config.borrow().sizing.policy)
     }
 
-    /// With the network, where the source asks for it.
+    /// With the network, where the source asks for it. `room` is asked for after that: what was fetched lies on the pool.
     pub(super) async fn whole(
         &self,
         build: &Build,
-        room: &Amounts,
+        room: impl FnOnce() -> Amounts,
         history: impl FnOnce(&str) -> Vec<Sample>,
         patience: Duration,
     ) -> Result<Surveyed, SurveyError> {
         let resolved = self.repositories.resolve(&build.source, patience).await?;
         let facts = self.facts.of(&resolved.pin, resolved.commit).await?;
         let history = history(&build.history_key());
-        let (sizing, refused) = self.sized(build, &facts, &history, room);
+        let (sizing, refused) = self.sized(build, &facts, &history, &room());
         if !refused.is_empty() {
             return Err(SurveyError::Size(refused));
         }

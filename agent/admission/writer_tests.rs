@@ -135,6 +135,7 @@ fn many_who_wait_are_sized_anew_in_parts_and_who_asks_at_once() {
     const WAITING: usize = 1300;
     let state = tempfile::tempdir().unwrap();
     let mut writer = writer(state.path());
+    let room = || super::super::room_of(&Ledger::default().totals(&facts()), &facts(), "");
     let undeclared = |number: usize| {
         let mut admit = admit(&format!("waits{number:04}"));
         if let Command::Admit { request, .. } = &mut admit {
@@ -144,8 +145,7 @@ fn many_who_wait_are_sized_anew_in_parts_and_who_asks_at_once() {
                 language: Default::default(),
                 history_key: "key".to_owned(),
             };
-            (request.sizing, request.asked) =
-                (asked.size(None, &facts().sizing, &super::super::room_of(&facts(), "")), Some(Box::new(asked)));
+            (request.sizing, request.asked) = (asked.size(None, &facts().sizing, &room()), Some(Box::new(asked)));
         }
         admit
     };

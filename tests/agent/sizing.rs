@@ -1,6 +1,7 @@
 //! How big builds are: the operator's table, ladder and cap; what runs teach; who declares too much.
 
 use super::*;
+use crate::support::loopdev::{Kind, LoopFs, needs_root};
 use crate::support::repository::TestRepo;
 use crate::support::upstream::Upstream;
 
@@ -205,4 +206,55 @@ async fn a_cache_that_is_there_raises_the_score() {
     assert!(shown.expect_code(0).stdout.contains("2 of 2 are here"));
     let other = evaluate(&agent, of("blue")).await;
     assert_eq!((other.cache_keys, other.cache_keys_here, other.score), (2, 0, cold.score));
+}
+
+/// Of a small disk that others have filled for the most part, as on a laptop: what nobody declared is what is left, and
+/// what somebody declared waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_declared_starts_on_a_disk_that_others_fill() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let disk = LoopFs::new(Kind::Ext4, 1 << 30);
+    let others = std::fs::File::create_new(disk.path().join("others")).unwrap();
+    let fill = |mib: u64| nix::fcntl::fallocate(&others, nix::fcntl::FallocateFlags::empty(), 0, (mib << 20) as i64);
+    fill(350).unwrap();
+    let agent = start(&configuration(&format!("path: {}, mount: required", disk.path().display()), &[&url]));
+    mirror_ready(&agent, &url).await;
+    let undeclared = |id: &str| {
+        let mut order = order(id, branch(&url, "main"), v1::Size::default());
+        order.build.as_mut().unwrap().declared = None;
+        order
+    };
+    let disk_of = |sizing: Option<v1::Sizing>| {
+        let sizing = sizing.unwrap();
+        let (bytes, of_inodes) = (basis(&sizing, v1::Resource::DiskBytes), basis(&sizing, v1::Resource::DiskInodes));
+        assert_eq!((bytes.value, bytes.clamped, of_inodes.clamped, sizing.clamped), (20 * GIB, true, true, true));
+        sizing.size.unwrap().disk_bytes.unwrap() / MIB
+    };
+    let free = async || status(&agent).await.ledger.unwrap().free.unwrap().disk_bytes.unwrap() / MIB;
+
+    let (found, left) = (evaluate(&agent, build(&url)).await, free().await);
+    assert_eq!(found.verdict, i32::from(v1::Verdict::Fits), "{:?}", found.reasons);
+    let sized = disk_of(found.sizing);
+    assert!(sized > left / 2 && sized < left, "{sized} of {left} MiB");
+    let first = admit(&agent, undeclared("first")).await.unwrap().granted();
+    assert!(disk_of(first.sizing).abs_diff(sized) < 32);
+
+    // The next one waits for the first alone, and gets what there is then: others write as well.
+    let mut next = Awaiting::begin(&agent, undeclared("next")).await;
+    let held = [v1::reason::Code::DiskHeld, v1::reason::Code::DiskInodesHeld];
+    assert_eq!(codes(&next.next().await.waiting().reasons), held);
+    fill(650).unwrap();
+    let smaller = async || disk_of(tickets(&agent).await.remove(0).sizing) < sized - 200;
+    wait::until_async(LIMIT, "the one that waits is sized anew", smaller).await;
+    release(&agent, &first.id).await.unwrap();
+    let now = disk_of(next.granted().await.sizing);
+    assert!(now < sized - 200 && now > 64, "{now} after {sized} MiB");
+
+    // What is declared is never lowered: it waits until others make room.
+    let declared = v1::Size { disk_bytes: Some(700 * MIB), ..small() };
+    let waits = admit(&agent, order("declared", branch(&url, "main"), declared)).await.unwrap().waiting();
+    assert_eq!(codes(&waits.reasons), [v1::reason::Code::DiskHeld]);
+    assert_eq!(waits.reasons[0].wanted, 700 * MIB);
 }

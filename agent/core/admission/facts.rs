@@ -7,7 +7,7 @@ use crate::cluster::Pods;
 use crate::identity::LeaseId;
 use crate::pressure::Gate;
 use crate::quantity::{Amounts, Span};
-use crate::sizing::Policy;
+use crate::sizing::{DERIVED_FLOOR, Policy};
 
 use super::tenant::Tenants;
 use super::{Holder, Lease, LeaseState, Ledger, Seen};
@@ -133,6 +133,15 @@ impl Facts {
 
 fn held(size: Amounts, seen: Option<&InUse>) -> Amounts {
     seen.map_or(size, |seen| size.max(seen.used.unwrap_or_default()).max(seen.written))
+}
+
+impl Totals {
+    /// The most that a build gets whose size is not declared: the budget, and of the pool what is left when all leases have
+    /// ended. For what others' files take it would wait in vain. Nothing of a pool that is not there.
+    #[must_use]
+    pub fn derivable(&self) -> Amounts {
+        with_disk(self.budget, self.budget.less(self.others).max(DERIVED_FLOOR).min(self.budget))
+    }
 }
 
 /// Live leases, added up.

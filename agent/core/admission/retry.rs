@@ -89,6 +89,7 @@ impl Ledger {
             of.for_each(|basis| *basis = Basis::new(resource, Tier::Ladder, value));
         }
         sizing.size = size;
+        sizing.lower_to_pool(&self.totals(facts).derivable());
         // The survey may have found the commit in a newer snapshot.
         let same_commit = Some(&request.source).filter(|source| source.commit == first.source.commit);
         let again = Request {

@@ -3,8 +3,9 @@
 //! In: what the request and the build spec declare, what earlier runs used, the language, the node's budget. Out: a
 //! [`Sizing`], with one [`Basis`] for each resource. The rule for each resource is `max(declared, 1.2 x p95 of the
 //! history)`, and without either the language's default. What a person declared is never lowered: where it is more
-//! than the node has, the ledger rejects it in so many words. What was derived is clamped to the node's budget, so that
-//! a default made for large machines still builds on a small one, and the answer says so.
+//! than the node has, the ledger rejects it in so many words. What was derived is clamped to the node's budget, and on
+//! the pool to what others leave of it, so that a default made for large machines still builds on a small one, and the
+//! answer says so.
 //!
 //! - [`policy`]: what the operator sets: the table of defaults, the ladder, the cap.
 //! - [`history`]: what runs used, and what that says of the next one.
@@ -44,10 +45,10 @@ const DISK_KEPT_PART: u64 = 10;
 /// The longest time budget that can be declared, and the most that a history leads to.
 pub const TIME_BUDGET_MAX: Span = Span::minutes(24 * 60);
 
-/// The least that a history leads to. A target that once only printed its version would otherwise get a size in which
-/// nothing starts.
+/// The least that is derived. A target that once only printed its version, or a disk that others filled, would otherwise
+/// lead to a size in which nothing starts.
 pub const DERIVED_FLOOR: Amounts =
-    Amounts { cpu_millis: 100, memory_bytes: 64 * MIB, disk_bytes: 256 * MIB, disk_inodes: 0 };
+    Amounts { cpu_millis: 100, memory_bytes: 64 * MIB, disk_bytes: 256 * MIB, disk_inodes: 10_000 };
 
 /// All parts of a size, in the order of their [`Basis`].
 const RESOURCES: [Resource; 5] =
@@ -372,6 +373,27 @@ pub struct Sizing {
 }
 
 impl Sizing {
+    /// Whether it has less of the pool than it would, or has more than there is for one build: it is another where that
+    /// changes.
+    #[must_use]
+    pub fn follows_the_pool(&self, room: &Amounts) -> bool {
+        let disk = |basis: &&Basis| matches!(basis.resource, Resource::DiskBytes | Resource::DiskInodes);
+        self.basis.iter().filter(disk).any(|basis| basis.clamped || basis.value > most(basis.resource, room))
+    }
+
+    /// Lowers what the pool's part has by default to what there is for one build now. What a history led to stays: less may
+    /// have been declared beside it, and that is never lowered. Nor does a pool lower anything that is away.
+    pub(crate) fn lower_to_pool(&mut self, room: &Amounts) {
+        let disk = |basis: &&mut Basis| matches!(basis.resource, Resource::DiskBytes | Resource::DiskInodes);
+        for basis in self.basis.iter_mut().filter(disk).filter(|basis| basis.tier == Tier::LanguageDefault) {
+            let (resource, most) = (basis.resource, most(basis.resource, room));
+            if room.get(resource) > 0 && part(&self.size, resource) > most {
+                set(&mut self.size, resource, most);
+                (basis.clamped, basis.capped, self.clamped) = (true, false, true);
+            }
+        }
+    }
+
     /// Whether [`Self::over_declared`] says anything.
     #[must_use]
     pub fn is_over_declared(&self) -> bool {
@@ -418,8 +440,8 @@ pub fn beyond_cap(request: &Declared, spec: Option<&Spec>, cap: &Cap) -> Vec<Rea
 
 /// How big this build is on this node.
 ///
-/// `node` is the budget: CPU and memory of the node, disk of the pool where workspaces are made. It and the policy's cap
-/// lower defaults and what the history leads to, never what is declared.
+/// `node` is the budget: CPU and memory of the node, and what there is for builds on the pool where workspaces are made. It
+/// and the policy's cap lower defaults and what the history leads to, never what is declared.
 #[must_use]
 pub fn size(
     request: &Declared,
@@ -461,12 +483,7 @@ pub fn size(
         basis.compared = compared.map(|(compared, _)| compared);
         let has = match resource {
             Resource::Time => millis(TIME_BUDGET_MAX),
-            // A filesystem is never empty: all of it would be waited for in vain.
-            Resource::DiskBytes | Resource::DiskInodes => {
-                let all = node.get(resource);
-                all.saturating_sub(all / DISK_KEPT_PART)
-            }
-            Resource::Cpu | Resource::Memory => node.get(resource),
+            _ => most(resource, node),
         };
         let cap = policy.cap.of(resource).unwrap_or(u64::MAX);
         let value = basis.value.min(has.min(cap).max(floor));
@@ -477,6 +494,17 @@ pub fn size(
         sizing.basis.push(basis);
     }
     sizing
+}
+
+/// The most that is derived of one part, of what there is of it for one build.
+#[must_use]
+pub fn most(resource: Resource, room: &Amounts) -> u64 {
+    let all = room.get(resource);
+    match resource {
+        // A filesystem is never empty, and others write too: all of it would be waited for in vain.
+        Resource::DiskBytes | Resource::DiskInodes => all.saturating_sub(all / DISK_KEPT_PART),
+        Resource::Cpu | Resource::Memory | Resource::Time => all,
+    }
 }
 
 /// The request's part, else the spec's; and no less than what its pod asks for.

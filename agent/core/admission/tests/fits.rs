@@ -1,6 +1,7 @@
 //! Does it fit: now, later, never; and what everyone is told.
 
 use crate::cluster::{Pod, Pods};
+use crate::sizing::{DERIVED_FLOOR, Declared, Language, Policy, size};
 
 use super::*;
 
@@ -275,6 +276,47 @@ fn disk_that_a_lease_has_written_is_not_counted_twice() {
         assert_eq!(totals.unwritten.disk_bytes, unwritten * GIB);
         assert_eq!((totals.free.disk_bytes, totals.others.disk_bytes), (free * GIB, 0));
     }
+}
+
+/// For what others' files take of the pool no lease's end makes room.
+#[test]
+fn what_nobody_declared_never_waits_for_disk_that_others_fill() {
+    let mut node = Node::new();
+    let derived = |node: &Node| {
+        let room = node.ledger.totals(&node.facts).derivable();
+        let declared = Declared { cpu_millis: Some(1000), memory_bytes: Some(GIB), ..Declared::default() };
+        size(&declared, None, None, Language::Other, &Policy::default(), &room)
+    };
+    assert_eq!(derived(&node).size.amounts.disk_bytes, 20 * GIB, "the default, where there is room");
+    node.facts.disk_free.disk_bytes = 20 * GIB;
+    let sizing = derived(&node);
+    assert_eq!(
+        (sizing.size.amounts.disk_bytes, sizing.clamped),
+        (18 * GIB, true),
+        "all but a tenth of what others leave"
+    );
+    let first = node.granted(Request { sizing, ..request("first", 1, 1) });
+
+    // What a lease has written comes back with its end, so the next is as big and waits for that alone.
+    node.uses(&first, Amounts { disk_bytes: 12 * GIB, ..amounts(1, 1) });
+    node.facts.disk_free.disk_bytes = 8 * GIB;
+    let next = Request { sizing: derived(&node), ..request("next", 1, 1) };
+    assert_eq!(next.sizing.size.amounts.disk_bytes, 18 * GIB);
+    assert_eq!(codes(&node.waiting(next).reasons), [Code::DiskHeld]);
+    node.release(&first);
+    Arc::make_mut(&mut node.facts.in_use).clear();
+    node.facts.disk_free.disk_bytes = 20 * GIB;
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["next"]);
+
+    // A little is asked for where there is none: it waits, and says what for. Inodes the same.
+    (node.facts.disk_free.disk_bytes, node.facts.disk_free.disk_inodes) = (0, 0);
+    let room = node.ledger.totals(&node.facts).derivable();
+    assert_eq!((room.disk_bytes, room.disk_inodes), (DERIVED_FLOOR.disk_bytes, DERIVED_FLOOR.disk_inodes));
+    node.facts.capacity.disk_bytes = GIB / 8;
+    assert_eq!(node.ledger.totals(&node.facts).derivable().disk_bytes, GIB / 8, "nor more than all of a tiny pool");
+    node.facts.capacity = Amounts { disk_bytes: 0, disk_inodes: 0, ..node.facts.capacity };
+    assert_eq!(node.ledger.totals(&node.facts).derivable().disk_bytes, 0, "a pool that is away says nothing");
 }
 
 #[test]

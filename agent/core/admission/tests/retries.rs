@@ -1,6 +1,8 @@
 //! A build that ran out of memory is tried once more.
 
 use super::*;
+use crate::quantity::Resource;
+use crate::sizing::{Basis, Tier};
 
 fn out_of_memory(node: &mut Node, lease: &LeaseId, outcome: Outcome) -> Lease {
     node.lease_reply(&Command::Release { lease: lease.clone(), outcome, exit_code: Some(137), usage: Some(usage(4)) })
@@ -46,6 +48,25 @@ fn where_the_node_ran_out_it_gets_the_same_size() {
     let size = out_of_memory(&mut node, &first, Outcome::OutOfMemoryNode).sizing.size;
     let second = node.granted(retry("again", &first));
     assert_eq!(node.lease(&second).sizing.size, size);
+}
+
+/// Its first attempt had its default while there was room for that.
+#[test]
+fn a_retry_never_waits_for_disk_that_others_have_filled_since() {
+    let mut node = Node::new();
+    for (id, tier, expected) in [("default", Tier::LanguageDefault, 18), ("declared", Tier::Request, 20)] {
+        node.facts.disk_free.disk_bytes = 400 * GIB;
+        let mut first = request(id, 2, 4);
+        first.sizing.basis.push(Basis::new(Resource::DiskBytes, tier, 20 * GIB));
+        let first = node.running(first, id);
+        out_of_memory(&mut node, &first, Outcome::OutOfMemoryLimit);
+        node.facts.disk_free.disk_bytes = 20 * GIB;
+        let again = node.granted(retry(&format!("{id}-again"), &first));
+        let sizing = node.lease(&again).sizing;
+        assert_eq!((sizing.size.amounts.disk_bytes, sizing.clamped), (expected * GIB, expected < 20), "{id}");
+        assert_eq!(sizing.size.amounts.memory_bytes, 8 * GIB);
+        node.release(&again);
+    }
 }
 
 #[test]
