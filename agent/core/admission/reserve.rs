@@ -4,14 +4,17 @@
 //! it then. Another build may pass it if it has surely ended by that moment, or if it fits into what is left over; so
 //! the head never starts later than was to be expected without it (EASY backfill; Lifka, JSSPP 1995). After the head was
 //! passed for as long as that may last, nothing passes it.
+//!
+//! A head may wait for the scheduler of the cluster. Builds whose pods that has placed here pass it meanwhile, as long as
+//! others may; after that only where the head waits for the ends of those pods.
 
 use alloc::borrow::Cow;
 
 use crate::quantity::{Amounts, Resource, Timestamp};
 
-use super::Ticket;
 use super::order::was_passed;
 use super::view::{Contender, Head, View};
+use super::{Holder, Lease, Ticket};
 
 /// When a size will fit, and what is left over then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +71,7 @@ impl View<'_> {
 
     /// Whether starting `one` now leaves the head what is kept for it.
     pub(super) fn passes_head(&self, one: &Contender<'_>, head: &Head) -> Passes {
-        // What the head waits for ends with pods that are here, and this one's is: behind it both would wait for ever.
-        if one.placed && self.waits_for_the_scheduler(&head.ticket) {
+        if one.placed && head.placed_pass {
             return Passes::Yes;
         }
         if was_passed(&head.ticket, self.facts, self.now) {
@@ -92,8 +94,33 @@ impl View<'_> {
         }
     }
 
+    /// Whether builds whose pods are here may pass this head: it waits for the scheduler, and what that has given to them it
+    /// has given already. Once the head was passed for as long as that may last, only where it waits for the ends of those
+    /// very pods: behind it both would wait for ever.
+    pub(super) fn placed_pass(&self, head: &Ticket) -> bool {
+        self.waits_for_the_scheduler(head)
+            && !(was_passed(head, self.facts, self.now) && self.comes_with_the_leases(head))
+    }
+
+    /// Whether the scheduler would place its pod when all leases that live now have ended, and their pods with them.
+    fn comes_with_the_leases(&self, ticket: &Ticket) -> bool {
+        let Some(room) = self.facts.scheduler else { return true };
+        let of = |lease: &Lease| {
+            let uid = match &lease.holder {
+                Some(Holder::Pod { uid, .. }) => uid,
+                _ => &lease.terms.pod,
+            };
+            self.facts.pods.as_ref()?.get(uid).filter(|pod| pod.live()).map(|pod| pod.requests)
+        };
+        let ending = self.ledger.live().filter_map(|lease| of(lease));
+        let (free, pods) =
+            ending.fold((room.free, room.pods), |(free, pods), asked| (free.plus(asked), pods.saturating_add(1)));
+        let wanted = ticket.request.sizing.size.amounts;
+        pods > 0 && [Resource::Cpu, Resource::Memory].into_iter().all(|r| wanted.get(r) <= free.get(r))
+    }
+
     /// Whether the scheduler of the cluster would not place its pod now.
-    pub(super) fn waits_for_the_scheduler(&self, ticket: &Ticket) -> bool {
+    fn waits_for_the_scheduler(&self, ticket: &Ticket) -> bool {
         let wanted = ticket.request.sizing.size.amounts;
         let is_short = |r: Resource| self.totals.scheduler.is_some_and(|room| wanted.get(r) > room.free.get(r));
         ticket.request.terms.pod.is_empty()

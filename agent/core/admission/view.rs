@@ -93,6 +93,8 @@ pub(super) struct Head {
     pub(super) key: Key,
     pub(super) ticket: Arc<Ticket>,
     pub(super) reservation: Option<Reservation>,
+    /// Builds whose pods are here already may pass it.
+    pub(super) placed_pass: bool,
 }
 
 /// One that is judged: what it wants, and where it stands.
@@ -227,7 +229,7 @@ impl<'a> View<'a> {
         let find = || {
             let (key, ticket) = self.with_a_turn().next()?;
             let reservation = self.kept_for(ticket);
-            Some(Head { key, ticket: Arc::clone(ticket), reservation })
+            Some(Head { key, ticket: Arc::clone(ticket), reservation, placed_pass: self.placed_pass(ticket) })
         };
         self.head.get_or_init(find).as_ref()
     }
@@ -302,7 +304,7 @@ impl<'a> View<'a> {
         if starts(&head.ticket, head.key) {
             return Some((Arc::clone(&head.ticket), head.key, true));
         }
-        if was_passed(&head.ticket, self.facts, self.now) && !self.waits_for_the_scheduler(&head.ticket) {
+        if was_passed(&head.ticket, self.facts, self.now) && !head.placed_pass {
             return None;
         }
         let behind = self.with_a_turn().skip(1).take(LOOKED_AT);

@@ -1,6 +1,7 @@
 //! Who passes the head of the queue, and who does not.
 
 use super::*;
+use crate::cluster::{Pod, Pods};
 
 /// 40 of 54.5 GiB run for half an hour; a build of 50 GiB waits at the head.
 fn blocked() -> (Node, LeaseId) {
@@ -133,4 +134,38 @@ fn the_example_of_the_documentation_is_so() {
     node.release(&beside);
     let large = node.waiting(of("blue", lasting(30, request("large", 2, 16))));
     assert_eq!(codes(&large.reasons), Vec::from([Code::MemoryHeld, Code::QueueAhead]));
+}
+
+/// The scheduler has placed their pods here: what it gave them is taken, whether or not they start.
+#[test]
+fn those_whose_pods_are_here_pass_one_that_waits_for_the_scheduler_no_longer_than_others() {
+    let placed = |id: &str, cpu: u64| {
+        let terms = Terms { pod: String::from(id), ..Terms::default() };
+        Request { terms, ..request(id, cpu, 1) }
+    };
+    let mut node = Node::new();
+    let first = node.running(request("first", 4, 10), "first");
+    let pod = |uid: &str| Pod { uid: String::from(uid), requests: amounts(4, 10), ..Pod::default() };
+    let pods = ["first", "later"].map(|uid| (String::from(uid), Arc::new(pod(uid))));
+    node.facts.pods = Some(Arc::new(Pods::new(pods.into())));
+    let room = |cpu| Some(Scheduler { free: amounts(cpu, 30), pods: 10 });
+    node.facts.pass_for = Span::seconds(1);
+    node.facts.scheduler = room(2);
+    assert_eq!(codes(&node.waiting(request("head", 6, 10)).reasons), [Code::NodeRequests]);
+    node.pass(Span(1));
+    node.running(placed("soon", 1), "soon");
+    // The end of the first lease's pod is enough for the head: now it is kept for it.
+    node.pass(node.facts.pass_for);
+    let later = node.waiting(placed("later", 1));
+    assert!(later.reasons[0].message.contains("nothing passes it now"), "{:?}", later.reasons);
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["first", "soon"]);
+    // It is not once the scheduler gave what the first lease's pod had to the one that waits: both would for ever.
+    node.facts.scheduler = room(1);
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["first", "soon", "later"]);
+    node.release(&first);
+    node.facts.scheduler = room(6);
+    node.pass(Span::seconds(1));
+    assert_eq!(node.live(), ["soon", "later", "head"]);
 }
