@@ -27,7 +27,7 @@ mod target;
 mod unpublish;
 mod waiting;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,7 +51,7 @@ use crate::rpc::Rooms;
 pub(crate) use attributes::{Behind, behind};
 use coming::Coming;
 pub(crate) use registration::keep_known;
-use shown::ShownVolumes;
+use shown::{Shelves, WantedShelves};
 use waiting::Places;
 
 /// What the ids of requests for volumes begin with.
@@ -60,6 +60,8 @@ pub(crate) const REQUESTS: &str = "csi-";
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long a call may take: longer than any part of it waits, and less than the kubelet does (two minutes).
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// So long a call that is asked to give up a volume may take for that.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 /// Calls at a time; more wait.
 const CALLS_MAX: usize = 256;
 
@@ -74,11 +76,16 @@ struct Inner {
     /// The kubelet's directory.
     kubelet: PathBuf,
     /// The volumes that are being published or unpublished.
-    served: Mutex<BTreeSet<String>>,
+    served: Mutex<BTreeMap<String, Served>>,
     places: Mutex<Places>,
     /// The volumes that are not there yet.
     coming: Mutex<BTreeMap<String, Coming>>,
-    shown: tokio::sync::Mutex<ShownVolumes>,
+    /// One at a time looks at which caches are shown and changes it, so that nothing goes that is about to be mounted.
+    shown: tokio::sync::Mutex<()>,
+    /// The same of directories of mirrors. That takes long where they are large, so nobody who ends a volume needs it.
+    shelves: Arc<tokio::sync::Mutex<Shelves>>,
+    /// The directories of mirrors that volumes on their way are to show.
+    wanted: Mutex<WantedShelves>,
 }
 
 impl Volumes {
@@ -92,6 +99,8 @@ impl Volumes {
             places: Mutex::default(),
             coming: Mutex::default(),
             shown: tokio::sync::Mutex::default(),
+            shelves: Arc::default(),
+            wanted: Mutex::default(),
         };
         let volumes = Self { inner: Arc::new(inner) };
         volumes.keep_all_places();
@@ -120,10 +129,23 @@ impl Volumes {
 
     /// The right to work on a volume, until it is dropped. The kubelet calls again where it is told that another call has it.
     fn turn(&self, volume: &str) -> Result<Turn, Status> {
-        match lock(&self.inner.served).insert(volume.to_owned()) {
-            true => Ok(Turn { volumes: self.clone(), volume: volume.to_owned() }),
-            false => Err(Status::aborted(format!("another call works on volume {volume}: ask again"))),
+        let mut served = lock(&self.inner.served);
+        if served.contains_key(volume) {
+            return Err(Status::aborted(format!("another call works on volume {volume}: ask again")));
         }
+        let mine = Served::default();
+        served.insert(volume.to_owned(), mine.clone());
+        Ok(Turn { volumes: self.clone(), volume: volume.to_owned(), mine })
+    }
+
+    /// The same for who ends the volume: a call that waits for what takes long is asked to give it up.
+    async fn turn_to_end(&self, volume: &str) -> Result<Turn, Status> {
+        let other = lock(&self.inner.served).get(volume).cloned();
+        if let Some(other) = other {
+            other.given_up.cancel();
+            let _ = tokio::time::timeout(GIVEN_UP_WITHIN, other.over.cancelled()).await;
+        }
+        self.turn(volume)
     }
 
     /// A call to its end, also where the kubelet hangs up: what works on a disk then would go on, and no longer have its turn.
@@ -173,14 +195,32 @@ fn prefix(volume: &str) -> String {
     format!("{REQUESTS}{digest}-")
 }
 
+/// A call that works on a volume.
+#[derive(Debug, Default, Clone)]
+struct Served {
+    /// The volume is to end: what takes long is not waited for any more.
+    given_up: CancellationToken,
+    /// It has returned.
+    over: CancellationToken,
+}
+
 struct Turn {
     volumes: Volumes,
     volume: String,
+    mine: Served,
+}
+
+impl Turn {
+    /// Until somebody wants the volume to end.
+    async fn given_up(&self) {
+        self.mine.given_up.cancelled().await;
+    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         lock(&self.volumes.inner.served).remove(&self.volume);
+        self.mine.over.cancel();
     }
 }
 

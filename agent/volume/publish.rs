@@ -40,15 +40,18 @@ impl Volumes {
         let audience = self.inner.rooms.access.audience();
         let token = attributes::token(&volume_context, &secrets, &audience)?;
         let target = Target::read(&self.inner.kubelet, &target_path, Some(&asked.pod.uid))?;
-        let _turn = self.turn(&volume_id)?;
+        let turn = self.turn(&volume_id)?;
         let (caller, began) = (self.proven(&asked.pod, &token).await?, Instant::now());
         let behalf = self.inner.rooms.in_the_name_of(Arc::clone(&caller));
         let published = match &asked.of {
             Of::Lease(_) | Of::Build(_) => {
                 self.publish_for(&caller, &behalf, &volume_id, &asked, target, readonly).await
             }
-            Of::Cache { .. } | Of::Mirrors { .. } => self.show(&caller, &behalf, &asked, target, readonly).await,
+            Of::Cache { .. } | Of::Mirrors { .. } => {
+                self.show(&caller, &behalf, &asked, target, (readonly, &turn)).await
+            }
         };
+        drop(turn);
         behalf.audit(METHOD, &format!("volume {volume_id}"), began, &published);
         published
     }

@@ -2,18 +2,22 @@
 //!
 //! What they show is held while it is mounted: the kernel's table tells what is, so nothing has to be remembered, and after
 //! a reboot nothing is held. A pod that is gone holds nothing either, whether or not the kubelet came to unmount.
+//!
+//! To lay mirrors out takes long where there are many: the kubelet's call returns before that, and its next one finds it.
+//! Caches are looked at by themselves, so that nobody who unmounts waits behind a laying-out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedMutexGuard;
 use tonic::Status;
 
-use super::Volumes;
 use super::attributes::{Asked, Of};
 use super::publish::{METHOD, blocking, tenant};
 use super::target::{Found, OF_CSI, Target};
+use super::{Turn, Volumes, lock};
 use crate::access::{Caller, Role};
 use crate::node::mount::{self, Place, Shown};
 use crate::repository::{Classes, SHELVES, Shelved};
@@ -26,12 +30,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Changes of mirrors and pods that come one after the other are looked at together.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What is held for volumes. One at a time looks and changes it, so that nothing goes that is about to be mounted.
-#[derive(Default)]
-pub(super) struct ShownVolumes {
-    /// The mirrors of each directory.
-    shelved: BTreeMap<String, Shelved>,
-}
+/// So long mirrors are laid out while the kubelet waits. What takes longer goes on.
+const LAID_OUT_WITHIN: Duration = Duration::from_secs(8);
+/// So long a directory of mirrors that is shown nowhere stays for the kubelet's next attempt: it comes within two minutes.
+const WANTED_FOR: Duration = Duration::from_secs(300);
+
+/// The mirrors of each directory, held.
+pub(super) type Shelves = BTreeMap<String, Shelved>;
+/// Of each volume that is on its way: which directory it is to show, and since when that is asked for.
+pub(super) type WantedShelves = BTreeMap<String, (String, Instant)>;
 
 impl Volumes {
     /// Shows what no build needs.
@@ -41,7 +48,7 @@ impl Volumes {
         behalf: &Behalf,
         asked: &Asked,
         target: Target,
-        read_only: bool,
+        (read_only, turn): (bool, &Turn),
     ) -> Result<(), Status> {
         behalf.may_ask(METHOD)?;
         match &asked.of {
@@ -61,7 +68,7 @@ impl Volumes {
                 let tenant = tenant(caller, &asked.pod, named)?;
                 self.is_known(&asked.pod).await?;
                 self.is_seen_by_pods().await?;
-                self.show_mirrors(Classes(caller.classes(Role::Scheduler, &tenant)), target).await
+                self.show_mirrors(Classes(caller.classes(Role::Scheduler, &tenant)), target, turn).await
             }
             Of::Lease(_) | Of::Build(_) => Err(bad("kind", "is a build's")),
         }
@@ -98,19 +105,44 @@ impl Volumes {
         blocking(move || target.mount(&folder, &key, how)).await
     }
 
-    async fn show_mirrors(&self, classes: Classes, target: Target) -> Result<(), Status> {
+    async fn show_mirrors(&self, classes: Classes, target: Target, turn: &Turn) -> Result<(), Status> {
         // What others have of a directory would be taken away from them.
         if !self.inner.rooms.repositories.are_known() {
             return Err(Status::unavailable("the mirrors that there are are being looked at; tried again"));
         }
-        let mut shown = self.inner.shown.lock().await;
         let looked = target.clone();
         blocking(move || looked.look()).await?;
-        let name = classes.name();
-        let (shelf, shelved) = self.shelve(classes).await?;
-        shown.shelved.insert(name, shelved);
+        lock(&self.inner.wanted).insert(turn.volume.clone(), (classes.name(), Instant::now()));
+        let (shelf, held) = tokio::select! {
+            () = turn.given_up() => return Err(Status::aborted("the volume is unpublished meanwhile")),
+            laid_out = tokio::time::timeout(LAID_OUT_WITHIN, self.laid_out(classes)) => laid_out.unwrap_or_else(|_| {
+                Err(Status::unavailable("the mirrors are being laid out; it goes on, tried again"))
+            })?,
+        };
         let how = Shown { read_only: true, no_exec: true };
-        blocking(move || target.mount(&shelf, Path::new(""), how)).await
+        blocking(move || target.mount(&shelf, Path::new(""), how)).await?;
+        drop(held);
+        self.wants_no_shelf(&turn.volume);
+        Ok(())
+    }
+
+    /// A directory of mirrors, and the right by which it stays as it is. Where nobody waits for that any more, it is laid out
+    /// to its end; nothing shows it then, and it goes with the next look.
+    async fn laid_out(&self, classes: Classes) -> Result<(PathBuf, OwnedMutexGuard<Shelves>), Status> {
+        let mut shelves = Arc::clone(&self.inner.shelves).lock_owned().await;
+        let volumes = self.clone();
+        let laid_out = self.inner.rooms.tasks.spawn(async move {
+            let name = classes.name();
+            let (shelf, shelved) = volumes.shelve(classes).await?;
+            shelves.insert(name, shelved);
+            Ok((shelf, shelves))
+        });
+        laid_out.await.unwrap_or_else(|error| Err(Status::unavailable(format!("{error}; tried again"))))
+    }
+
+    /// A volume is shown, or is to be no more.
+    pub(super) fn wants_no_shelf(&self, volume: &str) {
+        lock(&self.inner.wanted).remove(volume);
     }
 
     async fn shelve(&self, classes: Classes) -> Result<(PathBuf, Shelved), Status> {
@@ -149,23 +181,34 @@ impl Volumes {
     }
 
     async fn look_at_shown(&self) -> Result<(), Status> {
-        let mut shown = self.inner.shown.lock().await;
+        let shown = self.inner.shown.lock().await;
         self.tell_caches(self.held_caches().await?);
+        drop(shown);
+        self.look_at_shelves().await
+    }
+
+    async fn look_at_shelves(&self) -> Result<(), Status> {
+        let mut shelves = self.inner.shelves.lock().await;
         let repositories = self.inner.rooms.repositories.clone();
         if !repositories.are_known() {
             return Ok(());
         }
-        let mounted = self.held_shelves().await?;
+        let mut shown = self.held_shelves().await?;
+        shown.extend({
+            let mut wanted = lock(&self.inner.wanted);
+            wanted.retain(|_, (_, since)| since.elapsed() < WANTED_FOR);
+            wanted.values().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        });
         let there = blocking(move || repositories.shelves().map_err(|reason| refusal(&reason))).await?;
         let mut ended = Ok(());
         for (name, classes) in there {
             // One keeps no other from being laid out.
-            if mounted.contains(&name) {
+            if shown.contains(&name) {
                 let shelved = self.shelve(classes).await;
-                ended = ended.and(shelved.map(|(_, shelved)| drop(shown.shelved.insert(name, shelved))));
+                ended = ended.and(shelved.map(|(_, shelved)| drop(shelves.insert(name, shelved))));
                 continue;
             }
-            shown.shelved.remove(&name);
+            shelves.remove(&name);
             let repositories = self.inner.rooms.repositories.clone();
             let gone = blocking(move || repositories.unshelve(&name).map_err(|reason| refusal(&reason))).await;
             ended = ended.and(gone);

@@ -19,9 +19,10 @@ impl Volumes {
     /// Returns when nothing is mounted there and nothing is held for the volume any more. What is not known is no error.
     pub(super) async fn unpublish(&self, volume: &str, target_path: &str) -> Result<(), Status> {
         let target = Target::read(&self.inner.kubelet, target_path, None)?;
-        let _turn = self.turn(volume)?;
+        let _turn = self.turn_to_end(volume).await?;
         blocking(move || target.unmount()).await?;
         self.came(volume);
+        self.wants_no_shelf(volume);
         let given_back = self.give_back(volume, Some(TOLD_WITHIN)).await;
         self.look_after_unmounting().await;
         given_back

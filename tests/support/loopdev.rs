@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -31,6 +32,16 @@ pub(crate) enum Kind {
     Xfs,
     /// With reflinks. At least 128 MiB.
     Btrfs,
+}
+
+/// A filesystem that takes no writes.
+pub(crate) struct Frozen(std::process::Child);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }
 
 /// A filesystem in a sparse image. Dropped, it is unmounted and its loop device detached, also where a test panics.
@@ -180,6 +191,20 @@ impl LoopFs {
             status.unwrap().success()
         };
         wait::until(Duration::from_secs(60), "the filesystem is read-only", remount);
+    }
+
+    /// Whoever writes to it waits, until what this gives is dropped, or this process is gone.
+    #[track_caller]
+    pub(crate) fn freeze(&self) -> Frozen {
+        // The shell hears of the end of its input, whatever ends us.
+        let script = "fsfreeze --freeze \"$0\" && echo frozen; read -r _; fsfreeze --unfreeze \"$0\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&self.path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "frozen\n", "fsfreeze");
+        Frozen(child)
     }
 
     /// Unmounts it, where it is mounted.

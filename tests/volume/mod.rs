@@ -9,6 +9,7 @@ mod one_build;
 mod publish;
 mod sanity;
 mod shown;
+mod slow;
 mod survive;
 mod users;
 
