@@ -179,7 +179,17 @@ pub(crate) struct Place {
 impl Place {
     /// The way to it from another one that it lies in.
     pub(crate) fn below(&self, above: &Self) -> Option<&Path> {
-        self.path.strip_prefix(&above.path).ok().filter(|_| self.device == above.device)
+        self.path.strip_prefix(&above.path).ok().filter(|_| self.is_beside(above))
+    }
+
+    /// Whether both are of one filesystem.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.device == other.device
+    }
+
+    /// From the filesystem's own root.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -219,6 +229,19 @@ pub(crate) fn place_of(directory: &Path) -> io::Result<Place> {
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its mount is not seen"))
 }
 
+/// Where a directory of another one lies, or would if it were there.
+///
+/// # Errors
+/// When the other is not there, or the table cannot be read.
+pub(crate) fn place_in(directory: &Path, name: &str) -> io::Result<Place> {
+    match place_of(&directory.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            place_of(directory).map(|Place { device, path }| Place { device, path: path.join(name) })
+        }
+        found => found,
+    }
+}
+
 /// What may not be done in a tree that is shown to a pod, beside what never may.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shown {
@@ -252,23 +275,22 @@ pub(crate) fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> io::Result<()>
     Ok(move_mount(tree, c"", at, c"", flags)?)
 }
 
-/// Where the mount with this number shows something of, as the kernel's table tells: the directory of its filesystem, and
-/// the filesystem's source. Nothing where no such mount is seen.
+/// What the mount with this number shows, as the kernel's table tells, and its filesystem's source. Nothing where no such
+/// mount is seen.
 ///
 /// # Errors
 /// When the table cannot be read.
-pub(crate) fn shown_by(mount: u64) -> io::Result<Option<(PathBuf, Vec<u8>)>> {
+pub(crate) fn shown_by(mount: u64) -> io::Result<Option<(Place, Vec<u8>)>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let number = mount.to_string();
     let line = table
         .split(|byte| *byte == b'\n')
         .find(|line| line.split(|byte| *byte == b' ').next() == Some(number.as_bytes()));
     Ok(line.and_then(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let root = unescape(fields.nth(3)?);
+        let (_, place, _) = read_line(line)?;
         // Type and source come after the hyphen that ends the optional fields.
-        let source = fields.skip_while(|field| *field != b"-").nth(2)?;
-        Some((root, source.to_owned()))
+        let source = line.split(|byte| *byte == b' ').skip(6).skip_while(|field| *field != b"-").nth(2)?;
+        Some((place, source.to_owned()))
     }))
 }
 

@@ -73,13 +73,13 @@ impl Repositories {
         Ok((shelf, Shelved { pins: wanted }))
     }
 
-    /// Where the agent's directory of the pool lies.
+    /// Where a folder of the agent's directory of the pool lies, through whatever mounts and links.
     ///
     /// # Errors
     /// When the pool is not there.
-    pub(crate) fn own_place(&self) -> Result<Place, Reason> {
+    pub(crate) fn place_in(&self, folder: &str) -> Result<Place, Reason> {
         let root = (self.shared.pool.root)()?;
-        mount::place_of(&root).map_err(|error| io_reason("mirrors", "looking at the pool", &error))
+        mount::place_in(&root, folder).map_err(|error| io_reason("mirrors", "looking at the pool", &error))
     }
 
     /// The directories that there are, by their names, with what they are of. One that does not say so is of nothing.

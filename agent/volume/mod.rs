@@ -52,6 +52,7 @@ pub(crate) use attributes::{Behind, behind};
 use coming::Coming;
 pub(crate) use registration::keep_known;
 use shown::{Shelves, WantedShelves};
+use target::{OwnPlaces, Target};
 use waiting::Places;
 
 /// What the ids of requests for volumes begin with.
@@ -158,6 +159,14 @@ impl Volumes {
     async fn is_seen_by_pods(&self) -> Result<(), Status> {
         let kubelet = self.inner.kubelet.clone();
         publish::blocking(move || seen_by_pods(&kubelet)).await
+    }
+
+    /// What the kubelet names; see [`Target::read`].
+    fn target(&self, path: &str, pod: Option<&str>) -> Result<Target, Status> {
+        let rooms = &self.inner.rooms;
+        let (workspaces, repositories) = (rooms.workspaces.clone(), rooms.repositories.clone());
+        let own = OwnPlaces::new(move |folder| [workspaces.place_in(folder).ok(), repositories.place_in(folder).ok()]);
+        Target::read(&self.inner.kubelet, path, pod, own)
     }
 
     /// The live lease that was admitted for a volume.

@@ -39,7 +39,7 @@ impl Volumes {
         may_write(&asked.of, readonly)?;
         let audience = self.inner.rooms.access.audience();
         let token = attributes::token(&volume_context, &secrets, &audience)?;
-        let target = Target::read(&self.inner.kubelet, &target_path, Some(&asked.pod.uid))?;
+        let target = self.target(&target_path, Some(&asked.pod.uid))?;
         let turn = self.turn(&volume_id)?;
         let (caller, began) = (self.proven(&asked.pod, &token).await?, Instant::now());
         let behalf = self.inner.rooms.in_the_name_of(Arc::clone(&caller));

@@ -241,18 +241,18 @@ impl Volumes {
 
     async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
         let workspaces = self.inner.rooms.workspaces.clone();
-        let pool = blocking(move || workspaces.own_place().map_err(|reason| refusal(&reason))).await?;
+        let caches = blocking(move || workspaces.place_of_caches().map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
-        Ok(seen.iter().filter_map(|place| ShownCache::shown_by(place.below(&pool)?)).collect())
+        Ok(seen.iter().filter_map(|place| ShownCache::shown_by(place.below(&caches)?)).collect())
     }
 
     /// The directories of mirrors that are mounted.
     async fn held_shelves(&self) -> Result<BTreeSet<String>, Status> {
         let repositories = self.inner.rooms.repositories.clone();
-        let pool = blocking(move || repositories.own_place().map_err(|reason| refusal(&reason))).await?;
+        let shelves = blocking(move || repositories.place_in(SHELVES).map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
         let name = |place: &Place| {
-            let name = place.below(&pool)?.strip_prefix(SHELVES).ok()?.iter().next()?;
+            let name = place.below(&shelves)?.iter().next()?;
             Some(name.to_string_lossy().into_owned())
         };
         Ok(seen.iter().filter_map(name).collect())

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
@@ -18,7 +19,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tonic::Status;
 
-use crate::node::mount::Shown;
+use crate::node::mount::{Place, Shown};
 use crate::node::{TRASH, mount};
 use crate::repository::SHELVES;
 use crate::rpc::error::bad;
@@ -34,12 +35,43 @@ const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 /// So long a mount that is in use is waited for before it is taken away from who uses it.
 const BUSY_FOR: Duration = Duration::from_secs(2);
 const BUSY_AGAIN: Duration = Duration::from_millis(20);
+/// What volumes show, and what was thrown away, below the agent's directory of a pool.
+const FOLDERS: [&str; 4] = ["workspaces", "caches", SHELVES, TRASH];
 /// The most mounts that lie on one another at a target.
 const MOUNTS_MAX: usize = 16;
+
+type TellPlaces = dyn Fn(&str) -> [Option<Place>; 2] + Send + Sync;
+
+/// Tells where a folder of the agent's own directory lies now, in each of its pools; nothing for a pool that is away.
+#[derive(Clone)]
+pub(super) struct OwnPlaces(Arc<TellPlaces>);
+
+impl OwnPlaces {
+    pub(super) fn new(tell: impl Fn(&str) -> [Option<Place>; 2] + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// Whether a place is one that volumes show, or that was thrown away, of a pool. Told by where it lies, whatever ways
+    /// lead there and whatever it is called. Only while a pool is away, or of a filesystem that is none of theirs (another
+    /// disk is in a pool's place), by the names of its directories.
+    fn have(&self, shown: &Place) -> bool {
+        let all: Vec<_> = FOLDERS.iter().flat_map(|folder| (self.0)(folder)).collect();
+        let own = || all.iter().flatten();
+        own().any(|own| shown.below(own).is_some())
+            || ((all.contains(&None) || !own().any(|own| own.is_beside(shown))) && is_named_as_in_a_pool(shown.path()))
+    }
+}
+
+impl std::fmt::Debug for OwnPlaces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OwnPlaces")
+    }
+}
 
 /// A target, as a name in a directory.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
+    own: OwnPlaces,
     /// The kubelet's directory of pods.
     pods: PathBuf,
     /// The directory of the volume, below that.
@@ -58,7 +90,7 @@ pub(super) enum Found {
 
 impl Target {
     /// What the kubelet names, where it lies where volumes lie; for a pod, where one is named.
-    pub(super) fn read(kubelet: &Path, path: &str, pod: Option<&str>) -> Result<Self, Status> {
+    pub(super) fn read(kubelet: &Path, path: &str, pod: Option<&str>, own: OwnPlaces) -> Result<Self, Status> {
         let pods = kubelet.join("pods");
         let form = format!("{}/POD-UID/volumes/{OF_CSI}/NAME/mount", pods.display());
         let refuse = |what: &str| bad(FIELD, format!("{what}; give a path as {form}"));
@@ -81,7 +113,7 @@ impl Target {
             return Err(refuse("belongs to another pod than the one that the volume is for"));
         }
         let name = CString::new(name.as_bytes()).map_err(|_| refuse("is no path"))?;
-        Ok(Self { pods, volume: below.parent().unwrap_or(below).to_owned(), name })
+        Ok(Self { own, pods, volume: below.parent().unwrap_or(below).to_owned(), name })
     }
 
     /// The volume's name among those of its pod.
@@ -93,7 +125,7 @@ impl Target {
     pub(super) fn look(&self) -> Result<Found, Status> {
         match self.parent() {
             Ok(parent) => match self.open(parent.as_fd()) {
-                Ok(target) => found(target.as_fd()),
+                Ok(target) => self.found(target.as_fd()),
                 Err(Errno::NOENT) => Ok(Found::Free),
                 Err(error) => Err(refused(error)),
             },
@@ -113,7 +145,7 @@ impl Target {
         }
         let target = self.open(parent.as_fd()).map_err(refused)?;
         let wanted = identity(source.as_fd()).map_err(failed)?;
-        match found(target.as_fd())? {
+        match self.found(target.as_fd())? {
             Found::Ours(major, minor, inode) if (major, minor, inode) == wanted => return Ok(()),
             // Of what was there before.
             Found::Ours(..) => {
@@ -154,6 +186,22 @@ impl Target {
         openat2(pods, &self.volume, PLACE | OFlags::DIRECTORY, Mode::empty(), BENEATH)
     }
 
+    fn found(&self, target: BorrowedFd<'_>) -> Result<Found, Status> {
+        let flags = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let is = statx(target, c"", AtFlags::EMPTY_PATH, flags).map_err(|error| failed(error.into()))?;
+        if FileType::from_raw_mode(is.stx_mode.into()) != FileType::Directory {
+            return Err(Status::failed_precondition(format!("{FIELD}: is no directory; remove what is there")));
+        }
+        if !is.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Ok(Found::Free);
+        }
+        let shown = mount::shown_by(is.stx_mnt_id).map_err(failed)?;
+        match shown.is_some_and(|(place, source)| source == mount::SOURCE || self.own.have(&place)) {
+            true => Ok(Found::Ours(is.stx_dev_major, is.stx_dev_minor, is.stx_ino)),
+            false => Err(Status::failed_precondition(format!("{FIELD}: something else is mounted there; unmount it"))),
+        }
+    }
+
     fn open(&self, parent: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         openat2(parent, &self.name, PLACE, Mode::empty(), BENEATH)
     }
@@ -166,7 +214,7 @@ impl Target {
                 Err(Errno::NOENT) => return Ok(()),
                 Err(error) => return Err(refused(error)),
             };
-            if found(target.as_fd())? == Found::Free {
+            if self.found(target.as_fd())? == Found::Free {
                 return Ok(());
             }
             let path = std::fs::read_link(by_number(parent)).map_err(failed)?;
@@ -212,28 +260,11 @@ fn identity(of: BorrowedFd<'_>) -> io::Result<(u32, u32, u64)> {
     Ok((is.stx_dev_major, is.stx_dev_minor, is.stx_ino))
 }
 
-fn found(target: BorrowedFd<'_>) -> Result<Found, Status> {
-    let flags = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    let is = statx(target, c"", AtFlags::EMPTY_PATH, flags).map_err(|error| failed(error.into()))?;
-    if FileType::from_raw_mode(is.stx_mode.into()) != FileType::Directory {
-        return Err(Status::failed_precondition(format!("{FIELD}: is no directory; remove what is there")));
-    }
-    if !is.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return Ok(Found::Free);
-    }
-    let shown = mount::shown_by(is.stx_mnt_id).map_err(failed)?;
-    match shown.is_some_and(|(root, source)| source == mount::SOURCE || is_in_a_pool(&root)) {
-        true => Ok(Found::Ours(is.stx_dev_major, is.stx_dev_minor, is.stx_ino)),
-        false => Err(Status::failed_precondition(format!("{FIELD}: something else is mounted there; unmount it"))),
-    }
-}
-
-/// Whether a directory of a filesystem is one that volumes show, or that was thrown away, of a pool.
-fn is_in_a_pool(root: &Path) -> bool {
+/// Whether a directory of a filesystem is called as one that volumes show, or that was thrown away, of a pool.
+fn is_named_as_in_a_pool(root: &Path) -> bool {
     let parts: Vec<_> = root.components().collect();
     let is = |part: &Component<'_>, name: &str| part.as_os_str() == name;
-    let folders = ["workspaces", "caches", SHELVES, TRASH];
-    parts.windows(2).any(|two| is(&two[0], "stoker") && folders.iter().any(|folder| is(&two[1], folder)))
+    parts.windows(2).any(|two| is(&two[0], "stoker") && FOLDERS.iter().any(|folder| is(&two[1], folder)))
 }
 
 /// Unmounts what is mounted at a name; who uses it is waited for, but not for ever.
@@ -287,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_target_is_the_volume_of_its_pod_and_nothing_else() {
-        let read = |path: &str| Target::read(Path::new("/k"), path, Some("uid-1"));
+        let read = |path: &str| Target::read(Path::new("/k"), path, Some("uid-1"), OwnPlaces::new(|_| [None, None]));
         let target = read(GOOD).unwrap();
         assert_eq!(target.volume, Path::new("uid-1/volumes/kubernetes.io~csi/src"));
         assert_eq!(target.volume(), "src");
@@ -311,7 +342,8 @@ mod tests {
             assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{wrong}");
             assert!(refused.message().starts_with("target_path: "), "{wrong}: {}", refused.message());
         }
-        assert!(Target::read(Path::new("/k"), &GOOD.replace("uid-1", "uid-2"), None).is_ok());
+        let none = OwnPlaces::new(|_| [None, None]);
+        assert!(Target::read(Path::new("/k"), &GOOD.replace("uid-1", "uid-2"), None, none).is_ok());
     }
 
     #[test]
@@ -324,17 +356,17 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_a_pool_is_told_by_its_directory() {
+    fn what_lies_in_a_pool_that_is_away_is_told_by_its_names() {
         for ours in [
             "/stoker/workspaces/1",
             "/a/pool/stoker/workspaces/1/src",
             "/stoker/trash/9//deleted",
             "/p/stoker/caches/a-1/x",
         ] {
-            assert!(is_in_a_pool(Path::new(ours)), "{ours}");
+            assert!(is_named_as_in_a_pool(Path::new(ours)), "{ours}");
         }
         for other in ["/", "/stoker", "/stoker/checkouts/1", "/workspaces/stoker", "/x/stoker.d/workspaces"] {
-            assert!(!is_in_a_pool(Path::new(other)), "{other}");
+            assert!(!is_named_as_in_a_pool(Path::new(other)), "{other}");
         }
     }
 }

@@ -9,7 +9,6 @@ use tonic::Status;
 
 use super::Volumes;
 use super::publish::blocking;
-use super::target::Target;
 use crate::admission::WriterError;
 
 /// How long the API server's word of how a pod ended is waited for: the kubelet unmounts and tells at about the same time.
@@ -18,7 +17,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(2);
 impl Volumes {
     /// Returns when nothing is mounted there and nothing is held for the volume any more. What is not known is no error.
     pub(super) async fn unpublish(&self, volume: &str, target_path: &str) -> Result<(), Status> {
-        let target = Target::read(&self.inner.kubelet, target_path, None)?;
+        let target = self.target(target_path, None)?;
         let _turn = self.turn_to_end(volume).await?;
         blocking(move || target.unmount()).await?;
         self.came(volume);

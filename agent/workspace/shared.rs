@@ -41,10 +41,10 @@ impl ShownCache {
         Self { tenant: Component::of(&[tenant, trust]).as_str().to_owned(), key: key.map(str::to_owned) }
     }
 
-    /// By what a mount shows, below the agent's directory of the pool; nothing where that is no cache.
+    /// By what a mount shows, below the caches of the pool; nothing where that is no cache.
     #[must_use]
     pub fn shown_by(below: &Path) -> Option<Self> {
-        let mut parts = below.strip_prefix(CACHES).ok()?.iter().map(|name| name.to_string_lossy().into_owned());
+        let mut parts = below.iter().map(|name| name.to_string_lossy().into_owned());
         Some(Self { tenant: parts.next()?, key: parts.next() })
     }
 
@@ -67,13 +67,21 @@ impl ShownCache {
 }
 
 impl Workspaces {
-    /// Where the agent's directory of the pool lies.
+    /// Where a folder of the agent's directory of the pool lies, through whatever mounts and links.
     ///
     /// # Errors
     /// When the pool is not there.
-    pub(crate) fn own_place(&self) -> Result<Place, Reason> {
+    pub(crate) fn place_in(&self, folder: &str) -> Result<Place, Reason> {
         let root = self.inner.pools.usable(&self.inner.pool)?;
-        mount::place_of(&root).map_err(|error| unwritable(&root, &error))
+        mount::place_in(&root, folder).map_err(|error| unwritable(&root, &error))
+    }
+
+    /// Where the caches lie.
+    ///
+    /// # Errors
+    /// When the pool is not there.
+    pub(crate) fn place_of_caches(&self) -> Result<Place, Reason> {
+        self.place_in(CACHES)
     }
 
     /// Where a cache that a volume shows is: the tenant's folder. Made as builds have it, with the key where one is named.
@@ -164,10 +172,8 @@ mod tests {
     #[test]
     fn a_mount_tells_which_cache_it_shows() {
         let shown = |below: &str| ShownCache::shown_by(Path::new(below)).map(|shown| (shown.tenant, shown.key));
-        assert_eq!(shown("caches/a-1"), Some(("a-1".to_owned(), None)));
-        assert_eq!(shown("caches/a-1/target//deleted"), Some(("a-1".to_owned(), Some("target".to_owned()))));
-        for other in ["", "caches", "workspaces/1/src/caches/a-1", "stoker/caches/a-1"] {
-            assert_eq!(shown(other), None, "{other}");
-        }
+        assert_eq!(shown("a-1"), Some(("a-1".to_owned(), None)));
+        assert_eq!(shown("a-1/target//deleted"), Some(("a-1".to_owned(), Some("target".to_owned()))));
+        assert_eq!(shown(""), None);
     }
 }

@@ -171,3 +171,49 @@ async fn hostile_targets_are_refused_and_left_as_they_are() {
     world.unpublish(&pod).await.unwrap();
     world.nothing_is_left();
 }
+
+/// What is the agent's is told by where it lies, not by what it or the way to it is called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_is_told_by_where_it_lies_and_not_by_its_names() {
+    needs_root!();
+    let mount = |args: &[&str]| assert!(std::process::Command::new("mount").args(args).status().unwrap().success());
+    // The caches are somewhere else, where nothing is called as it is here: by a link, or by a mount.
+    for by_link in [true, false] {
+        let world = World::with(TestRepo::standard(), "", |shared| {
+            let (real, own) = (shared.join("real"), shared.join("pool/stoker"));
+            std::fs::create_dir(&real).unwrap();
+            std::fs::create_dir_all(&own).unwrap();
+            if by_link {
+                return symlink(&real, own.join("caches")).unwrap();
+            }
+            std::fs::create_dir(own.join("caches")).unwrap();
+            mount(&["--bind", real.to_str().unwrap(), own.join("caches").to_str().unwrap()]);
+        });
+        let pod = world.pod("uid-a");
+        let request = world.wanted(&pod, &[("kind", "cache"), ("key", "target")]);
+        world.publish_at_last(&request).await;
+        let before = mounts_below(&world.kubelet());
+        world.publish(request).await.unwrap();
+        assert_eq!(mounts_below(&world.kubelet()), before, "again is the same as once");
+        world.unpublish(&pod).await.unwrap();
+        world.nothing_is_left();
+    }
+    let world = World::new("");
+    world.fill();
+    let pod = world.pod("uid-a");
+    // And somebody else's is called as the agent's are.
+    let others = world.agent.root().join("shared/others/stoker/workspaces/1");
+    std::fs::create_dir_all(&others).unwrap();
+    std::fs::write(others.join("precious"), "kept").unwrap();
+    std::fs::create_dir(&pod.target).unwrap();
+    mount(&["--bind", others.to_str().unwrap(), pod.target.to_str().unwrap()]);
+    for refused in [world.publish(world.wanted(&pod, &world.main())).await, world.unpublish(&pod).await] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains("something else is mounted there"), "{}", refused.message());
+        assert!(pod.target.join("precious").is_file());
+    }
+    assert!(std::process::Command::new("umount").arg(&pod.target).status().unwrap().success());
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
