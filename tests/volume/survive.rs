@@ -120,3 +120,63 @@ async fn a_lease_ends_with_its_volume_while_the_pool_is_away() {
     std::fs::rename(&away, world.pool()).unwrap();
     world.nothing_is_left();
 }
+
+/// What was mounted before the agent began is known after its first look at the kernel's table. Until then no build begins:
+/// it would take what a pod writes to for its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_build_begins_before_the_first_look_at_what_volumes_show() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let spec = "schema_version: 1\ncache_keys: [target]\n";
+    repo.commit_file("main", ".build-spec.yaml", spec.as_bytes());
+    let mut world = World::of(repo, "");
+    // A pool of its own for workspaces and caches, so that the mirrors are there while it is away.
+    let (path, pool) = (world.agent.root().join("agent.yaml"), world.agent.root().join("shared/builds"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let entry = format!(
+        "pools: [{{name: builds, path: {}, mount: optional, floor: {{bytes: 1MiB, inodes: 1}}}}, ",
+        pool.display()
+    );
+    let text = text.replace("pools: [", &entry).replace("repositories: {", "repositories: {pool: data, ");
+    std::fs::write(&path, text + "workspaces: {pool: builds}\n").unwrap();
+    let opened = |world: &World| world.agent.log().matches("gate state=open").count();
+    let before = opened(&world);
+    world.agent.restart();
+    wait::until(LIMIT, "the gate opens", || opened(&world) > before);
+    world.fill();
+    let pod = world.pod("uid-a");
+    world.publish_at_last(&world.wanted(&pod, &[("kind", "cache"), ("key", "target")])).await;
+    let lease = world.admit("builds");
+
+    world.agent.kill9();
+    let away = pool.with_file_name("away");
+    std::fs::rename(&pool, &away).unwrap();
+    std::fs::write(&pool, "no directory").unwrap();
+    let looks = |world: &World| world.agent.log().matches("what volumes show is not up to date").count();
+    let before = looks(&world);
+    world.agent.restart();
+    // Just after a look: the next one comes half a second later at the soonest.
+    wait::until(LIMIT, "it was looked in vain", || looks(&world) > before);
+    std::fs::remove_file(&pool).unwrap();
+    std::fs::rename(&away, &pool).unwrap();
+    let request = || stoker_proto::v1::PrepareWorkspaceRequest {
+        r#for: Some(stoker_proto::v1::prepare_workspace_request::For::LeaseId(lease.clone())),
+        ..Default::default()
+    };
+    let prepared = async || match world.agent.workspace().await.prepare_workspace(request()).await {
+        Ok(events) => {
+            let mut events = events.into_inner();
+            while events.message().await.unwrap().is_some() {}
+            true
+        }
+        Err(status) => {
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            false
+        }
+    };
+    wait::until_async(LIMIT, "the workspace is prepared", prepared).await;
+    let environment = std::fs::read_to_string(pool.join("stoker/workspaces").join(&lease).join("environment")).unwrap();
+    let cache = environment.lines().find_map(|line| line.strip_prefix("export STOKER_CACHE=")).unwrap();
+    assert!(cache.trim_matches(['"', '\'']).ends_with("/~2"), "a place of its own: {cache}");
+    world.unpublish(&pod).await.unwrap();
+}
