@@ -27,6 +27,8 @@ use crate::node::mount::{self, Place};
 pub(crate) const SHELVES: &str = "mirrors";
 /// Where the repositories themselves are in one; no host is called so.
 const AT: &str = ".at";
+/// A copy that is being made, beside those that are there.
+const UNFINISHED: &str = ".tmp";
 /// So long what a mirror had before stays beside what it has.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 const RECORD_BYTES_MAX: u64 = 64 << 10;
@@ -158,7 +160,7 @@ fn lay_out(shelf: &Path, wanted: &BTreeMap<PathBuf, SnapshotPin>, discard: &Disc
         }
     }
     for (folder, current) in &named {
-        if let Err(error) = clear(&shelf.join(AT).join(folder), current, discard) {
+        if let Err(error) = clear(&shelf.join(AT).join(folder), current, KEPT_FOR, discard) {
             tracing::warn!(%error, folder, "old copies of a mirror are still there; tried again");
         }
     }
@@ -197,7 +199,7 @@ fn show(shelf: &Path, place: &Path, pin: &SnapshotPin) -> io::Result<()> {
     directory(&shelf.join(&at))?;
     let copy = at.join(pin.name());
     if !shelf.join(&copy).exists() {
-        let unfinished = shelf.join(&at).join(".tmp");
+        let unfinished = shelf.join(&at).join(UNFINISHED);
         remove_unfinished(&unfinished)?;
         share(pin.path(), &unfinished)?;
         fs::rename(&unfinished, shelf.join(&copy))?;
@@ -206,15 +208,25 @@ fn show(shelf: &Path, place: &Path, pin: &SnapshotPin) -> io::Result<()> {
     turn(shelf, place, &copy)
 }
 
-/// Removes older copies of a mirror, once nobody has found them for [`KEPT_FOR`].
-fn clear(folder: &Path, current: &str, discard: &Discard) -> io::Result<()> {
-    if age(&folder.join(current)) < KEPT_FOR {
-        return Ok(());
+/// Removes older copies of a mirror, each once nobody has found it for so long: since the next one is there.
+fn clear(folder: &Path, current: &str, kept_for: Duration, discard: &Discard) -> io::Result<()> {
+    let names: Vec<String> = fs::read_dir(folder)?
+        .map(|copy| Ok(copy?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<_>>()?;
+    let mut older: Vec<(u64, &str)> = Vec::new();
+    for name in names.iter().map(String::as_str).filter(|name| *name != current) {
+        match name.parse() {
+            Ok(number) => older.push((number, name)),
+            // What is made anew by whoever makes a copy the next time.
+            Err(_) if name == UNFINISHED => {}
+            Err(_) => discard(folder.join(name))?,
+        }
     }
-    for copy in fs::read_dir(folder)? {
-        let copy = copy?;
-        if copy.file_name().to_str() != Some(current) {
-            discard(copy.path())?;
+    older.sort_unstable();
+    let next = older.iter().skip(1).map(|(_, name)| *name).chain([current]);
+    for ((_, copy), next) in older.iter().zip(next) {
+        if age(&folder.join(next)) >= kept_for {
+            discard(folder.join(copy))?;
         }
     }
     Ok(())
@@ -301,6 +313,7 @@ fn link_all(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -312,6 +325,29 @@ mod tests {
         for none in ["h/../x", "h/.at/x", ".at/x"] {
             assert_eq!(found(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn a_copy_goes_when_its_successor_has_been_there_for_long() {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let folder = tempfile::tempdir().unwrap();
+        let now = std::time::SystemTime::now();
+        // A mirror that changes every four minutes: the current copy is never old.
+        for (name, age) in [("8", 16), ("9", 12), ("10", 8), ("11", 4), ("12", 0), (UNFINISHED, 30), ("odd", 0)] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::File::open(folder.path().join(name)).unwrap().set_modified(now - minutes(age)).unwrap();
+        }
+        let discard: Discard = std::sync::Arc::new(fs::remove_dir::<PathBuf>);
+        let left = |kept_for| {
+            clear(folder.path(), "12", kept_for, &discard).unwrap();
+            let all =
+                fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            all.collect::<BTreeSet<String>>()
+        };
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+        assert_eq!(left(minutes(10)), set(&["9", "10", "11", "12", UNFINISHED]), "9 was found until 10 came, 8 minutes ago");
+        assert_eq!(left(minutes(6)), set(&["10", "11", "12", UNFINISHED]));
+        assert_eq!(left(Duration::ZERO), set(&["12", UNFINISHED]));
     }
 
     #[test]
