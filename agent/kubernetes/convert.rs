@@ -182,6 +182,14 @@ fn owners(spec: &core::PodSpec) -> (RunAs, BTreeMap<String, RunAs>) {
     (whole, volumes.filter(|(_, owner)| *owner != whole).collect())
 }
 
+/// Whether one of its volumes is a build's workspace: of the driver's, and of no other kind.
+fn builds(spec: &core::PodSpec) -> bool {
+    let ours =
+        spec.volumes.iter().flatten().filter_map(|volume| volume.csi.as_ref().filter(|csi| csi.driver == DRIVER));
+    let mut kinds = ours.map(|csi| csi.volume_attributes.as_ref().and_then(|all| all.get("kind")));
+    kinds.any(|kind| kind.is_none_or(|kind| kind == "workspace"))
+}
+
 /// Nothing where it has no uid, as no object of an API server is.
 pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
     let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
@@ -205,6 +213,7 @@ pub(super) fn pod(pod: &core::Pod) -> Option<cluster::Pod> {
         requests: effective(spec, pod.status.as_ref()),
         owner,
         volumes,
+        builds: builds(spec),
         own_users: spec.host_users == Some(false),
     })
 }

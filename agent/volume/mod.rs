@@ -12,9 +12,11 @@
 //! knows the volumes that pods wait for, `made` looks at what was made before,
 //! `publish` and `unpublish` do it,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
-//! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants, and mirrors.
+//! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants (`cache`), and
+//! mirrors.
 
 mod attributes;
+mod cache;
 mod carried;
 mod coming;
 mod identity;

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::attributes::{Asked, Of};
 use super::publish::{METHOD, blocking, tenant};
-use super::target::{Found, OF_CSI, Target};
+use super::target::{OF_CSI, Target};
 use super::{Turn, Volumes, lock};
 use crate::access::{Caller, Role};
 use crate::node::mount::{self, Place, Shown};
@@ -60,9 +60,10 @@ impl Volumes {
                         "trust: {what}; a rule of access.rules has to say so"
                     )));
                 }
-                self.is_known(&asked.pod).await?;
+                let known = self.is_known(&asked.pod).await?;
                 self.is_seen_by_pods().await?;
-                self.show_cache(ShownCache::of(&tenant, trust, key.as_deref()), target, read_only).await
+                let cache = ShownCache::of(&tenant, trust, key.as_deref(), &known.uid);
+                self.show_cache(&known, cache, target, read_only).await
             }
             Of::Mirrors { tenant: named } => {
                 let tenant = tenant(caller, &asked.pod, named)?;
@@ -72,37 +73,6 @@ impl Volumes {
             }
             Of::Lease(_) | Of::Build(_) => Err(bad("kind", "is a build's")),
         }
-    }
-
-    async fn show_cache(&self, cache: ShownCache, target: Target, read_only: bool) -> Result<(), Status> {
-        let shown = self.inner.shown.lock().await;
-        let looked = target.clone();
-        let found = blocking(move || looked.look()).await?;
-        // Held before it is made: retention looks at this before it takes anything, and builds before they begin.
-        let mut held = self.held_caches().await?;
-        held.insert(cache.clone());
-        self.tell_caches(held);
-        let workspaces = &self.inner.rooms.workspaces;
-        let mounted = if !read_only && found == Found::Free && workspaces.has_builds(&cache) {
-            let what =
-                "a build has this directory of the cache, and trusts what is in it; tried again until it has ended";
-            Err(Status::unavailable(format!("key: {what}")))
-        } else {
-            self.mount_cache(cache, target, read_only).await
-        };
-        if mounted.is_err() {
-            self.tell_caches(self.held_caches().await?);
-        }
-        drop(shown);
-        mounted
-    }
-
-    async fn mount_cache(&self, cache: ShownCache, target: Target, read_only: bool) -> Result<(), Status> {
-        let folder = self.inner.rooms.workspaces.cache(cache.clone(), !read_only).await;
-        let folder = folder.map_err(|reason| refusal(&reason))?;
-        let key = PathBuf::from(cache.key.unwrap_or_default());
-        let how = Shown { read_only, ..Shown::default() };
-        blocking(move || target.mount(&folder, &key, how)).await
     }
 
     async fn show_mirrors(&self, classes: Classes, target: Target, turn: &Turn) -> Result<(), Status> {
@@ -216,7 +186,7 @@ impl Volumes {
         ended
     }
 
-    fn tell_caches(&self, caches: BTreeSet<ShownCache>) {
+    pub(super) fn tell_caches(&self, caches: BTreeSet<ShownCache>) {
         self.inner.rooms.shown_caches.send_if_modified(|before| {
             let differs = before.as_deref() != Some(&caches);
             if differs {
@@ -226,24 +196,24 @@ impl Volumes {
         });
     }
 
-    /// What is mounted for pods that are there. Only what lies where a pool is says something: what else is mounted may be
+    /// What is mounted for pods that are there, by their uids. Only what lies where a pool is says something: what else is mounted may be
     /// called as one likes.
-    async fn seen(&self) -> Result<Vec<Place>, Status> {
+    async fn seen(&self) -> Result<Vec<(String, Place)>, Status> {
         let pods = self.inner.kubelet.join("pods");
         let below_pods = pods.clone();
         let mounts = blocking(move || {
             mount::places_below(&below_pods)
                 .map_err(|error| Status::unavailable(format!("mounts: {error}; tried again")))
         });
-        let is_there = |point: &Path| pod_of(&pods, point).is_some_and(|uid| !self.is_gone(&uid));
-        Ok(mounts.await?.into_iter().filter(|(point, _)| is_there(point)).map(|(_, place)| place).collect())
+        let for_pod = |(point, place): (PathBuf, Place)| Some((pod_of(&pods, &point)?, place));
+        Ok(mounts.await?.into_iter().filter_map(for_pod).filter(|(uid, _)| !self.is_gone(uid)).collect())
     }
 
-    async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
+    pub(super) async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
         let workspaces = self.inner.rooms.workspaces.clone();
         let caches = blocking(move || workspaces.place_of_caches().map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
-        Ok(seen.iter().filter_map(|place| ShownCache::shown_by(place.below(&caches)?)).collect())
+        Ok(seen.iter().filter_map(|(pod, place)| ShownCache::shown_by(place.below(&caches)?, pod)).collect())
     }
 
     /// The directories of mirrors that are mounted.
@@ -251,7 +221,7 @@ impl Volumes {
         let repositories = self.inner.rooms.repositories.clone();
         let shelves = blocking(move || repositories.place_in(SHELVES).map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
-        let name = |place: &Place| {
+        let name = |(_, place): &(String, Place)| {
             let name = place.below(&shelves)?.iter().next()?;
             Some(name.to_string_lossy().into_owned())
         };

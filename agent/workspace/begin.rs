@@ -54,7 +54,7 @@ impl Workspaces {
             let message = format!("{} workspaces are there, at most {WORKSPACES_MAX} may be", entries.len());
             return Err(Reason::new(Code::LeasesFull, "workspaces", message).into());
         }
-        let shown = self.shown_lines(&line);
+        let shown = self.shown_beside(&order, &mut line, &entries);
         line.slot = caches::slot(entries.values().map(|entry| &entry.line).chain(&shown), &line);
         let (stage, stages) = watch::channel(Preparing::Under(Progress::phase("preparing")));
         let cancel = self.inner.cancel.child_token();

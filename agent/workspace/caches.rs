@@ -48,7 +48,8 @@ pub(super) struct Line {
     pub(super) slot: u32,
 }
 
-/// The slot for a line that begins, among those that live: the first in which no other commit uses one of its caches.
+/// The slot for a line that begins, among those that live: its own where that is free, else the first in which no other
+/// commit uses one of its caches.
 pub(super) fn slot<'a>(live: impl Iterator<Item = &'a Line>, new: &Line) -> u32 {
     let disturbs = |other: &Line| {
         other.tenant == new.tenant
@@ -58,7 +59,8 @@ pub(super) fn slot<'a>(live: impl Iterator<Item = &'a Line>, new: &Line) -> u32 
                 || (&other.repository, other.commit, other.form) != (&new.repository, new.commit, new.form))
     };
     let taken: BTreeSet<u32> = live.filter(|other| disturbs(other)).map(|other| other.slot).collect();
-    (1..SLOTS_MAX).find(|slot| !taken.contains(slot)).unwrap_or(SLOTS_MAX)
+    let own = (new.slot >= 1).then_some(new.slot);
+    own.into_iter().chain(1..SLOTS_MAX).find(|slot| !taken.contains(slot)).unwrap_or(SLOTS_MAX)
 }
 
 /// What a build sees as `STOKER_CACHE`, below the tenant's folder.
@@ -73,8 +75,13 @@ fn slot_name(slot: u32) -> String {
 
 /// Whether a name below a tenant's folder is of a further place, as [`folder`] gives it.
 pub(super) fn is_slot(name: &str) -> bool {
+    slot_of(name).is_some()
+}
+
+/// Which one it is.
+pub(super) fn slot_of(name: &str) -> Option<u32> {
     let slot = name.strip_prefix('~').and_then(|number| number.parse::<u32>().ok());
-    slot.is_some_and(|slot| (2..=SLOTS_MAX).contains(&slot) && slot_name(slot) == name)
+    slot.filter(|slot| (2..=SLOTS_MAX).contains(slot) && slot_name(*slot) == name)
 }
 
 /// When files of a work tree last changed, as nanoseconds since 1970.

@@ -1,7 +1,7 @@
-//! Caches of tenants as volumes show them: to a pod that has no workspace. What a volume shows is published by those who
-//! mount it ([`ShownCaches`]); here that keeps retention away, and builds of commits in places of their own.
+//! Caches of tenants as volumes show them. What a volume shows is published by those who mount it ([`ShownCaches`]); here
+//! that keeps retention away, and builds of commits in places of their own. A pod that has a build sees that one's place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use stoker_core::identity::{CommitId, Component};
+use stoker_core::admission::Holder;
+use stoker_core::identity::{CommitId, Component, LeaseId};
 use stoker_core::reason::{Code, Reason};
 
 use super::caches::{self, Line};
 use super::disk::{blocking, directory, directory_at, unwritable};
-use super::{CACHES, Preparing, Workspaces};
+use super::{CACHES, Entry, Order, Preparing, Workspaces};
 use crate::node::mount::{self, Place};
 
 /// So long a build that begins waits for the first look at what volumes show.
@@ -27,25 +28,52 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 pub struct ShownCache {
     /// The folder of tenant and trust class.
     pub tenant: String,
+    /// Which of the tenant's places it is in; the first is 1.
+    pub slot: u32,
     /// The one directory of it that is shown; unset: all of them.
     pub key: Option<String>,
+    /// The uid of the pod that it is shown to.
+    pub pod: String,
 }
 
 /// Caches that volumes show; unset while that is not known yet.
 pub type ShownCaches = Option<Arc<BTreeSet<ShownCache>>>;
 
 impl ShownCache {
-    /// The cache of a tenant and a trust class.
+    /// The cache of a tenant and a trust class, in the place that is no other build's.
     #[must_use]
-    pub fn of(tenant: &str, trust: &str, key: Option<&str>) -> Self {
-        Self { tenant: Component::of(&[tenant, trust]).as_str().to_owned(), key: key.map(str::to_owned) }
+    pub fn of(tenant: &str, trust: &str, key: Option<&str>, pod: &str) -> Self {
+        let tenant = Component::of(&[tenant, trust]).as_str().to_owned();
+        Self { tenant, slot: 1, key: key.map(str::to_owned), pod: pod.to_owned() }
     }
 
-    /// By what a mount shows, below the caches of the pool; nothing where that is no cache.
+    /// By what a pod's mount shows, below the caches of the pool; nothing where that is no cache.
     #[must_use]
-    pub fn shown_by(below: &Path) -> Option<Self> {
+    pub fn shown_by(below: &Path, pod: &str) -> Option<Self> {
         let mut parts = below.iter().map(|name| name.to_string_lossy().into_owned());
-        Some(Self { tenant: parts.next()?, key: parts.next() })
+        let (tenant, first) = (parts.next()?, parts.next());
+        let (slot, key) = match first.as_deref().and_then(caches::slot_of) {
+            Some(slot) => (slot, parts.next()),
+            None => (1, first),
+        };
+        Some(Self { tenant, slot, key, pod: pod.to_owned() })
+    }
+
+    /// The tenant's place for caches, below the folder of all.
+    fn place(&self) -> PathBuf {
+        caches::folder(Path::new(&self.tenant), self.slot)
+    }
+
+    /// Where it is, below the folder of all caches; nothing for all of them.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        Some(self.place().join(self.key.as_ref()?))
+    }
+
+    /// Whether a build that uses these has it.
+    fn is_of(&self, line: &Line) -> bool {
+        let has = |keys: &BTreeSet<String>| self.key.as_ref().map_or(!keys.is_empty(), |key| keys.contains(key));
+        line.tenant == self.tenant && line.slot == self.slot && has(&line.keys)
     }
 
     /// Which caches of builds it may be: where it is all of them, those that the build has.
@@ -61,7 +89,7 @@ impl ShownCache {
             commit: CommitId::new([0; 20]),
             form: (false, false),
             several: true,
-            slot: 1,
+            slot: self.slot,
         }
     }
 }
@@ -84,22 +112,23 @@ impl Workspaces {
         self.place_in(CACHES)
     }
 
-    /// Where a cache that a volume shows is: the tenant's folder. Made as builds have it, with the key where one is named.
+    /// Where a cache that a volume shows is: the tenant's place. Made as builds have it, with the key where one is named.
+    /// `disturbs`: who writes to it is no build that has it.
     ///
     /// # Errors
     /// When the pool is not there, or a build left something else in its place.
-    pub async fn cache(&self, shown: ShownCache, is_written: bool) -> Result<PathBuf, Reason> {
+    pub async fn cache(&self, shown: ShownCache, disturbs: bool) -> Result<PathBuf, Reason> {
         let root = self.inner.pools.usable(&self.inner.pool)?;
-        let folder = root.join(CACHES).join(&shown.tenant);
-        let (room, at) = (self.clone(), folder.clone());
+        let folder = root.join(CACHES);
+        let (room, tenant, place) = (self.clone(), folder.join(&shown.tenant), folder.join(shown.place()));
         let made = blocking(move || {
-            if is_written {
+            if disturbs {
                 room.disturb(&root, &shown)?;
             }
-            make(&at, 1, shown.key.as_slice())
+            make(&tenant, shown.slot, shown.key.as_slice())
         });
-        made.await.map_err(|error| unwritable(&folder, &error))?;
-        Ok(folder)
+        made.await.map_err(|error| unwritable(&place, &error))?;
+        Ok(place)
     }
 
     fn disturb(&self, root: &Path, shown: &ShownCache) -> io::Result<()> {
@@ -107,18 +136,20 @@ impl Workspaces {
         caches::disturb(root, &shown.tenant, shown.key.as_deref())
     }
 
-    /// Whether a build has this directory of the cache, in the place that volumes show. Asked once it is told that a volume
-    /// shows it: builds that begin from then on get another place.
+    /// Whether a build has this directory of the cache, in the place that the volume shows. Asked once it is told that a
+    /// volume shows it: builds that begin from then on get another place.
     #[must_use]
     pub fn has_builds(&self, shown: &ShownCache) -> bool {
-        let has = |line: &Line| {
-            line.tenant == shown.tenant
-                && line.slot == 1
-                && shown.key.as_ref().map_or(!line.keys.is_empty(), |key| line.keys.contains(key))
-        };
-        let entries = self.entries();
-        let mut live = entries.values().filter(|entry| !matches!(*entry.stage.borrow(), Preparing::Failed(_)));
-        live.any(|entry| has(&entry.line))
+        self.entries().values().any(|entry| entry.lives() && shown.is_of(&entry.line))
+    }
+
+    /// Which of its tenant's places a build has for this cache, where it is ready and has it.
+    #[must_use]
+    pub fn place_of(&self, build: &LeaseId, shown: &ShownCache) -> Option<u32> {
+        let workspace = self.get(build.as_str())?;
+        let tenant = workspace.cache.file_name()?.to_str()?;
+        let has = tenant == shown.tenant && shown.key.as_ref().is_some_and(|key| workspace.cache_keys.contains(key));
+        has.then_some(workspace.cache_slot.max(1))
     }
 
     /// Waits until it is known what volumes show: what was mounted before the agent began is told after its first look.
@@ -138,9 +169,36 @@ impl Workspaces {
         self.inner.shown.borrow().clone()
     }
 
-    /// The lines of what volumes show, beside one that begins.
-    pub(super) fn shown_lines(&self, beside: &Line) -> Vec<Line> {
-        self.shown().iter().flat_map(|all| all.iter()).map(|shown| shown.line(beside)).collect()
+    /// The lines of what volumes show beside a build that begins. What its own pod has of its caches is its place, if
+    /// nobody else has that; and what a pod has of a build that lives is told by that build.
+    pub(super) fn shown_beside(&self, order: &Order, new: &mut Line, entries: &BTreeMap<String, Entry>) -> Vec<Line> {
+        let Some(all) = self.shown().filter(|all| !all.is_empty()) else { return Vec::new() };
+        let held: Vec<(LeaseId, String)> = self.inner.admission.read(|ledger| {
+            let held = ledger.live().filter_map(|lease| match &lease.holder {
+                Some(Holder::Pod { uid, .. }) => Some((lease.id.clone(), uid.clone())),
+                _ => None,
+            });
+            held.collect()
+        });
+        let is_own = |shown: &&ShownCache| {
+            held.iter().any(|(lease, pod)| order.lease.as_ref() == Some(lease) && *pod == shown.pod)
+        };
+        let is_told = |shown: &ShownCache| {
+            let mut builds = held.iter().filter(|(_, pod)| *pod == shown.pod);
+            builds.any(|(lease, _)| entries.get(lease.as_str()).is_some_and(|e| e.lives() && shown.is_of(&e.line)))
+        };
+        let (own, others): (Vec<&ShownCache>, Vec<&ShownCache>) = all.iter().partition(is_own);
+        let at = |slot| Line { slot, ..new.clone() };
+        if let Some(shown) = own.iter().find(|shown| shown.key.is_some() && shown.is_of(&at(shown.slot))) {
+            new.slot = shown.slot;
+        }
+        others.into_iter().filter(|shown| !is_told(shown)).map(|shown| shown.line(new)).collect()
+    }
+}
+
+impl Entry {
+    fn lives(&self) -> bool {
+        !matches!(*self.stage.borrow(), Preparing::Failed(_))
     }
 }
 
@@ -171,9 +229,12 @@ mod tests {
 
     #[test]
     fn a_mount_tells_which_cache_it_shows() {
-        let shown = |below: &str| ShownCache::shown_by(Path::new(below)).map(|shown| (shown.tenant, shown.key));
-        assert_eq!(shown("a-1"), Some(("a-1".to_owned(), None)));
-        assert_eq!(shown("a-1/target//deleted"), Some(("a-1".to_owned(), Some("target".to_owned()))));
+        let shown = |below: &str| {
+            ShownCache::shown_by(Path::new(below), "uid").map(|shown| (shown.tenant, shown.slot, shown.key))
+        };
+        assert_eq!(shown("a-1"), Some(("a-1".to_owned(), 1, None)));
+        assert_eq!(shown("a-1/target//deleted"), Some(("a-1".to_owned(), 1, Some("target".to_owned()))));
+        assert_eq!(shown("a-1/~2/target"), Some(("a-1".to_owned(), 2, Some("target".to_owned()))));
         assert_eq!(shown(""), None);
     }
 }

@@ -6,6 +6,7 @@ mod crowd;
 mod hostile;
 mod known;
 mod one_build;
+mod own_cache;
 mod publish;
 mod sanity;
 mod shown;

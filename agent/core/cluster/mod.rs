@@ -57,6 +57,8 @@ pub struct Pod {
     pub owner: RunAs,
     /// Those of the driver's that belong to somebody else, by their names.
     pub volumes: BTreeMap<String, RunAs>,
+    /// One of its volumes is a build's workspace.
+    pub builds: bool,
     /// It has a user namespace of its own (`hostUsers: false`).
     pub own_users: bool,
 }

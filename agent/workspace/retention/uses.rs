@@ -24,7 +24,7 @@ impl Uses {
 
     /// A volume shows caches.
     pub(super) fn add_shown(&self, folder: &Path, shown: &BTreeSet<ShownCache>) {
-        let one = |shown: &ShownCache| Some(folder.join(&shown.tenant).join(shown.key.as_ref()?));
+        let one = |shown: &ShownCache| Some(folder.join(shown.path()?));
         let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let room = USES_MAX.saturating_sub(uses.len());
         uses.extend(shown.iter().filter_map(one).take(room));

@@ -1,0 +1,106 @@
+//! A directory of a tenant's cache as a volume. A pod that has a build with this cache sees that build's own place, once its
+//! workspace is there: what it writes fits the times that its files have. All others share the first place, which builds
+//! leave to them.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use stoker_core::cluster::Pod as Known;
+use tonic::Status;
+
+use super::Volumes;
+use super::publish::blocking;
+use super::target::{Found, Target};
+use crate::node::mount::Shown;
+use crate::rpc::error::refusal;
+use crate::workspace::ShownCache;
+
+/// So long the pod's own build is waited for while the kubelet waits: as long as that build's own volume.
+const BUILD_WITHIN: Duration = Duration::from_secs(8);
+const BUILD_AGAIN: Duration = Duration::from_millis(100);
+
+impl Volumes {
+    pub(super) async fn show_cache(
+        &self,
+        known: &Known,
+        cache: ShownCache,
+        target: Target,
+        read_only: bool,
+    ) -> Result<(), Status> {
+        let looked = target.clone();
+        let found = blocking(move || looked.look()).await?;
+        if found != Found::Free {
+            // What the pod has stays as it is, also where its build has ended.
+            return Ok(());
+        }
+        let workspaces = &self.inner.rooms.workspaces;
+        if !workspaces.are_taken_up() {
+            return Err(Status::unavailable("key: which builds there are is being looked at; tried again"));
+        }
+        let began = Instant::now();
+        while self.place_of_own(known, &cache).is_err() && began.elapsed() < BUILD_WITHIN {
+            tokio::time::sleep(BUILD_AGAIN).await;
+        }
+        let shown = self.inner.shown.lock().await;
+        let own = self.place_of_own(known, &cache)?;
+        let cache = ShownCache { slot: own.unwrap_or(cache.slot), ..cache };
+        // Held before it is made: retention looks at this before it takes anything, and builds before they begin.
+        let mut held = self.held_caches().await?;
+        held.insert(cache.clone());
+        self.tell_caches(held);
+        let mounted = if self.place_of_own(known, &cache)? != own {
+            Err(Status::unavailable("key: the pod's build ended meanwhile; tried again"))
+        } else if own.is_none() && !read_only && workspaces.has_builds(&cache) {
+            let what =
+                "a build has this directory of the cache, and trusts what is in it; tried again until it has ended";
+            Err(Status::unavailable(format!("key: {what}")))
+        } else {
+            self.mount_cache(cache, target, read_only, own.is_some()).await
+        };
+        if mounted.is_err() {
+            self.tell_caches(self.held_caches().await?);
+        }
+        drop(shown);
+        mounted
+    }
+
+    /// Which of the tenant's places the pod's own build has for a cache; nothing where its build has no such cache, or the
+    /// pod has no build.
+    ///
+    /// # Errors
+    /// Where the pod is to have a build of which that is not known yet.
+    fn place_of_own(&self, known: &Known, cache: &ShownCache) -> Result<Option<u32>, Status> {
+        let Some(key) = &cache.key else { return Ok(None) };
+        let builds = self.held_by(&known.uid);
+        let has = builds.iter().find(|lease| lease.cache_keys.contains(key));
+        let workspaces = &self.inner.rooms.workspaces;
+        let comes = match has {
+            Some(lease) if workspaces.get(lease.id.as_str()).is_some() => {
+                return Ok(workspaces.place_of(&lease.id, cache));
+            }
+            Some(_) => known.builds,
+            None => known.builds && builds.is_empty(),
+        };
+        match comes {
+            true => Err(Status::unavailable(
+                "key: the pod has a volume with a workspace, which comes first: its build may have a place of its own for \
+                 this cache; tried again",
+            )),
+            false => Ok(None),
+        }
+    }
+
+    async fn mount_cache(
+        &self,
+        cache: ShownCache,
+        target: Target,
+        read_only: bool,
+        is_own: bool,
+    ) -> Result<(), Status> {
+        let folder = self.inner.rooms.workspaces.cache(cache.clone(), !read_only && !is_own).await;
+        let folder = folder.map_err(|reason| refusal(&reason))?;
+        let key = PathBuf::from(cache.key.unwrap_or_default());
+        let how = Shown { read_only, ..Shown::default() };
+        blocking(move || target.mount(&folder, &key, how)).await
+    }
+}
