@@ -201,14 +201,22 @@ fn read_line(line: &[u8]) -> Option<(&[u8], Place, PathBuf)> {
     Some((number, Place { device, path }, unescape(fields.next()?)))
 }
 
-/// The mounts at and below a path, each with what it shows.
+/// The mounts at and below a path, each with what it shows, and whether it is for reading alone.
 ///
 /// # Errors
 /// When the table cannot be read.
-pub(crate) fn places_below(path: &Path) -> io::Result<Vec<(PathBuf, Place)>> {
+pub(crate) fn places_below(path: &Path) -> io::Result<Vec<(PathBuf, Place, bool)>> {
     let table = fs::read("/proc/self/mountinfo")?;
-    let all = table.split(|byte| *byte == b'\n').filter_map(read_line);
-    Ok(all.filter(|(_, _, point)| point.starts_with(path)).map(|(_, place, point)| (point, place)).collect())
+    let all = table.split(|byte| *byte == b'\n').filter_map(|line| Some((read_line(line)?, reads_only(line))));
+    let below = all.filter(|((_, _, point), _)| point.starts_with(path));
+    Ok(below.map(|((_, place, point), reads_only)| (point, place, reads_only)).collect())
+}
+
+/// Whether nothing is written through a mount, of its line of the table: field 6, proc_pid_mountinfo(5). What the whole
+/// filesystem is comes later in the line.
+fn reads_only(line: &[u8]) -> bool {
+    let options = line.split(|byte| *byte == b' ').nth(5).unwrap_or_default();
+    options.split(|byte| *byte == b',').any(|option| option == b"ro")
 }
 
 /// Where a directory lies, through however many mounts and links it is reached.

@@ -345,7 +345,11 @@ mod tests {
             all.collect::<BTreeSet<String>>()
         };
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
-        assert_eq!(left(minutes(10)), set(&["9", "10", "11", "12", UNFINISHED]), "9 was found until 10 came, 8 minutes ago");
+        assert_eq!(
+            left(minutes(10)),
+            set(&["9", "10", "11", "12", UNFINISHED]),
+            "9 was found until 10 came, 8 minutes ago"
+        );
         assert_eq!(left(minutes(6)), set(&["10", "11", "12", UNFINISHED]));
         assert_eq!(left(Duration::ZERO), set(&["12", UNFINISHED]));
     }

@@ -20,13 +20,7 @@ const BUILD_WITHIN: Duration = Duration::from_secs(8);
 const BUILD_AGAIN: Duration = Duration::from_millis(100);
 
 impl Volumes {
-    pub(super) async fn show_cache(
-        &self,
-        known: &Known,
-        cache: ShownCache,
-        target: Target,
-        read_only: bool,
-    ) -> Result<(), Status> {
+    pub(super) async fn show_cache(&self, known: &Known, cache: ShownCache, target: Target) -> Result<(), Status> {
         let looked = target.clone();
         let found = blocking(move || looked.look()).await?;
         if found != Found::Free {
@@ -50,12 +44,12 @@ impl Volumes {
         self.tell_caches(held);
         let mounted = if self.place_of_own(known, &cache)? != own {
             Err(Status::unavailable("key: the pod's build ended meanwhile; tried again"))
-        } else if own.is_none() && !read_only && workspaces.has_builds(&cache) {
+        } else if own.is_none() && cache.written && workspaces.has_builds(&cache) {
             let what =
                 "a build has this directory of the cache, and trusts what is in it; tried again until it has ended";
             Err(Status::unavailable(format!("key: {what}")))
         } else {
-            self.mount_cache(cache, target, read_only, own.is_some()).await
+            self.mount_cache(cache, target, own.is_some()).await
         };
         if mounted.is_err() {
             self.tell_caches(self.held_caches().await?);
@@ -90,17 +84,11 @@ impl Volumes {
         }
     }
 
-    async fn mount_cache(
-        &self,
-        cache: ShownCache,
-        target: Target,
-        read_only: bool,
-        is_own: bool,
-    ) -> Result<(), Status> {
-        let folder = self.inner.rooms.workspaces.cache(cache.clone(), !read_only && !is_own).await;
+    async fn mount_cache(&self, cache: ShownCache, target: Target, is_own: bool) -> Result<(), Status> {
+        let how = Shown { read_only: !cache.written, ..Shown::default() };
+        let folder = self.inner.rooms.workspaces.cache(cache.clone(), cache.written && !is_own).await;
         let folder = folder.map_err(|reason| refusal(&reason))?;
         let key = PathBuf::from(cache.key.unwrap_or_default());
-        let how = Shown { read_only, ..Shown::default() };
         blocking(move || target.mount(&folder, &key, how)).await
     }
 }

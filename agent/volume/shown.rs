@@ -62,8 +62,8 @@ impl Volumes {
                 }
                 let known = self.is_known(&asked.pod).await?;
                 self.is_seen_by_pods().await?;
-                let cache = ShownCache::of(&tenant, trust, key.as_deref(), &known.uid);
-                self.show_cache(&known, cache, target, read_only).await
+                let cache = ShownCache::of(&tenant, trust, key.as_deref(), (&known.uid, !read_only));
+                self.show_cache(&known, cache, target).await
             }
             Of::Mirrors { tenant: named } => {
                 let tenant = tenant(caller, &asked.pod, named)?;
@@ -196,24 +196,26 @@ impl Volumes {
         });
     }
 
-    /// What is mounted for pods that are there, by their uids. Only what lies where a pool is says something: what else is mounted may be
+    /// What is mounted for pods that are there, by their uids, and whether for reading alone. Only what lies where a pool is says something: what else is mounted may be
     /// called as one likes.
-    async fn seen(&self) -> Result<Vec<(String, Place)>, Status> {
+    async fn seen(&self) -> Result<Vec<(String, Place, bool)>, Status> {
         let pods = self.inner.kubelet.join("pods");
         let below_pods = pods.clone();
         let mounts = blocking(move || {
             mount::places_below(&below_pods)
                 .map_err(|error| Status::unavailable(format!("mounts: {error}; tried again")))
         });
-        let for_pod = |(point, place): (PathBuf, Place)| Some((pod_of(&pods, &point)?, place));
-        Ok(mounts.await?.into_iter().filter_map(for_pod).filter(|(uid, _)| !self.is_gone(uid)).collect())
+        let for_pod = |(point, place, reads): (PathBuf, Place, bool)| Some((pod_of(&pods, &point)?, place, reads));
+        Ok(mounts.await?.into_iter().filter_map(for_pod).filter(|(uid, ..)| !self.is_gone(uid)).collect())
     }
 
     pub(super) async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
         let workspaces = self.inner.rooms.workspaces.clone();
         let caches = blocking(move || workspaces.place_of_caches().map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
-        Ok(seen.iter().filter_map(|(pod, place)| ShownCache::shown_by(place.below(&caches)?, pod)).collect())
+        let cache =
+            |(pod, place, reads): &(String, Place, bool)| ShownCache::shown_by(place.below(&caches)?, pod, !*reads);
+        Ok(seen.iter().filter_map(cache).collect())
     }
 
     /// The directories of mirrors that are mounted.
@@ -221,7 +223,7 @@ impl Volumes {
         let repositories = self.inner.rooms.repositories.clone();
         let shelves = blocking(move || repositories.place_in(SHELVES).map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
-        let name = |(_, place): &(String, Place)| {
+        let name = |(_, place, _): &(String, Place, bool)| {
             let name = place.below(&shelves)?.iter().next()?;
             Some(name.to_string_lossy().into_owned())
         };

@@ -34,6 +34,8 @@ pub struct ShownCache {
     pub key: Option<String>,
     /// The uid of the pod that it is shown to.
     pub pod: String,
+    /// The pod may write to it.
+    pub written: bool,
 }
 
 /// Caches that volumes show; unset while that is not known yet.
@@ -42,21 +44,21 @@ pub type ShownCaches = Option<Arc<BTreeSet<ShownCache>>>;
 impl ShownCache {
     /// The cache of a tenant and a trust class, in the place that is no other build's.
     #[must_use]
-    pub fn of(tenant: &str, trust: &str, key: Option<&str>, pod: &str) -> Self {
+    pub fn of(tenant: &str, trust: &str, key: Option<&str>, (pod, written): (&str, bool)) -> Self {
         let tenant = Component::of(&[tenant, trust]).as_str().to_owned();
-        Self { tenant, slot: 1, key: key.map(str::to_owned), pod: pod.to_owned() }
+        Self { tenant, slot: 1, key: key.map(str::to_owned), pod: pod.to_owned(), written }
     }
 
     /// By what a pod's mount shows, below the caches of the pool; nothing where that is no cache.
     #[must_use]
-    pub fn shown_by(below: &Path, pod: &str) -> Option<Self> {
+    pub fn shown_by(below: &Path, pod: &str, written: bool) -> Option<Self> {
         let mut parts = below.iter().map(|name| name.to_string_lossy().into_owned());
         let (tenant, first) = (parts.next()?, parts.next());
         let (slot, key) = match first.as_deref().and_then(caches::slot_of) {
             Some(slot) => (slot, parts.next()),
             None => (1, first),
         };
-        Some(Self { tenant, slot, key, pod: pod.to_owned() })
+        Some(Self { tenant, slot, key, pod: pod.to_owned(), written })
     }
 
     /// The tenant's place for caches, below the folder of all.
@@ -170,7 +172,7 @@ impl Workspaces {
     }
 
     /// The lines of what volumes show beside a build that begins. What its own pod has of its caches is its place, if
-    /// nobody else has that; and what a pod has of a build that lives is told by that build.
+    /// nobody else has that; what a pod has of a build that lives is told by that build, and who only reads disturbs nobody.
     pub(super) fn shown_beside(&self, order: &Order, new: &mut Line, entries: &BTreeMap<String, Entry>) -> Vec<Line> {
         let Some(all) = self.shown().filter(|all| !all.is_empty()) else { return Vec::new() };
         let held: Vec<(LeaseId, String)> = self.inner.admission.read(|ledger| {
@@ -192,7 +194,7 @@ impl Workspaces {
         if let Some(shown) = own.iter().find(|shown| shown.key.is_some() && shown.is_of(&at(shown.slot))) {
             new.slot = shown.slot;
         }
-        others.into_iter().filter(|shown| !is_told(shown)).map(|shown| shown.line(new)).collect()
+        others.into_iter().filter(|shown| shown.written && !is_told(shown)).map(|shown| shown.line(new)).collect()
     }
 }
 
@@ -230,7 +232,7 @@ mod tests {
     #[test]
     fn a_mount_tells_which_cache_it_shows() {
         let shown = |below: &str| {
-            ShownCache::shown_by(Path::new(below), "uid").map(|shown| (shown.tenant, shown.slot, shown.key))
+            ShownCache::shown_by(Path::new(below), "uid", true).map(|shown| (shown.tenant, shown.slot, shown.key))
         };
         assert_eq!(shown("a-1"), Some(("a-1".to_owned(), 1, None)));
         assert_eq!(shown("a-1/target//deleted"), Some(("a-1".to_owned(), 1, Some("target".to_owned()))));

@@ -109,3 +109,24 @@ async fn a_build_and_the_cache_of_its_pod_are_in_one_place() {
     }
     world.nothing_is_left();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_reads_a_cache_moves_no_build() {
+    needs_root!();
+    let mut world = world();
+    let (build, other, reader) = (world.pod("uid-a"), world.pod("uid-b"), world.pod("uid-c"));
+    let reads = csi::NodePublishVolumeRequest { readonly: true, ..world.wanted(&reader, &KEY) };
+    world.publish_at_last(&reads).await;
+    world.publish_at_last(&world.work(&build)).await;
+    let alone = world.cache_of(&build);
+    assert!(is_same(&alone.join("target"), &reader.target), "{}", alone.display());
+    // Nor with the next agent, which has nothing but the kernel's table.
+    world.unpublish(&build).await.unwrap();
+    world.agent.restart();
+    world.publish_at_last(&world.work(&other)).await;
+    assert_eq!(world.cache_of(&other), alone);
+    for volume in [&other, &reader] {
+        world.unpublish(volume).await.unwrap();
+    }
+    world.nothing_is_left();
+}
