@@ -177,6 +177,28 @@ async fn retention_takes_no_cache_from_under_a_pod() {
     world.nothing_is_left();
 }
 
+/// What reads one directory for long keeps the tenant's others from nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_holds_the_directory_that_it_shows() {
+    needs_root!();
+    let mut world = World::new("caches: {limit: 1MiB}\n");
+    let (reader, all, writer) = (world.pod("uid-a"), world.pod("uid-b"), world.pod("uid-c"));
+    let reads = csi::NodePublishVolumeRequest { readonly: true, ..world.wanted(&reader, &CACHE) };
+    world.publish(reads).await.unwrap();
+    world.publish(world.wanted(&all, &CACHE[..1])).await.unwrap();
+    world.publish(world.wanted(&writer, &[CACHE[0], ("key", "other")])).await.unwrap();
+    std::fs::write(writer.target.join("large"), vec![1; 4 << 20]).unwrap();
+    world.unpublish(&writer).await.unwrap();
+    // The next agent counts it anew.
+    world.agent.restart();
+    wait::until(LIMIT, "what is above the limit goes", || !all.target.join("other").exists());
+    assert!(all.target.join("target").is_dir() && reader.target.is_dir());
+    for pod in [&reader, &all] {
+        world.unpublish(pod).await.unwrap();
+    }
+    world.nothing_is_left();
+}
+
 /// What a source calls its directories says nothing of anybody's cache.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_with_a_cache_s_name_holds_no_cache() {

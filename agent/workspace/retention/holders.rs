@@ -20,6 +20,8 @@ pub struct Known {
     pub workspaces: BTreeSet<String>,
     /// The folders of the tenants whose caches they have.
     pub caches: BTreeSet<String>,
+    /// Caches that volumes show, each by itself.
+    pub shown: BTreeSet<PathBuf>,
 }
 
 impl Known {
@@ -64,7 +66,10 @@ impl Workspaces {
             remove_cache: Arc::new(move |path, tenant| {
                 // A build that comes has its entry before it has its caches; so not while this is looked at.
                 let entries = cache.entries();
-                let shows = |shown: &BTreeSet<ShownCache>| shown.iter().any(|shown| shown.tenant == tenant);
+                let is_it = |shown: &ShownCache| {
+                    shown.path().is_some_and(|shown| path.ends_with(Path::new(CACHES).join(shown)))
+                };
+                let shows = |shown: &BTreeSet<ShownCache>| shown.iter().any(is_it);
                 if entries.values().any(|entry| entry.line.tenant == tenant)
                     || cache.shown().is_none_or(|shown| shows(&shown))
                 {
@@ -94,10 +99,11 @@ impl Workspaces {
         let leases = self.inner.admission.read(|ledger| ledger.live().map(|lease| lease.created_at).collect());
         let entries = self.entries();
         let all = entries.iter().map(|(id, entry)| (id.clone(), entry.line.tenant.clone()));
-        let (workspaces, mut caches): (_, BTreeSet<String>) = all.unzip();
+        let (workspaces, caches) = all.unzip();
         drop(entries);
-        caches.extend(shown.iter().map(|shown| shown.tenant.clone()));
-        self.inner.uses.add_shown(&self.inner.outputs.root().ok()?.join(CACHES), &shown);
-        Some(Known { leases, workspaces, caches })
+        let folder = self.inner.outputs.root().ok()?.join(CACHES);
+        self.inner.uses.add_shown(&folder, &shown);
+        let shown = shown.iter().filter_map(|shown| Some(folder.join(shown.path()?))).collect();
+        Some(Known { leases, workspaces, caches, shown })
     }
 }

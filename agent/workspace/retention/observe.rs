@@ -288,7 +288,7 @@ impl<'a> Look<'a> {
         let used_at = self.journal.used_at(&key).map_or(seen_at, |used| used.max(seen_at));
         let limited = self.limits.caches.is_some() || self.limits.tenant.is_some();
         let bytes = self.size(&key, found, &path, limited).disk_bytes;
-        let held = self.known.caches.contains(tenant);
+        let held = self.known.caches.contains(tenant) || self.known.shown.contains(&path);
         let what = What::Cache { tenant: tenant.to_owned(), used_at, held };
         let (id, rule) = (tenant.to_owned(), String::new());
         self.put(what, bytes, Place { kind: Kind::Cache, pool: pool.name.clone(), path, id, rule, identity: None });

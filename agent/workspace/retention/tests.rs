@@ -32,9 +32,12 @@ fn room(world: &World, outputs: &Outputs, held: &Held) -> Retention {
         known: Arc::new(move || Some(known.lock().unwrap().clone())),
         used: Arc::new(BTreeSet::new),
         ending: Arc::new(|_| Ending::default()),
-        remove_cache: Arc::new(move |path, tenant| match of_cache.lock().unwrap().caches.contains(tenant) {
-            true => Ok(false),
-            false => pools.discard(path).map(|()| true),
+        remove_cache: Arc::new(move |path, tenant| {
+            let known = of_cache.lock().unwrap();
+            match known.caches.contains(tenant) || known.shown.contains(path) {
+                true => Ok(false),
+                false => pools.discard(path).map(|()| true),
+            }
         }),
         remove_workspace: Arc::new(move |id| of_workspace.discard(&own.join("workspaces").join(id)).map(|()| true)),
     };
@@ -191,6 +194,22 @@ fn caches_are_kept_within_their_limit_but_not_from_builds_that_have_them() {
     assert!(!cache("red/a").exists() && !cache("red/~2/b").exists(), "200 KiB of 300 are left to others");
     let view = retention.view();
     assert_eq!((view.caches.0, view.last.unwrap().count, view.alarms.len()), (1, 2, 0));
+}
+
+#[test]
+fn a_volume_keeps_the_cache_that_it_shows_and_no_other_of_its_tenant() {
+    let world = World::new(|config| config.keeping.caches_limit = Some(300 << 10));
+    let (outputs, held) = (world.outputs(), Held::default());
+    let retention = room(&world, &outputs, &held);
+    let cache = |key: &str| world.own().join("caches").join(key);
+    for key in ["red/a", "red/~2/a", "red/b"] {
+        fs::create_dir_all(cache(key)).unwrap();
+        fs::write(cache(key).join("file"), vec![7; 200 << 10]).unwrap();
+    }
+    held.lock().unwrap().shown = [cache("red/~2/a")].into();
+    pass(&retention, day(1));
+    let left = ["red/a", "red/~2/a", "red/b"].map(|key| cache(key).exists());
+    assert_eq!(left, [false, true, false]);
 }
 
 #[test]
