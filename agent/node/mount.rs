@@ -302,6 +302,17 @@ pub(crate) fn shown_by(mount: u64) -> io::Result<Option<(Place, Vec<u8>)>> {
     }))
 }
 
+/// Whether nothing is written through the mount with this number. One that is not seen is not known to be so.
+///
+/// # Errors
+/// When the table cannot be read.
+pub(crate) fn is_read_only(mount: u64) -> io::Result<bool> {
+    let (table, number) = (fs::read("/proc/self/mountinfo")?, mount.to_string());
+    let mut lines = table.split(|byte| *byte == b'\n');
+    let is_it = |line: &&[u8]| line.split(|byte| *byte == b' ').next() == Some(number.as_bytes());
+    Ok(lines.find(is_it).is_some_and(reads_only))
+}
+
 /// What the agent's own mounts have as their source.
 pub(crate) const SOURCE: &[u8] = b"stoker";
 

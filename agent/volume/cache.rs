@@ -21,8 +21,8 @@ const BUILD_AGAIN: Duration = Duration::from_millis(100);
 
 impl Volumes {
     pub(super) async fn show_cache(&self, known: &Known, cache: ShownCache, target: Target) -> Result<(), Status> {
-        let looked = target.clone();
-        let found = blocking(move || looked.look()).await?;
+        let (looked, read_only) = (target.clone(), !cache.written);
+        let found = blocking(move || looked.look_for(read_only)).await?;
         if found != Found::Free {
             // What the pod has stays as it is, also where its build has ended.
             return Ok(());

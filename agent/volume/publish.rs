@@ -70,7 +70,7 @@ impl Volumes {
         behalf.may_ask(METHOD)?;
         let of = asked_for(caller, asked)?;
         let looked = target.clone();
-        let found = blocking(move || looked.look()).await?;
+        let found = blocking(move || looked.look_for(read_only)).await?;
         let is_its_end = || match &of {
             Of::Build(_) => self.lease_of(volume).is_none() && self.held_by(&asked.pod.uid).is_empty(),
             Of::Lease(id) => !self.is_live(id),

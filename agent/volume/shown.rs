@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::attributes::{Asked, Of};
 use super::publish::{METHOD, blocking, tenant};
-use super::target::{OF_CSI, Target};
+use super::target::{Found, OF_CSI, Target};
 use super::{Turn, Volumes, lock};
 use crate::access::{Caller, Role};
 use crate::node::mount::{self, Place, Shown};
@@ -81,7 +81,9 @@ impl Volumes {
             return Err(Status::unavailable("the mirrors that there are are being looked at; tried again"));
         }
         let looked = target.clone();
-        blocking(move || looked.look()).await?;
+        if blocking(move || looked.look_for(true)).await? != Found::Free {
+            return Ok(()); // what the pod has stays as it is, also where it may read others by now
+        }
         lock(&self.inner.wanted).insert(turn.volume.clone(), (classes.name(), Instant::now()));
         let (shelf, held) = tokio::select! {
             () = turn.given_up() => return Err(Status::aborted("the volume is unpublished meanwhile")),

@@ -134,6 +134,29 @@ impl Target {
         }
     }
 
+    /// As [`Target::look`], for who asks for a volume: one that is there must be as it is asked for.
+    pub(super) fn look_for(&self, read_only: bool) -> Result<Found, Status> {
+        let found = self.look()?;
+        if found == Found::Free {
+            return Ok(found);
+        }
+        let parent = self.parent().map_err(refused)?;
+        let target = self.open(parent.as_fd()).map_err(refused)?;
+        let is = statx(&target, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).map_err(|error| failed(error.into()))?;
+        let words = |read_only| if read_only { "for reading alone" } else { "to write to" };
+        match mount::is_read_only(is.stx_mnt_id).map_err(failed)? {
+            is if is == read_only => Ok(found),
+            is => {
+                let what = format!(
+                    "the volume is there {}, and asked for {}; unpublish it first",
+                    words(is),
+                    words(read_only)
+                );
+                Err(Status::already_exists(format!("readonly: {what}")))
+            }
+        }
+    }
+
     /// Mounts a directory of a workspace there; `of` is that workspace's, `sub_path` a directory in it. What is there
     /// already stays.
     pub(super) fn mount(&self, of: &Path, sub_path: &Path, shown: Shown) -> Result<(), Status> {

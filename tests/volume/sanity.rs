@@ -12,7 +12,7 @@
 //! | NodePublishVolume: no volume id, no target path, no capability | [`a_bare_request_is_refused_by_what_it_lacks`] |
 //! | NodeUnpublishVolume: no volume id, no target path | the same |
 //! | NodePublishVolume, NodeUnpublishVolume: should work; removes the target path | [`publish_and_unpublish_work_and_may_be_said_twice`] |
-//! | Node service: is idempotent | the same, and [`two_identical_calls_at_once_are_one`] |
+//! | Node service: is idempotent; another `readonly` is refused as `ALREADY_EXISTS` | the same, and [`two_identical_calls_at_once_are_one`] |
 //!
 //! Its volumes are made by a controller service; these are inline volumes of a pod, so each request has a pod's identity.
 
@@ -121,6 +121,14 @@ async fn publish_and_unpublish_work_and_may_be_said_twice() {
         assert!(mounted.contains(&pod.target));
         for _ in 0..2 {
             world.publish(request.clone()).await.unwrap();
+            assert_eq!(mounts_below(&world.kubelet()), mounted, "{attributes:?}");
+        }
+        // As something else it is there already. Mirrors are for reading in any case.
+        if *attributes != [("kind", "mirrors")] {
+            let other = csi::NodePublishVolumeRequest { readonly: true, ..request.clone() };
+            let refused = world.publish(other).await.unwrap_err();
+            assert_eq!(refused.code(), Code::AlreadyExists, "{attributes:?}: {refused:?}");
+            assert!(refused.message().starts_with("readonly: "), "{}", refused.message());
             assert_eq!(mounts_below(&world.kubelet()), mounted, "{attributes:?}");
         }
         for _ in 0..3 {
