@@ -154,9 +154,11 @@ impl Volumes {
 
     async fn look_at_shown(&self) -> Result<(), Status> {
         let shown = self.inner.shown.lock().await;
-        self.tell_caches(self.held_caches().await?);
+        // They may be of two pools, of which one is not there.
+        let caches = self.held_caches().await.map(|held| self.tell_caches(held));
         drop(shown);
-        self.look_at_shelves().await
+        let mirrors = self.look_at_shelves().await;
+        caches.and(mirrors)
     }
 
     async fn look_at_shelves(&self) -> Result<(), Status> {
