@@ -293,12 +293,18 @@ async fn build(
     };
     if config.volume.is_none() {
         views.shown.send_replace(Some(Arc::default()));
+        views.mirrors_held.send_replace(true);
     }
     let workspaces = Workspaces::open(configured.subscribe(), &machine.boot_id, beside, closing.child_token()).await;
     let retention =
         Retention::open(pools.clone(), workspaces.outputs().clone(), configured.subscribe(), workspaces.holders());
     tasks.spawn(retention.clone().watch(closing.child_token()));
-    repositories.start_upkeep(workspaces.taken_up(), views.needed.subscribe());
+    let (taken_up, mut mirrors) = (workspaces.taken_up(), views.mirrors_held.subscribe());
+    let holders = async move {
+        taken_up.await;
+        let _ = mirrors.wait_for(|held| *held).await;
+    };
+    repositories.start_upkeep(holders, views.needed.subscribe());
     let told = face::Rooms {
         admission: admission.clone(),
         repositories: repositories.clone(),
@@ -307,6 +313,7 @@ async fn build(
     };
     tasks.spawn(face::follow(told, face, closing.child_token()));
     let (waiting_pods, shown_caches) = (views.waiting.clone(), views.shown.clone());
+    let mirrors_held = views.mirrors_held.clone();
     tasks.spawn(views.follow(admission.clone(), workspaces.clone(), closing.child_token()));
     let identity = Identity {
         name: config.node.name.clone(),
@@ -328,6 +335,7 @@ async fn build(
         kubernetes: cluster,
         waiting_pods,
         shown_caches,
+        mirrors_held,
         lease_meter: Arc::new(lease_meter),
         configured: configured.subscribe(),
         config_fault: Arc::default(),

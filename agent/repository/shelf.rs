@@ -75,6 +75,12 @@ impl Repositories {
         Ok((shelf, Shelved { pins: wanted }))
     }
 
+    /// What the directory of these classes would show now, held.
+    #[must_use]
+    pub fn hold(&self, classes: &Classes) -> Shelved {
+        Shelved { pins: self.newest_of(classes) }
+    }
+
     /// Where a folder of the agent's directory of the pool lies, through whatever mounts and links.
     ///
     /// # Errors

@@ -80,6 +80,8 @@ pub struct Rooms {
     pub waiting_pods: watch::Sender<WaitingPods>,
     /// Caches that volumes show, as the driver tells it.
     pub shown_caches: watch::Sender<ShownCaches>,
+    /// Whether the mirrors that volumes show are held, as the driver tells it.
+    pub mirrors_held: watch::Sender<bool>,
     /// What each lease uses.
     pub lease_meter: Arc<LeaseMeter>,
     /// The configuration of now.

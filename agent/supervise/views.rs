@@ -38,6 +38,8 @@ pub(super) struct Views {
     pub(super) waiting: watch::Sender<WaitingPods>,
     /// Caches that volumes show: the driver tells of them.
     pub(super) shown: watch::Sender<ShownCaches>,
+    /// Whether the mirrors that volumes show are held again since the start: the driver tells it.
+    pub(super) mirrors_held: watch::Sender<bool>,
     /// Commits whose objects a store keeps; not known before the workspaces are.
     pub(super) needed: watch::Sender<Option<NeededCommits>>,
 }

@@ -174,6 +174,13 @@ impl Volumes {
             wanted.values().map(|(name, _)| name.clone()).collect::<Vec<_>>()
         });
         let there = blocking(move || repositories.shelves().map_err(|reason| refusal(&reason))).await?;
+        shown.shelved.retain(|name, _| there.contains_key(name));
+        // All of them before anything is laid out, which takes its time and may fail: what pods see is not evicted.
+        let repositories = &self.inner.rooms.repositories;
+        for (name, classes) in there.iter().filter(|(name, _)| mounted.contains(*name)) {
+            shown.shelved.entry(name.clone()).or_insert_with(|| repositories.hold(classes));
+        }
+        self.inner.rooms.mirrors_held.send_if_modified(|held| !std::mem::replace(held, true));
         let mut ended = Ok(());
         for (name, classes) in there {
             // One keeps no other from being laid out.

@@ -346,6 +346,36 @@ async fn mirrors_are_held_for_pods_that_are_there() {
     world.nothing_is_left();
 }
 
+/// An agent that begins with too little room looks at what volumes show before it makes some.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_evicts_no_mirror_that_a_pod_has() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    // What does not compress.
+    let mut state = 1_u32;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    });
+    repo.commit_file("main", "noise", &noise.take(2 << 20).collect::<Vec<u8>>());
+    let mut world = World::of(repo, "");
+    world.fill();
+    let pod = world.pod("uid-a");
+    world.publish(world.wanted(&pod, &MIRRORS)).await.unwrap();
+    let file = world.agent.root().join("agent.yaml");
+    let short = "repositories: {limit: 1MiB, minAge: 0s, ";
+    world.agent.configure(&std::fs::read_to_string(file).unwrap().replace("repositories: {", short));
+    for round in 1..=5 {
+        world.agent.restart();
+        let seen = || world.agent.log().matches("and nothing may be evicted").count() >= round;
+        wait::until(LIMIT, "the limit is seen", seen);
+        let mirror = pod.target.join(named(&world.url));
+        git_out(&mirror, &["-c", "safe.directory=*", "fsck", "--connectivity-only"]);
+    }
+    world.unpublish(&pod).await.unwrap();
+    world.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn caches_and_mirrors_are_for_who_proves_itself_too() {
     needs_root!();
