@@ -29,6 +29,8 @@ pub(crate) const SHELVES: &str = "mirrors";
 const AT: &str = ".at";
 /// A copy that is being made, beside those that are there.
 const UNFINISHED: &str = ".tmp";
+/// A link that is being made, in whatever directory.
+const UNFINISHED_LINK: &str = ".tmp-link";
 /// So long what a mirror had before stays beside what it has.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 const RECORD_BYTES_MAX: u64 = 64 << 10;
@@ -128,15 +130,15 @@ impl Repositories {
     }
 }
 
-/// Where a repository is in such a directory; nothing for one whose name is no plain path.
+/// Where a repository is in such a directory; nothing for one whose name is no plain path, or one of the directory's own.
 fn place(key: &str) -> Option<PathBuf> {
     let key = match key.strip_prefix("file://") {
         Some(path) => format!("localhost{path}.git"),
         None => format!("{key}.git"),
     };
-    let is_plain = |part: Part<'_>| matches!(part, Part::Normal(name) if !name.to_string_lossy().starts_with('.'));
+    let is_plain = |part: Part<'_>| matches!(part, Part::Normal(name) if name != UNFINISHED_LINK);
     let path = PathBuf::from(key);
-    path.components().all(is_plain).then_some(path)
+    (path.components().all(is_plain) && !path.starts_with(AT)).then_some(path)
 }
 
 fn directory(path: &Path) -> io::Result<()> {
@@ -261,7 +263,7 @@ fn turn(shelf: &Path, place: &Path, copy: &Path) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, "another mirror has a part of its name"));
         }
     }
-    let unfinished = above.join(".tmp-link");
+    let unfinished = above.join(UNFINISHED_LINK);
     let _ = fs::remove_file(&unfinished);
     symlink(&target, &unfinished)?;
     fs::rename(&unfinished, &link)
@@ -328,7 +330,9 @@ mod tests {
         assert_eq!(found("github.com/a/b").as_deref(), Some("github.com/a/b.git"));
         assert_eq!(found("127.0.0.1:80/x").as_deref(), Some("127.0.0.1:80/x.git"));
         assert_eq!(found("file:///srv/git/x").as_deref(), Some("localhost/srv/git/x.git"));
-        for none in ["h/../x", "h/.at/x", ".at/x"] {
+        assert_eq!(found("github.com/a/.github").as_deref(), Some("github.com/a/.github.git"));
+        assert_eq!(found("h/.at/.tmp").as_deref(), Some("h/.at/.tmp.git"));
+        for none in ["h/../x", ".at/x", "h/.tmp-link/x"] {
             assert_eq!(found(none), None, "{none}");
         }
     }
