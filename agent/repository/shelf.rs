@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
 use std::path::{Component as Part, Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use stoker_core::identity::Component;
@@ -33,6 +33,8 @@ const UNFINISHED: &str = ".tmp";
 const UNFINISHED_LINK: &str = ".tmp-link";
 /// So long what a mirror had before stays beside what it has.
 const KEPT_FOR: Duration = Duration::from_secs(600);
+/// A directory is laid out anew after so long where nothing changed.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 /// The trust classes whose mirrors a directory has; unset: all there are and will be.
@@ -58,8 +60,9 @@ impl Classes {
 /// What a directory shows, held.
 #[derive(Debug, Default)]
 pub struct Shelved {
-    #[expect(dead_code, reason = "it is held")]
     pins: BTreeMap<PathBuf, SnapshotPin>,
+    /// When it was laid out, where it was.
+    at: Option<Instant>,
 }
 
 impl Repositories {
@@ -74,13 +77,24 @@ impl Repositories {
         let wanted = self.newest_of(classes);
         let made = prepare(&root, &shelf, classes).and_then(|()| lay_out(&shelf, &wanted, &self.shared.pool.discard));
         made.map_err(failed)?;
-        Ok((shelf, Shelved { pins: wanted }))
+        Ok((shelf, Shelved { pins: wanted, at: Some(Instant::now()) }))
+    }
+
+    /// Whether a directory of these classes was laid out with what is newest now, and that not too long ago: what could not
+    /// be made or taken away then is tried again.
+    #[must_use]
+    pub fn is_laid_out(&self, classes: &Classes, shelved: &Shelved) -> bool {
+        let names = |pins: &BTreeMap<PathBuf, SnapshotPin>| {
+            pins.iter().map(|(place, pin)| (place.clone(), pin.number())).collect::<Vec<_>>()
+        };
+        shelved.at.is_some_and(|at| at.elapsed() < AGAIN_AFTER)
+            && names(&self.newest_of(classes)) == names(&shelved.pins)
     }
 
     /// What the directory of these classes would show now, held.
     #[must_use]
     pub fn hold(&self, classes: &Classes) -> Shelved {
-        Shelved { pins: self.newest_of(classes) }
+        Shelved { pins: self.newest_of(classes), at: None }
     }
 
     /// Where a folder of the agent's directory of the pool lies, through whatever mounts and links.
@@ -151,7 +165,10 @@ fn directory(path: &Path) -> io::Result<()> {
 fn prepare(root: &Path, shelf: &Path, classes: &Classes) -> io::Result<()> {
     let folder = root.join(SHELVES);
     directory(&folder)?;
-    files::write_record(&files::record(&folder, &classes.name()), classes, false)?;
+    let record = files::record(&folder, &classes.name());
+    if files::read_record::<Classes>(&record, RECORD_BYTES_MAX).as_ref() != Some(classes) {
+        files::write_record(&record, classes, false)?;
+    }
     directory(shelf)?;
     directory(&shelf.join(AT))
 }

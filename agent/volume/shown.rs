@@ -185,6 +185,9 @@ impl Volumes {
         for (name, classes) in there {
             // One keeps no other from being laid out.
             if shown.contains(&name) {
+                if shelves.get(&name).is_some_and(|shelved| repositories.is_laid_out(&classes, shelved)) {
+                    continue;
+                }
                 let shelved = self.shelve(classes).await;
                 ended = ended.and(shelved.map(|(_, shelved)| drop(shelves.insert(name, shelved))));
                 continue;

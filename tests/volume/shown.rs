@@ -257,6 +257,9 @@ async fn a_pod_reads_the_mirrors_of_its_tenant_and_no_others() {
     let refused = std::fs::write(mirror.join("HEAD"), "").unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
 
+    let record = std::fs::read_dir(world.pool().join("stoker/mirrors")).unwrap().map(|entry| entry.unwrap().path());
+    let record = record.into_iter().find(|path| path.is_file()).unwrap();
+    let written = std::fs::metadata(&record).unwrap().ino();
     // It follows the mirror, for whoever looks by the name, also with the next agent; git that works in it goes on.
     let inside = std::fs::canonicalize(&mirror).unwrap();
     for restarted in [false, true] {
@@ -268,6 +271,7 @@ async fn a_pod_reads_the_mirrors_of_its_tenant_and_no_others() {
         wait::until(LIMIT, "the pod sees it", || head(&mirror) == commit);
         git_out(&inside, &["-c", "safe.directory=*", "fsck", "--connectivity-only"]);
     }
+    assert_eq!(std::fs::metadata(&record).unwrap().ino(), written, "what it is of is not written anew");
     world.publish(request).await.unwrap();
     assert_eq!(mounts_below(&world.kubelet()).len(), 1, "again is the same as once");
     assert!(world.holders(&world.url) != json!(0), "what a pod sees is not taken: {}", world.holders(&world.url));
