@@ -2,15 +2,16 @@
 //! workspace is there: what it writes fits the times that its files have. All others share the first place, which builds
 //! leave to them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use stoker_core::cluster::Pod as Known;
 use tonic::Status;
 
-use super::Volumes;
 use super::publish::blocking;
 use super::target::{Found, Target};
+use super::{Volumes, lock};
 use crate::node::mount::Shown;
 use crate::rpc::error::refusal;
 use crate::workspace::ShownCache;
@@ -18,6 +19,13 @@ use crate::workspace::ShownCache;
 /// So long the pod's own build is waited for while the kubelet waits: as long as that build's own volume.
 const BUILD_WITHIN: Duration = Duration::from_secs(8);
 const BUILD_AGAIN: Duration = Duration::from_millis(100);
+/// So long builds that begin leave a place to who waits for it, after each attempt: the next comes within two minutes.
+const LEFT_FOR: Duration = Duration::from_secs(300);
+/// The most volumes that are waited for so; a node has fewer pods.
+const REFUSED_MAX: usize = 4096;
+
+/// What volumes wait for, by pod and volume, and since when.
+pub(super) type Refused = BTreeMap<(String, String), (ShownCache, Instant)>;
 
 impl Volumes {
     pub(super) async fn show_cache(&self, known: &Known, cache: ShownCache, target: Target) -> Result<(), Status> {
@@ -42,11 +50,18 @@ impl Volumes {
         let mut held = self.held_caches().await?;
         held.insert(cache.clone());
         self.tell_caches(held);
-        let mounted = if self.place_of_own(known, &cache)? != own {
+        let waits = (cache.pod.clone(), target.volume());
+        lock(&self.inner.refused).remove(&waits);
+        let mounted = if !matches!(self.place_of_own(known, &cache), Ok(again) if again == own) {
             Err(Status::unavailable("key: the pod's build ended meanwhile; tried again"))
         } else if own.is_none() && cache.written && workspaces.has_builds(&cache) {
             let what =
                 "a build has this directory of the cache, and trusts what is in it; tried again until it has ended";
+            // Else there would always be a build.
+            let mut refused = lock(&self.inner.refused);
+            if refused.len() < REFUSED_MAX {
+                refused.insert(waits, (cache, Instant::now()));
+            }
             Err(Status::unavailable(format!("key: {what}")))
         } else {
             self.mount_cache(cache, target, own.is_some()).await
@@ -82,6 +97,13 @@ impl Volumes {
             )),
             false => Ok(None),
         }
+    }
+
+    /// What pods that are there wait for: builds that begin get other places, so that its builds come to their end.
+    pub(super) fn refused_caches(&self) -> Vec<ShownCache> {
+        let mut refused = lock(&self.inner.refused);
+        refused.retain(|(pod, _), (_, since)| since.elapsed() < LEFT_FOR && !self.is_gone(pod));
+        refused.values().map(|(cache, _)| cache.clone()).collect()
     }
 
     async fn mount_cache(&self, cache: ShownCache, target: Target, is_own: bool) -> Result<(), Status> {

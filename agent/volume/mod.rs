@@ -51,6 +51,7 @@ use crate::config::Volume;
 use crate::node::mount;
 use crate::rpc::Rooms;
 pub(crate) use attributes::{Behind, behind};
+use cache::Refused;
 use coming::Coming;
 pub(crate) use registration::keep_known;
 use shown::{Shelves, WantedShelves};
@@ -89,6 +90,8 @@ struct Inner {
     shelves: Arc<tokio::sync::Mutex<Shelves>>,
     /// The directories of mirrors that volumes on their way are to show.
     wanted: Mutex<WantedShelves>,
+    /// Volumes of caches that wait for builds to leave their place.
+    refused: Mutex<Refused>,
 }
 
 impl Volumes {
@@ -104,6 +107,7 @@ impl Volumes {
             shown: tokio::sync::Mutex::default(),
             shelves: Arc::default(),
             wanted: Mutex::default(),
+            refused: Mutex::default(),
         };
         let volumes = Self { inner: Arc::new(inner) };
         volumes.keep_all_places();

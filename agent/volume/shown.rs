@@ -174,11 +174,11 @@ impl Volumes {
             wanted.values().map(|(name, _)| name.clone()).collect::<Vec<_>>()
         });
         let there = blocking(move || repositories.shelves().map_err(|reason| refusal(&reason))).await?;
-        shown.shelved.retain(|name, _| there.contains_key(name));
+        shelves.retain(|name, _| there.contains_key(name));
         // All of them before anything is laid out, which takes its time and may fail: what pods see is not evicted.
         let repositories = &self.inner.rooms.repositories;
-        for (name, classes) in there.iter().filter(|(name, _)| mounted.contains(*name)) {
-            shown.shelved.entry(name.clone()).or_insert_with(|| repositories.hold(classes));
+        for (name, classes) in there.iter().filter(|(name, _)| shown.contains(*name)) {
+            shelves.entry(name.clone()).or_insert_with(|| repositories.hold(classes));
         }
         self.inner.rooms.mirrors_held.send_if_modified(|held| !std::mem::replace(held, true));
         let mut ended = Ok(());
@@ -223,13 +223,14 @@ impl Volumes {
         Ok(mounts.await?.into_iter().filter_map(for_pod).filter(|(uid, ..)| !self.is_gone(uid)).collect())
     }
 
+    /// Caches that are mounted, or that pods wait for.
     pub(super) async fn held_caches(&self) -> Result<BTreeSet<ShownCache>, Status> {
         let workspaces = self.inner.rooms.workspaces.clone();
         let caches = blocking(move || workspaces.place_of_caches().map_err(|reason| refusal(&reason))).await?;
         let seen = self.seen().await?;
         let cache =
             |(pod, place, reads): &(String, Place, bool)| ShownCache::shown_by(place.below(&caches)?, pod, !*reads);
-        Ok(seen.iter().filter_map(cache).collect())
+        Ok(seen.iter().filter_map(cache).chain(self.refused_caches()).collect())
     }
 
     /// The directories of mirrors that are mounted.

@@ -130,3 +130,25 @@ async fn who_only_reads_a_cache_moves_no_build() {
     }
     world.nothing_is_left();
 }
+
+/// Builds that come meanwhile leave the place to who waits to write there.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_cache_gets_it_though_builds_keep_coming() {
+    needs_root!();
+    let world = world();
+    let (build, next, writer) = (world.pod("uid-a"), world.pod("uid-b"), world.pod("uid-c"));
+    world.publish_at_last(&world.work(&build)).await;
+    let request = world.wanted(&writer, &KEY);
+    let refused = world.publish(request.clone()).await.unwrap_err();
+    assert!(refused.message().starts_with("key: a build has this directory"), "{refused:?}");
+    // Of the same commit, which would share the place of the first.
+    world.publish_at_last(&world.work(&next)).await;
+    assert_eq!(world.cache_of(&next), world.cache_of(&build).join("~2"));
+    world.unpublish(&build).await.unwrap();
+    world.publish_at_last(&request).await;
+    assert_eq!(world.leases().len(), 1, "the other one goes on");
+    for volume in [&next, &writer] {
+        world.unpublish(volume).await.unwrap();
+    }
+    world.nothing_is_left();
+}
