@@ -350,6 +350,31 @@ async fn mirrors_are_held_for_pods_that_are_there() {
     world.nothing_is_left();
 }
 
+/// What a container runs with is not taken from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_that_a_pod_has_stay_though_the_rules_change() {
+    needs_root!();
+    let mut world = World::new("");
+    world.fill();
+    let (pod, later) = (world.pod("uid-a"), world.pod("uid-b"));
+    let request = world.wanted(&pod, &MIRRORS);
+    world.publish(request.clone()).await.unwrap();
+    let is = |pod: &Pod| std::fs::metadata(&pod.target).map(|meta| (meta.dev(), meta.ino())).unwrap();
+    let before = is(&pod);
+    let file = world.agent.root().join("agent.yaml");
+    let (rule, more) = ("namespaces: [builds, red]", "namespaces: [builds, red], trust: [default, secret]");
+    world.agent.configure(&std::fs::read_to_string(file).unwrap().replace(rule, more));
+    world.agent.restart();
+    world.publish_at_last(&request).await;
+    world.publish_at_last(&world.wanted(&later, &MIRRORS)).await;
+    assert_eq!(is(&pod), before, "what it has");
+    assert_ne!(is(&later), before, "and who comes now has what the rules say");
+    for pod in [&pod, &later] {
+        world.unpublish(pod).await.unwrap();
+    }
+    world.nothing_is_left();
+}
+
 /// An agent that begins with too little room looks at what volumes show before it makes some.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_evicts_no_mirror_that_a_pod_has() {
