@@ -100,9 +100,9 @@ fn place(farm: &Farm, asks: &Asks, node: &str, lease: &str) {
     farm.api.change("pods", &asks.namespace, &asks.name, |pod| {
         pod["spec"]["schedulingGates"] = json!([]);
         pod["metadata"]["annotations"] = json!({LEASE: lease});
-        let only = json!([{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]);
+        let only = json!([{"key": "metadata.name", "operator": "In", "values": [node]}]);
         pod["spec"]["affinity"] = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
-            "nodeSelectorTerms": [{"matchExpressions": only}]}}});
+            "nodeSelectorTerms": [{"matchFields": only}]}}});
     });
 }
 

@@ -178,7 +178,8 @@ impl World {
     /// All pods that are there.
     fn names(&self) -> Vec<String> {
         let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap().to_owned();
-        self.api.all("pods").iter().map(name).collect()
+        let all = self.api.all("pods").into_iter().filter(|pod| pod["metadata"]["namespace"] == "builds");
+        all.map(|pod| name(&pod)).collect()
     }
 
     fn pod(&self, name: &str) -> Value {
