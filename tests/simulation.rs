@@ -66,7 +66,7 @@ async fn a_simulated_agent_tells_its_room_and_can_be_lost() {
     client.admit(admit.clone()).await.unwrap();
     agent.kill();
     assert!(rooms.message().await.is_err());
-    assert!(endpoint.connect().await.is_err(), "nobody listens");
+    wait::until_async(Duration::from_secs(10), "nobody listens", async || endpoint.connect().await.is_err()).await;
     agent.start(farm.runtime.as_ref().unwrap().handle(), true);
     let mut client = AdmissionServiceClient::new(endpoint.connect().await.unwrap());
     let again = match client.admit(admit.clone()).await.unwrap().into_inner().decision {

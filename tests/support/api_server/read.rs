@@ -35,25 +35,27 @@ fn matches(selector: Option<&String>, object: &Value) -> bool {
 pub(super) fn list(shared: &Shared, target: &Target, asked: &BTreeMap<String, String>) -> Response {
     shared.lists.lock().unwrap().push(asked.get("resourceVersion").cloned().unwrap_or_default());
     let store = shared.store();
-    let all: Vec<&Value> = store
-        .objects
-        .iter()
-        .filter(|((of, namespace, _), object)| {
-            *of == target.resource
-                && (target.namespace.is_empty() || *namespace == target.namespace)
-                && matches(asked.get("fieldSelector"), object)
-        })
-        .map(|(_, object)| object)
-        .collect();
-    let from: usize = asked.get("continue").and_then(|at| at.parse().ok()).unwrap_or(0);
+    // Of a list in parts nothing is left out, whatever goes meanwhile: each begins after the last one's name, and what
+    // changed since the first is told to who watches from its version.
+    let begun = asked.get("continue").and_then(|token| {
+        let mut parts = token.splitn(3, ' ');
+        Some((parts.next()?.to_owned(), (parts.next()?.to_owned(), parts.next()?.to_owned())))
+    });
+    let (version, after) = begun.map_or((store.version.to_string(), None), |(version, after)| (version, Some(after)));
     let limit: usize =
         asked.get("limit").and_then(|limit| limit.parse().ok()).filter(|max| *max > 0).unwrap_or(usize::MAX);
-    let page: Vec<&Value> = all.iter().skip(from).take(limit).copied().collect();
-    let mut metadata = json!({"resourceVersion": store.version.to_string()});
-    let next = from.saturating_add(page.len());
-    if next < all.len() {
-        metadata["continue"] = json!(next.to_string());
+    let mut all = store.objects.iter().filter(|((of, namespace, name), object)| {
+        *of == target.resource
+            && (target.namespace.is_empty() || *namespace == target.namespace)
+            && after.as_ref().is_none_or(|(last, of_it)| (namespace, name) > (last, of_it))
+            && matches(asked.get("fieldSelector"), object)
+    });
+    let page: Vec<_> = all.by_ref().take(limit).collect();
+    let mut metadata = json!({"resourceVersion": version});
+    if let (Some(((_, namespace, name), _)), true) = (page.last(), all.next().is_some()) {
+        metadata["continue"] = json!(format!("{version} {namespace} {name}"));
     }
+    let page: Vec<&Value> = page.into_iter().map(|(_, object)| object).collect();
     let (version, kind) = kind_of(&target.resource);
     object(200, &json!({"apiVersion": version, "kind": format!("{kind}List"), "metadata": metadata, "items": page}))
 }
