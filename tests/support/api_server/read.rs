@@ -38,7 +38,7 @@ pub(super) fn list(shared: &Shared, target: &Target, asked: &BTreeMap<String, St
     // Of a list in parts nothing is left out, whatever goes meanwhile: each begins after the last one's name, and what
     // changed since the first is told to who watches from its version.
     let begun = asked.get("continue").and_then(|token| {
-        let mut parts = token.splitn(3, ':');
+        let mut parts = token.splitn(3, '/');
         Some((parts.next()?.to_owned(), (parts.next()?.to_owned(), parts.next()?.to_owned())))
     });
     let (version, after) = begun.map_or((store.version.to_string(), None), |(version, after)| (version, Some(after)));
@@ -53,7 +53,7 @@ pub(super) fn list(shared: &Shared, target: &Target, asked: &BTreeMap<String, St
     let page: Vec<_> = all.by_ref().take(limit).collect();
     let mut metadata = json!({"resourceVersion": version});
     if let (Some(((_, namespace, name), _)), true) = (page.last(), all.next().is_some()) {
-        metadata["continue"] = json!(format!("{version}:{namespace}:{name}"));
+        metadata["continue"] = json!(format!("{version}/{namespace}/{name}"));
     }
     let page: Vec<&Value> = page.into_iter().map(|(_, object)| object).collect();
     let (version, kind) = kind_of(&target.resource);
