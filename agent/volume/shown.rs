@@ -210,8 +210,8 @@ impl Volumes {
         });
     }
 
-    /// What is mounted for pods that are there, by their uids, and whether for reading alone. Only what lies where a pool is says something: what else is mounted may be
-    /// called as one likes.
+    /// What is mounted for pods that are there, by their uids, and whether for reading alone. Only what lies where a pool is
+    /// says something: what else is mounted may be called as one likes.
     async fn seen(&self) -> Result<Vec<(String, Place, bool)>, Status> {
         let pods = self.inner.kubelet.join("pods");
         let below_pods = pods.clone();

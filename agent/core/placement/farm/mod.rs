@@ -159,12 +159,6 @@ impl Farm {
         }
     }
 
-    /// Whether a node tells of a request's lease.
-    #[must_use]
-    pub fn has(&self, name: &str, request_id: &str) -> bool {
-        self.nodes.get(name).is_some_and(|node| node.told.is_some() && node.room.grants.contains_key(request_id))
-    }
-
     /// The lease that a node tells of by a request.
     #[must_use]
     pub fn lease(&self, name: &str, request_id: &str) -> Option<&str> {
