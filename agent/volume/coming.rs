@@ -96,7 +96,7 @@ impl Volumes {
         }
     }
 
-    /// The lease that was admitted for it was given back: its pod waits again, if it does.
+    /// The lease that was admitted for it is given back: its pod waits again, if it does.
     pub(super) fn waits_again(&self, volume: &str) {
         let mut coming = lock(&self.inner.coming);
         if coming.get_mut(volume).is_some_and(|known| !std::mem::replace(&mut known.waits, true)) {

@@ -31,6 +31,8 @@ impl Volumes {
     /// else may tell how its build ended.
     pub(super) async fn give_back(&self, volume: &str, told_within: Option<Duration>) -> Result<(), Status> {
         let admission = &self.inner.rooms.admission;
+        // First, else a look between the two counts what it asks for as others'.
+        self.waits_again(volume);
         if let Some(request) = self.request_of(volume) {
             let ticket = admission.read(|ledger| ledger.ticket_of(&request).map(|held| held.id.clone()));
             if let Some(ticket) = ticket {
@@ -43,7 +45,6 @@ impl Volumes {
             }
             gone_is_gone(admission.release(lease.id.clone(), Outcome::Lost, None, None).await.map(drop))?;
         }
-        self.waits_again(volume);
         Ok(())
     }
 

@@ -73,7 +73,8 @@ async fn a_pod_whose_mount_failed_is_not_in_its_own_way() {
         let others = status["status"]["ledger"]["others"]["cpuMillis"].as_str().unwrap_or("0").parse::<u64>();
         others.unwrap()
     };
-    for (sub_path, beside) in [("nowhere", "uid-c"), ("nowhere", "uid-d"), ("src", "uid-e")] {
+    let attempts = [("nowhere", "uid-c", 1000), ("nowhere", "uid-d", 2000), ("src", "uid-e", 3000)];
+    for (sub_path, beside, asked_beside) in attempts {
         let attributes = [world.main().as_slice(), &[("subPath", sub_path)]].concat();
         let request = world.wanted(&pod, &attributes);
         let published = async || match world.publish(request.clone()).await {
@@ -91,10 +92,9 @@ async fn a_pod_whose_mount_failed_is_not_in_its_own_way() {
         };
         wait::until_async(LIMIT, "it is mounted, or refused for good", published).await;
         assert_eq!((world.leases().len(), world.tickets()), (if sub_path == "src" { 2 } else { 1 }, Vec::new()));
-        // Until what pods hold was looked at since: one that came just now is seen.
-        let before = others();
+        // Until what pods hold was looked at since: one that came just now is seen, and nothing else.
         world.pod_that_asks(beside, json!({"cpu": "1"}));
-        wait::until(LIMIT, "a pod that came after it is counted", || others() >= before + 1000);
+        wait::until(LIMIT, "a pod that came after it is counted, and it is not", || others() == asked_beside);
     }
     world.unpublish(&pod).await.unwrap();
     world.unpublish(&first).await.unwrap();
