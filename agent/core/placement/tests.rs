@@ -58,6 +58,34 @@ fn a_warm_node_is_preferred_and_no_trap() {
 }
 
 #[test]
+fn where_the_scarcest_is_the_same_on_all_nodes_the_next_scarcer_decides() {
+    // One disk is under all of them, and it is nearly full.
+    let over = |cpu_millis, memory_bytes| {
+        let whole = |part: &Amounts| Amounts { disk_bytes: 1000, ..*part };
+        let free = Amounts { disk_bytes: 300, ..of(cpu_millis, memory_bytes) };
+        Room { free, budget: whole(&of(1000, 1000)), ..room(0, &[]) }
+    };
+    let mut all = farm(&[("a", over(500, 900)), ("b", over(900, 600)), ("c", over(900, 500))]);
+    let wanted = Wanted { size: Wanted::size_of(Amounts { disk_bytes: 1, ..of(200, 100) }), ..Wanted::default() };
+    assert_eq!(choice(&mut all, &wanted).as_deref(), Some("b"));
+    // What is asked of them moves them: nobody gets all.
+    let mut got = BTreeMap::<String, u32>::new();
+    for pod in 0..6 {
+        let node = choice(&mut all, &wanted).unwrap();
+        all.asked(&node, &format!("gate-{pod}-1"), Amounts { disk_bytes: 0, ..wanted.amounts() });
+        *got.entry(node).or_default() += 1;
+    }
+    assert_eq!(got, [("a", 1), ("b", 3), ("c", 2)].map(|(node, pods)| (node.to_string(), pods)).into());
+    // What nowhere fitted is judged alike.
+    let large = Wanted { size: Wanted::size_of(of(950, 100)), ..Wanted::default() };
+    assert_eq!(choice(&mut all, &large), None);
+    for (name, memory) in [("d", 800), ("e", 900), ("f", 700)] {
+        all.told(name, over(1000, memory), NOW);
+    }
+    assert_eq!(choice(&mut all, &large).as_deref(), Some("e"));
+}
+
+#[test]
 fn what_was_asked_is_not_free_until_it_is_told_back() {
     let mut all = farm(&[("one", room(500, &[]))]);
     let wanted = wants(300, "");

@@ -1,6 +1,6 @@
 //! The nodes and their room.
 //!
-//! Nodes stand in the order of their headroom, all of them and those that have a repository: the best for a pod is the
+//! Nodes stand in the order of their headroom (what is scarcest, then what is next), all of them and those that have a repository: the best for a pod is the
 //! first on which it fits, nearly always at the front. What fits nowhere is remembered by its shape, with the state of
 //! the farm for which that was found: only nodes that changed since are looked at again.
 //!
@@ -19,11 +19,11 @@ use core::cmp::Reverse;
 use super::select::Selector;
 use crate::quantity::{Amounts, Resource, Span, Timestamp};
 pub use node::Room;
-use node::{Asked, Fits, Node};
+use node::{Asked, Fits, Headroom, Node};
 pub use why::Why;
 
-/// What a repository that is there is worth, in thousandths of a node's headroom.
-pub const WARM: u32 = 250;
+/// What a repository that is there is worth, in thousandths of what is scarcest on a node.
+pub const WARM: u16 = 250;
 /// A preference is worth a look at so many.
 const WARM_MAX: usize = 64;
 /// After a grant its node tells of it within this, or it has ended again.
@@ -68,7 +68,7 @@ pub struct Choice {
     pub warm: bool,
 }
 
-type Ranked = BTreeSet<(Reverse<u32>, Arc<str>)>;
+type Ranked = BTreeSet<(Reverse<Headroom>, Arc<str>)>;
 
 /// All nodes.
 #[derive(Debug, Default)]
@@ -219,7 +219,7 @@ impl Farm {
     }
 
     /// The first that fits, of the first so many.
-    fn first(&self, ranked: &Ranked, wanted: &Wanted, at_most: usize) -> Option<(u32, Arc<str>)> {
+    fn first(&self, ranked: &Ranked, wanted: &Wanted, at_most: usize) -> Option<(Headroom, Arc<str>)> {
         let fits = |name: &Arc<str>| self.nodes.get(name).is_some_and(|node| node.fits(wanted) == Fits::Now);
         ranked.iter().take(at_most).find(|(_, name)| fits(name)).map(|(rank, name)| (rank.0, Arc::clone(name)))
     }
@@ -228,7 +228,7 @@ impl Farm {
         let warm = self.warm.get(&*wanted.mirror).and_then(|warm| self.first(warm, wanted, WARM_MAX));
         let any = self.first(&self.ranked, wanted, usize::MAX)?;
         match warm {
-            Some((rank, name)) if rank.saturating_add(WARM) >= any.0 => Some(name),
+            Some((rank, name)) if rank.worth(true) >= any.0.worth(false) => Some(name),
             _ => Some(any.1),
         }
     }
@@ -239,14 +239,14 @@ impl Farm {
         let score = |name: &Arc<str>| {
             let node = self.nodes.get(name).filter(|node| node.fits(wanted) == Fits::Now)?;
             let here = warm.is_some_and(|warm| warm.contains(&(Reverse(node.rank), Arc::clone(name))));
-            Some((node.rank.saturating_add(if here { WARM } else { 0 }), here, Reverse(Arc::clone(name))))
+            Some((node.rank.worth(here), here, node.rank, Reverse(Arc::clone(name))))
         };
         let best = self.changes.range(from..).filter_map(|(_, name)| score(name)).max()?;
-        Some(best.2.0)
+        Some(best.3.0)
     }
 
     /// A node stands no more where its repositories are.
-    fn cool(&mut self, mirrors: &[Arc<str>], at: &(Reverse<u32>, Arc<str>)) {
+    fn cool(&mut self, mirrors: &[Arc<str>], at: &(Reverse<Headroom>, Arc<str>)) {
         for mirror in mirrors {
             if let Some(warm) = self.warm.get_mut(mirror) {
                 warm.remove(at);

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::Wanted;
+use super::{WARM, Wanted};
 use crate::cluster::Taint;
 use crate::quantity::{Amounts, Resource, Timestamp};
 use crate::reason::Code;
@@ -43,6 +43,19 @@ pub(super) struct Asked {
     pub(super) granted: Option<Timestamp>,
 }
 
+/// What is free of each part in thousandths of the budget, the scarcest first. Of two whose scarcest is the same, as the
+/// free room of a disk that all nodes share, the next scarcer decides.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Headroom([u16; 4]);
+
+impl Headroom {
+    /// What it is worth where the repository is, or is not.
+    pub(super) fn worth(self, warm: bool) -> u16 {
+        let [scarcest, ..] = self.0;
+        scarcest.saturating_add(if warm { WARM } else { 0 })
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) room: Room,
@@ -56,7 +69,7 @@ pub(super) struct Node {
     /// For one that others passed: nothing else goes there.
     pub(super) kept: bool,
     /// Where it stands.
-    pub(super) rank: u32,
+    pub(super) rank: Headroom,
     pub(super) change: u64,
 }
 
@@ -69,18 +82,19 @@ impl Node {
         self.room.free.less(self.asked())
     }
 
-    /// What is free of it in thousandths of the budget, of what is scarcest.
-    pub(super) fn headroom(&self) -> u32 {
+    /// Nothing where nothing is taken.
+    pub(super) fn headroom(&self) -> Headroom {
         if !self.room.accepts || self.doubted || self.told.is_none() {
-            return 0;
+            return Headroom::default();
         }
         let (free, budget) = (self.free(), self.room.budget);
-        let part = |resource: Resource| {
+        let mut parts = Resource::LEDGER.map(|resource| {
             let budget = u128::from(budget.get(resource));
-            (u128::from(free.get(resource)) * 1000).checked_div(budget).unwrap_or(1000).min(1000)
-        };
-        let least = Resource::LEDGER.into_iter().map(part).min().unwrap_or(0);
-        u32::try_from(least).unwrap_or(0)
+            let part = (u128::from(free.get(resource)) * 1000).checked_div(budget).unwrap_or(1000).min(1000);
+            u16::try_from(part).unwrap_or(1000)
+        });
+        parts.sort_unstable();
+        Headroom(parts)
     }
 
     /// What it is to a pod for which it is not kept.
