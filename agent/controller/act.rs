@@ -91,9 +91,7 @@ impl Actor {
             (Said::Granted(lease), _) => match answer::faulty(&lease, &asked.request_id(&pod.uid)) {
                 None => return self.let_go(&pod, &asked, written, &lease, &client).await,
                 Some(words) => {
-                    if lease.request_id == asked.request_id(&pod.uid) {
-                        release(&client, &lease.id).await;
-                    }
+                    let words = words.to_owned();
                     Box::new(Refusal { attempt: asked.attempt, words, faulty: true, ..Refusal::default() })
                 }
             },
@@ -146,10 +144,7 @@ impl Actor {
                     return Done::Refused(Box::new(refusal));
                 }
             }
-            match within_status(pods.get(&pod.name)).await {
-                Ok(found) if found.metadata.uid.as_deref() != Some(pod.uid.as_str()) => {
-                    return self.give_back(client, lease).await;
-                }
+            match self.found(pod).await {
                 Err(Failed::Gone) => return self.give_back(client, lease).await,
                 Ok(found) => match Pod::of(&found) {
                     // Another leader did the same: it is the same lease.
@@ -177,9 +172,8 @@ impl Actor {
     /// Takes the gate away, as an operator said.
     pub(super) async fn skip(&self, pod: Pod) -> Done {
         for _ in 0..WRITES_MAX {
-            let Ok(found) = within_status(self.pods(&pod).get(&pod.name)).await else { return Done::Changed };
-            let is_it = found.metadata.uid.as_deref() == Some(pod.uid.as_str());
-            if !is_it || !Pod::of(&found).is_some_and(|now| now.gated && now.skip) {
+            let Ok(found) = self.found(&pod).await else { return Done::Changed };
+            if !Pod::of(&found).is_some_and(|now| now.gated && now.skip) {
                 return Done::Changed;
             }
             // A lease that it may have had is not its any more: nobody keeps that.
@@ -200,12 +194,11 @@ impl Actor {
 
     /// Gives the lease of a pod back, where that went without coming to its node: whether its node took it.
     pub(super) async fn left(&self, pod: Pod, client: Client) -> bool {
-        let gone = match within_status(self.pods(&pod).get(&pod.name)).await {
+        let gone = match self.found(&pod).await {
             Err(Failed::Gone) => true,
             Ok(found) => {
                 let has_node = found.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some();
-                found.metadata.uid.as_deref() != Some(pod.uid.as_str())
-                    || (!has_node && found.metadata.deletion_timestamp.is_some())
+                !has_node && found.metadata.deletion_timestamp.is_some()
             }
             Err(_) => false, // it runs out by itself
         };
@@ -226,16 +219,13 @@ impl Actor {
 
     /// A pod as it is, where the same node is meant still.
     async fn read(&self, pod: &Pod, asked: &Intent) -> Written {
-        match within_status(self.pods(pod).get(&pod.name)).await {
-            Ok(found) => match Pod::of(&found).filter(|now| now.uid == pod.uid) {
-                Some(now) if now.gated == pod.gated && !now.skip && same(now.intent.as_ref(), Some(asked)) => {
-                    Written::Yes(Box::new(found))
-                }
-                _ => Written::Other,
-            },
-            Err(Failed::Gone) => Written::Other,
-            Err(Failed::Away(why) | Failed::Refused(why)) => Written::Failed(why),
-            Err(Failed::Conflict) => Written::Failed("the pod was not read".to_owned()),
+        let found = match self.found(pod).await {
+            Ok(found) => found,
+            Err(failed) => return failed.into(),
+        };
+        match still_meant(pod, &found) {
+            Some(now) if same(now.intent.as_ref(), Some(asked)) => Written::Yes(Box::new(found)),
+            _ => Written::Other,
         }
     }
 
@@ -248,19 +238,25 @@ impl Actor {
             match within_status(self.pods(pod).patch(&pod.name, &params(), &Patch::Merge(&patch))).await {
                 Ok(written) => return Written::Yes(Box::new(written)),
                 Err(Failed::Conflict) => {}
-                Err(Failed::Gone) => return Written::Other,
-                Err(Failed::Away(why) | Failed::Refused(why)) => return Written::Failed(why),
+                Err(failed) => return failed.into(),
             }
-            match within_status(self.pods(pod).get(&pod.name)).await {
-                Ok(found) => match Pod::of(&found).filter(|now| now.uid == pod.uid) {
-                    Some(now) if now.gated == pod.gated && !now.skip && still(&now) => version = now.version,
-                    _ => return Written::Other,
-                },
-                Err(Failed::Gone) => return Written::Other,
-                Err(_) => return Written::Failed("the pod was not read".to_owned()),
+            let found = match self.found(pod).await {
+                Ok(found) => found,
+                Err(failed) => return failed.into(),
+            };
+            match still_meant(pod, &found).filter(|now| still(now)) {
+                Some(now) => version = now.version,
+                None => return Written::Other,
             }
         }
-        Written::Failed("others write on the pod all the time".to_owned())
+        Failed::Conflict.into()
+    }
+
+    /// A pod as it is now. Gone is also one whose name another has.
+    async fn found(&self, pod: &Pod) -> Result<core::Pod, Failed> {
+        let found = within_status(self.pods(pod).get(&pod.name)).await?;
+        let is_it = found.metadata.uid.as_deref() == Some(pod.uid.as_str());
+        if is_it { Ok(found) } else { Err(Failed::Gone) }
     }
 }
 
@@ -269,6 +265,16 @@ enum Written {
     /// It is gone, or no more what it was.
     Other,
     Failed(String),
+}
+
+impl From<Failed> for Written {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Gone => Self::Other,
+            Failed::Away(why) | Failed::Refused(why) => Self::Failed(why),
+            Failed::Conflict => Self::Failed("others write on the pod all the time".to_owned()),
+        }
+    }
 }
 
 enum Failed {
@@ -303,6 +309,11 @@ fn same(one: Option<&Intent>, other: Option<&Intent>) -> bool {
         (None, None) => true,
         _ => false,
     }
+}
+
+/// A pod as it is now, where it still waits or goes as it was seen to, and nobody lets it go.
+fn still_meant(pod: &Pod, found: &core::Pod) -> Option<Pod> {
+    Pod::of(found).filter(|now| now.gated == pod.gated && !now.skip)
 }
 
 fn has_lease(pod: &core::Pod, lease: &str) -> bool {
