@@ -14,7 +14,7 @@ use tonic::Request;
 
 use super::PLACEMENT;
 use super::answer::{self, Kept, Refusal, Said, release};
-use super::elect::{Leading, within};
+use super::elect::Leading;
 use super::patch::{freed, other_gates};
 use super::pod::{Asks, Pod};
 use crate::cli::client::Client;
@@ -41,6 +41,10 @@ pub(super) enum Done {
     Held(String),
     /// Nobody was asked: that could not be written.
     Unwritten(String),
+    /// The API server does not let it be written, and will not the next time.
+    Forbidden(String),
+    /// It is not deleted, and will not be the next time.
+    Undeleted(String),
     /// Others wrote on it, or it is gone; what was granted is given back.
     Changed,
     /// An operator let it go.
@@ -80,6 +84,7 @@ impl Actor {
             Written::Yes(written) => *written,
             Written::Other => return Done::Changed,
             Written::Failed(why) => return Done::Unwritten(why),
+            Written::Refused(why) => return Done::Forbidden(why),
         };
         if !self.leading.is_on() {
             return Done::Changed;
@@ -186,7 +191,8 @@ impl Actor {
                 Ok(_) => return Done::Skipped(Box::new(pod)),
                 Err(Failed::Conflict) => {}
                 Err(Failed::Gone) => return Done::Changed,
-                Err(Failed::Away(why) | Failed::Refused(why)) => return Done::Unwritten(why),
+                Err(Failed::Away(why)) => return Done::Unwritten(why),
+                Err(Failed::Refused(why)) => return Done::Forbidden(why),
             }
         }
         Done::Changed
@@ -211,10 +217,14 @@ impl Actor {
         let uid = Some(pod.uid.clone());
         let preconditions = Some(Preconditions { uid, resource_version: Some(pod.version.clone()) });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        if let Err(error) = within(self.pods(&pod).delete(&pod.name, &params)).await {
-            tracing::warn!(pod = pod.shown(), error, "a pod whose node is gone was not deleted");
+        match within_status(self.pods(&pod).delete(&pod.name, &params)).await {
+            Err(Failed::Refused(why)) => Done::Undeleted(why),
+            Err(Failed::Away(why)) => {
+                tracing::warn!(pod = pod.shown(), error = why, "a pod whose node is gone was not deleted; tried again");
+                Done::Changed
+            }
+            Ok(_) | Err(Failed::Gone | Failed::Conflict) => Done::Changed,
         }
-        Done::Changed
     }
 
     /// A pod as it is, where the same node is meant still.
@@ -265,13 +275,15 @@ enum Written {
     /// It is gone, or no more what it was.
     Other,
     Failed(String),
+    Refused(String),
 }
 
 impl From<Failed> for Written {
     fn from(failed: Failed) -> Self {
         match failed {
             Failed::Gone => Self::Other,
-            Failed::Away(why) | Failed::Refused(why) => Self::Failed(why),
+            Failed::Away(why) => Self::Failed(why),
+            Failed::Refused(why) => Self::Refused(why),
             Failed::Conflict => Self::Failed("others write on the pod all the time".to_owned()),
         }
     }

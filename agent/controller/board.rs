@@ -97,6 +97,8 @@ struct Board {
     pods: BTreeMap<String, Pod>,
     /// How many of each namespace.
     held: BTreeMap<String, usize>,
+    /// How many have no gate any more.
+    ungated: usize,
     memory: BTreeMap<String, Memory>,
     clients: BTreeMap<String, (SocketAddr, Client)>,
     nodes: BTreeMap<SocketAddr, String>,
@@ -156,6 +158,7 @@ pub(super) async fn run(options: Options, kube: kube::Client, leading: Leading, 
         line: Line::default(),
         pods: BTreeMap::new(),
         held: BTreeMap::new(),
+        ungated: 0,
         memory: BTreeMap::new(),
         clients: BTreeMap::new(),
         nodes: BTreeMap::new(),
@@ -277,14 +280,20 @@ impl Board {
         } else {
             self.line.leave(&pod.uid);
         }
-        let namespace = pod.namespace.clone();
-        if self.pods.insert(pod.uid.clone(), pod).is_none() {
-            *self.held.entry(namespace).or_default() += 1;
+        let (namespace, ungated) = (pod.namespace.clone(), usize::from(!pod.gated));
+        match self.pods.insert(pod.uid.clone(), pod) {
+            None => *self.held.entry(namespace).or_default() += 1,
+            Some(before) => self.ungated = self.ungated.saturating_sub(usize::from(!before.gated)),
         }
+        self.ungated = self.ungated.saturating_add(ungated);
     }
 
     /// Whether one more pod can be held, if need be in the place of the last of the tenant that has most.
     fn has_place(&mut self, pod: &Pod) -> bool {
+        // Anybody may write a pod as if it had been let go: those keep none out who wait.
+        if !pod.gated && self.ungated >= self.options.pods_max / 2 {
+            return false;
+        }
         if self.pods.len() < self.options.pods_max {
             return true;
         }
@@ -302,6 +311,7 @@ impl Board {
         self.teller.forget(uid);
         self.memory.remove(uid);
         let Some(pod) = self.pods.remove(uid) else { return };
+        self.ungated = self.ungated.saturating_sub(usize::from(!pod.gated));
         if let Some(count) = self.held.get_mut(&pod.namespace) {
             *count = count.saturating_sub(1);
             if *count == 0 {

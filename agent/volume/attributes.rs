@@ -92,6 +92,12 @@ pub(super) struct Wanted {
 pub(super) struct Asked {
     pub(super) pod: Pod,
     pub(super) of: Of,
+    pub(super) shape: Shape,
+}
+
+/// What of a workspace is mounted, and how.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Shape {
     /// The directory of the workspace that is mounted; empty: all of it.
     pub(super) sub_path: PathBuf,
     pub(super) submodules: bool,
@@ -122,11 +128,15 @@ impl Asked {
         let given = |(name, _): &(&String, &String)| !name.starts_with(OF_THE_KUBELET);
         let attributes: Attributes =
             context.iter().filter(given).map(|(name, value)| (name.clone(), value.clone())).collect();
-        let of = checked(&attributes)?;
+        let (of, shape) = checked(&attributes)?;
+        Ok(Self { pod, of, shape })
+    }
+}
+
+impl Shape {
+    fn read(attributes: &Attributes) -> Result<Self, Status> {
         let part = |name: &str| attributes.get(name).map(String::as_str);
         Ok(Self {
-            pod,
-            of,
             sub_path: part("subPath").map_or_else(|| Ok(PathBuf::new()), sub_path)?,
             submodules: flag("submodules", part("submodules"))?,
             lfs: flag("lfs", part("lfs"))?,
@@ -147,15 +157,15 @@ pub(crate) enum Behind {
 
 /// The same of a volume's attributes as a pod has them.
 pub(crate) fn behind(attributes: &Attributes) -> Result<Behind, Status> {
-    Ok(match checked(attributes)? {
+    Ok(match checked(attributes)?.0 {
         Of::Build(wanted) => Behind::Build(Box::new(wanted.build)),
         Of::Lease(_) => Behind::Lease,
         Of::Cache { .. } | Of::Mirrors { .. } => Behind::Directory,
     })
 }
 
-/// What a volume is for; each attribute is one of its kind.
-fn checked(attributes: &Attributes) -> Result<Of, Status> {
+/// What a volume is for, and how it is mounted; each attribute is one of its kind.
+fn checked(attributes: &Attributes) -> Result<(Of, Shape), Status> {
     let kind = attributes.get("kind").map_or("workspace", String::as_str);
     let names = match kind {
         "workspace" => OF_A_WORKSPACE.as_slice(),
@@ -164,7 +174,7 @@ fn checked(attributes: &Attributes) -> Result<Of, Status> {
         _ => return Err(bad("kind", "is none that there is; give workspace, cache or mirrors, or leave it out")),
     };
     attributes.iter().try_for_each(|(name, value)| known(kind, names, name, value))?;
-    of(kind, attributes)
+    Ok((of(kind, attributes)?, Shape::read(attributes)?))
 }
 
 /// The pod's token for an audience: among the attributes, or, where the CSIDriver object says so, among the secrets.
@@ -309,9 +319,10 @@ mod tests {
         assert_eq!((size.cpu_millis, size.memory_bytes, size.disk_bytes), (Some(2500), Some(8 << 30), None));
         assert_eq!(size.time_budget.unwrap().seconds, 5400);
         assert_eq!(build.source.unwrap().r#ref, Some(v1::source::Ref::PullRequest(7)));
-        assert_eq!((asked.user, asked.group, asked.submodules), (Some(1000), None, false));
+        let shape = asked.shape;
+        assert_eq!((shape.user, shape.group, shape.submodules), (Some(1000), None, false));
         let asked = Asked::read(&context(&[("lease", "01"), ("subPath", "src/a")])).unwrap();
-        assert_eq!((asked.of, asked.sub_path), (Of::Lease("01".into()), PathBuf::from("src/a")));
+        assert_eq!((asked.of, asked.shape.sub_path), (Of::Lease("01".into()), PathBuf::from("src/a")));
     }
 
     #[test]
@@ -349,6 +360,10 @@ mod tests {
             let of = if name == "lease" { "repository" } else { name };
             assert!(refused.message().starts_with(&format!("{of}: ")), "{name}={value}: {}", refused.message());
             assert!(!refused.message().contains("secret"), "{}", refused.message());
+            // A pod behind the gate is told the same before it has a node.
+            let attributes = [REPOSITORY, (name, value)].map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let behind = behind(&attributes.into()).map(drop).unwrap_err();
+            assert_eq!(behind.message(), refused.message());
         }
     }
 

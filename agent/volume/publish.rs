@@ -136,11 +136,11 @@ impl Volumes {
         let owner = known.owner_of(&target.volume());
         let order = v1::PrepareWorkspaceRequest {
             r#for: Some(v1::prepare_workspace_request::For::LeaseId(lease.to_owned())),
-            user: asked.user.or(owner.user),
-            group: asked.group.or(owner.group),
+            user: asked.shape.user.or(owner.user),
+            group: asked.shape.group.or(owner.group),
             user_namespace: known.own_users,
-            submodules: asked.submodules,
-            lfs: asked.lfs,
+            submodules: asked.shape.submodules,
+            lfs: asked.shape.lfs,
             // The pod has nothing but what is mounted.
             self_contained: true,
             ..Default::default()
@@ -154,7 +154,7 @@ impl Volumes {
         made::fits(&made, &order, known)?;
         let home = Path::new(&workspace.src).parent().map(Path::to_owned);
         let home = home.ok_or_else(|| Status::internal(format!("the workspace of lease {lease} has no directory")))?;
-        let sub_path: PathBuf = asked.sub_path.clone();
+        let sub_path: PathBuf = asked.shape.sub_path.clone();
         let shown = Shown { read_only, ..Shown::default() };
         blocking(move || target.mount(&home, &sub_path, shown)).await
     }

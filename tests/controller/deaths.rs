@@ -34,6 +34,33 @@ async fn an_agent_killed_before_it_was_asked_leaves_one_lease() {
     assert_eq!(world.live().await.len(), 1);
 }
 
+/// Several pods were asked of it when it ended: that its answers said nothing is over when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_with_several_asked_takes_new_ones_when_it_is_back() {
+    needs_root!();
+    let mut world = World::start();
+    let controller = world.leader("one");
+    controller.wait_hears(2);
+    let in_zone = json!({"nodeSelector": {"zone": "a"}});
+    world.signal_agents(Signal::SIGSTOP);
+    for name in ["first", "second"] {
+        world.gated_as(name, &in_zone);
+        wait::until(LIMIT, "it is written whom it asks", || !world.text(name, PLACEMENT).is_empty());
+    }
+    kill_of_two(&mut world, "ghost");
+    for name in ["first", "second"] {
+        world.wait_told(name, "NodeSilent");
+    }
+    begin(world.agent_mut("ghost"));
+    for name in ["first", "second", "third"] {
+        if name == "third" {
+            world.gated_as(name, &in_zone);
+        }
+        assert_eq!(world.wait_placed(name), "ghost");
+        world.has_one_lease(name).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_killed_after_it_granted_leaves_one_lease() {
     needs_root!();

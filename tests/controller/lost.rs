@@ -42,6 +42,19 @@ async fn a_pod_whose_node_is_away_is_replaced_where_something_makes_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_be_deleted_is_told_so() {
+    needs_root!();
+    let mut world = World::start();
+    world.api.forbid(&[("DELETE", "pods")]);
+    let controller = world.controller_with("one", &["--gone-after", "5s", "--replace"]);
+    controller.wait_leads();
+    lose(&mut world);
+    let told = world.wait_told("made", "NotDeleted");
+    assert!(told.contains("`delete` on pods"), "{told}");
+    assert!(world.api.get("pods", "builds", "made").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_node_is_away_stays_where_nobody_said_otherwise() {
     needs_root!();
     let mut world = World::start();

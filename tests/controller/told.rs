@@ -38,3 +38,23 @@ async fn a_pod_that_says_too_much_of_where_it_may_go_is_told_so() {
     assert!(why.contains("have 602 parts: write at most 512"), "{why}");
     assert!(world.is_gated("build"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_may_not_be_written_on_is_told_so() {
+    needs_root!();
+    let world = World::start();
+    let _controller = world.leader("one");
+    world.api.forbid(&[("PATCH", "pods")]);
+    world.gated("build");
+    world.gated_like("skipped", |pod| pod["metadata"]["annotations"] = json!({"stoker.build/admission": "skip"}));
+    for name in ["build", "skipped"] {
+        let told = world.wait_told(name, "NotWritten");
+        assert!(told.contains("`patch` on pods"), "{told}");
+        assert!(world.is_gated(name));
+    }
+    assert!(world.live().await.is_empty());
+    world.api.forbid(&[]);
+    world.wait_placed("build");
+    wait::until(LIMIT, "it goes", || !world.is_gated("skipped"));
+    assert_eq!(world.live().await.len(), 1);
+}

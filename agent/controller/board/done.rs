@@ -22,6 +22,9 @@ const DOUBTED_AT: u32 = 2;
 /// For how long, the first time and at most.
 const DOUBT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
+/// The reason by which a pod is told that it was to be deleted and is not.
+pub(super) const NOT_DELETED: &str = "NotDeleted";
+
 /// What is not understood of a node.
 #[derive(Debug)]
 pub(super) struct Doubt {
@@ -95,6 +98,23 @@ impl Board {
                 tracing::warn!(pod = uid, why, "the API server did not take what is meant for a pod; tried again");
                 memory.not_before = Some(Instant::now() + AGAIN);
             }
+            Done::Forbidden(why) => {
+                self.face.count("unknown");
+                memory.not_before = Some(Instant::now() + REFUSED_PAUSE_MAX);
+                let note = format!(
+                    "the API server does not let the controller write on it: {why}; its role needs `patch` on pods, and no \
+                     policy may be against that"
+                );
+                self.cannot(uid, Told { reason: "NotWritten", note, bad: true });
+            }
+            Done::Undeleted(why) => {
+                self.face.count("unknown");
+                let note = format!(
+                    "its node is not for it any more, and the API server does not let the controller delete it: {why}; give \
+                     its role `delete` on pods, or delete it yourself"
+                );
+                self.cannot(uid, Told { reason: NOT_DELETED, note, bad: true });
+            }
             Done::Changed => {
                 self.face.count("changed");
                 memory.not_before = Some(Instant::now() + CHANGED); // until the watch tells it
@@ -110,6 +130,14 @@ impl Board {
         }
         if let Some((node, request)) = asked {
             self.farm.free(&node, &request, None);
+        }
+    }
+
+    /// Tells what the API server forbids, now and while it is so.
+    fn cannot(&mut self, uid: &str, told: Told) {
+        self.memory.entry(uid.to_owned()).or_default().said = Some(told.clone());
+        if let Some(pod) = self.pods.get(uid) {
+            self.teller.tell(pod, told);
         }
     }
 
@@ -192,7 +220,8 @@ impl Board {
         for node in over.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
             self.farm.doubt(&node, false);
         }
-        self.doubts.retain(|node, _| self.nodes.values().any(|known| known == node));
+        // That a node is not heard ends no doubt before its time: it may be heard again in a second.
+        self.doubts.retain(|node, doubt| doubt.until > now || self.nodes.values().any(|known| known == node));
     }
 
     pub(super) fn renewed(&mut self, uid: &str, lease: &str, kept: Kept) {
@@ -213,7 +242,7 @@ impl Board {
         }
     }
 
-    fn foreign(&mut self, uid: &str) {
+    pub(super) fn foreign(&mut self, uid: &str) {
         let Some(pod) = self.pods.get(uid).cloned() else { return };
         let note = format!("lease {} was not given for this pod: it is neither kept nor given back for it", pod.lease);
         self.teller.tell(&pod, Told { reason: "LeaseForeign", note, bad: true });

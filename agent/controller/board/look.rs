@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use stoker_core::placement::{Intent, Wanted};
 use stoker_core::quantity::Resource;
 
+use super::done::NOT_DELETED;
 use super::{Board, Memory};
 use crate::controller::answer;
 use crate::controller::pod::{Asks, Pod};
@@ -116,6 +117,8 @@ impl Board {
             if is_over {
                 // Whatever that node gave has run out, but what it gave when it was asked again: it holds the pod no longer.
                 self.take_back(uid, &intent);
+                let memory = self.memory.entry(uid.to_owned()).or_default();
+                memory.settled = memory.settled.max(intent.attempt);
             } else if self.farm.hears(&intent.node) {
                 if self.asking.get(&intent.node).is_none_or(|count| *count < AGAIN_MAX) {
                     self.begin(uid, asks, intent);
@@ -199,7 +202,13 @@ impl Board {
         let memory = self.memory.entry(uid.to_owned()).or_default();
         let renewed = memory.renewed.is_some_and(|at| at.elapsed() <= RENEW_EVERY);
         let hears = self.farm.hears(&intent.node);
-        if memory.foreign || (hears && renewed && !memory.ended && kept < self.options.keep_for) {
+        if memory.foreign {
+            if self.teller.is_due(uid) {
+                self.foreign(uid);
+            }
+            return;
+        }
+        if hears && renewed && !memory.ended && kept < self.options.keep_for {
             return; // there is nothing to be done for it
         }
         let pod = pod.clone();
@@ -265,7 +274,10 @@ impl Board {
             (false, true) => "delete it, and what controls it makes another (--replace does that by itself)",
             (false, false) => "delete it and make it again: where a pod may go cannot be changed any more",
         };
-        self.teller.tell(pod, Told { reason, note: format!("{why}: {remedy}"), bad: true });
+        // Where it may not be deleted, that is what it is told.
+        let said = self.memory.get(&pod.uid).and_then(|memory| memory.said.clone());
+        let told = Told { reason, note: format!("{why}: {remedy}"), bad: true };
+        self.teller.tell(pod, said.filter(|said| replace && said.reason == NOT_DELETED).unwrap_or(told));
         if replace {
             let (actor, uid, pod) = (self.actor.clone(), pod.uid.clone(), pod.clone());
             self.acting.insert(uid.clone(), pod.namespace.clone());
