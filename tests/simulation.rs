@@ -41,7 +41,7 @@ async fn a_simulated_agent_tells_its_room_and_can_be_lost() {
     let address = format!("http://{}", agent.address);
     let endpoint = Endpoint::try_from(address).unwrap();
     let mut client = AdmissionServiceClient::new(endpoint.connect().await.unwrap());
-    let mut rooms = client.watch_room(v1::WatchRoomRequest {}).await.unwrap().into_inner();
+    let mut rooms = client.watch_room(v1::WatchRoomRequest::default()).await.unwrap().into_inner();
     let first = rooms.message().await.unwrap().unwrap();
     assert_eq!(first.node.unwrap().name, "node-00001");
     let free = first.room.unwrap().free.unwrap().cpu_millis.unwrap();

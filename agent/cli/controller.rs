@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(long, env = "STOKER_HTTP", value_name = "ADDRESS", default_value = "0.0.0.0:9418")]
     http: SocketAddr,
     /// Delete a pod that does not come to its node, because that is gone or the scheduler does not place it there, where a
-    /// controller makes it again
+    /// controller makes it again; needs the right `delete` on pods
     #[arg(long, env = "STOKER_REPLACE")]
     replace: bool,
     /// How long a node is kept for a pod that the scheduler does not place there

@@ -89,12 +89,15 @@ async fn listen(address: SocketAddr, on: &str, options: &Options, inputs: &mpsc:
         Err(error) => return format!("{error:#}"),
     };
     let mut admission = client.admission().max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let asked = tokio::time::timeout(SILENT_AT_MOST, admission.watch_room(v1::WatchRoomRequest {})).await;
+    let asked =
+        tokio::time::timeout(SILENT_AT_MOST, admission.watch_room(v1::WatchRoomRequest { mirrors_on_change: true }))
+            .await;
     let mut rooms = match asked {
         Ok(Ok(rooms)) => rooms.into_inner(),
         Ok(Err(status)) => return crate::cli::client::words(&status),
         Err(_) => return "no answer".to_owned(),
     };
+    let mut mirrors: Arc<[Arc<str>]> = Arc::default();
     loop {
         let told = match tokio::time::timeout(SILENT_AT_MOST, rooms.message()).await {
             Ok(Ok(Some(told))) => told,
@@ -102,18 +105,22 @@ async fn listen(address: SocketAddr, on: &str, options: &Options, inputs: &mpsc:
             Ok(Err(status)) => return crate::cli::client::words(&status),
             Err(_) => return format!("it said nothing for {} s", SILENT_AT_MOST.as_secs()),
         };
-        let (Some(node), Some(room)) = (told.node, told.room) else { continue };
+        let (Some(node), Some(mut room)) = (told.node, told.room) else { continue };
         if !on.is_empty() && node.name != on {
             tracing::warn!(%address, says = node.name, on, "an agent says that it is on another node than its endpoint");
             return format!("it says that it is on node {}, and its endpoint is on {on}", node.name);
         }
-        let room = Box::new(of_wire(room, &node.name));
+        if !room.mirrors_unchanged {
+            mirrors = std::mem::take(&mut room.mirrors).into_iter().map(Arc::from).collect();
+        }
+        let room = Box::new(Room { mirrors: Arc::clone(&mirrors), ..of_wire(room, &node.name) });
         if inputs.send(Input::Room { address, node: node.name, client: client.clone(), room }).await.is_err() {
             return String::new();
         }
     }
 }
 
+/// But for the mirrors.
 fn of_wire(room: v1::Room, node: &str) -> Room {
     let code = |reason: &v1::Reason| {
         let word = reason.code().as_str_name();
@@ -134,8 +141,8 @@ fn of_wire(room: v1::Room, node: &str) -> Room {
         pods_free: room.pods_free.and_then(|pods| u64::try_from(pods).ok()),
         grants: room.grants.into_iter().map(|grant| (grant.request_id, grant.lease_id)).collect(),
         reasons: room.reasons.iter().filter_map(code).collect(),
-        mirrors: room.mirrors.into_iter().map(Arc::from).collect(),
         facts,
+        ..Room::default()
     }
 }
 

@@ -207,7 +207,7 @@ impl AdmissionService for Admission {
 
     async fn watch_room(&self, request: Request<v1::WatchRoomRequest>) -> Result<Response<Rooming>, Status> {
         let asker = Asker::of(&request)?;
-        Ok(Response::new(super::room::watch(&self.0, asker)))
+        Ok(Response::new(super::room::watch(&self.0, asker, request.get_ref().mirrors_on_change)))
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {

@@ -35,8 +35,8 @@ const REASONS_MAX: usize = 16;
 
 pub(super) type Rooming = Pin<Box<dyn Stream<Item = Result<v1::WatchRoomResponse, Status>> + Send>>;
 
-/// The room, then its changes, until the caller goes.
-pub(super) fn watch(rooms: &Rooms, asker: Asker) -> Rooming {
+/// The room, then its changes, until the caller goes. `mirrors_on_change`: without mirrors where they are as told before.
+pub(super) fn watch(rooms: &Rooms, asker: Asker, mirrors_on_change: bool) -> Rooming {
     let (messages, stream) = mpsc::channel(1);
     let rooms = rooms.clone();
     rooms.tasks.clone().spawn(async move {
@@ -54,8 +54,13 @@ pub(super) fn watch(rooms: &Rooms, asker: Asker) -> Rooming {
             let room = room_of(&rooms, &asker);
             if Instant::now() >= due || told.as_ref().is_none_or(|told| differs(told, &room)) {
                 due = Instant::now() + AT_LEAST_EVERY;
-                told = Some(room.clone());
-                let message = v1::WatchRoomResponse { node: Some(rooms.node()), room: Some(room) };
+                let same = |told: &v1::Room| mirrors_on_change && told.mirrors == room.mirrors;
+                let message = match told.as_ref().is_some_and(same) {
+                    true => v1::Room { mirrors: Vec::new(), mirrors_unchanged: true, ..room.clone() },
+                    false => room.clone(),
+                };
+                told = Some(room);
+                let message = v1::WatchRoomResponse { node: Some(rooms.node()), room: Some(message) };
                 if messages.send(Ok(message)).await.is_err() {
                     return;
                 }

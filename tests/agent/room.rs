@@ -9,6 +9,11 @@ use crate::support::wire::{seconds, source};
 
 const GIB: i64 = 1 << 30;
 
+/// The keys of the mirrors that are told.
+async fn mirrors(stream: &mut tonic::Streaming<v1::WatchRoomResponse>, wanted: usize) -> Vec<String> {
+    next(stream, |room| !room.mirrors_unchanged && room.mirrors.len() == wanted).await.mirrors
+}
+
 async fn next(stream: &mut tonic::Streaming<v1::WatchRoomResponse>, wanted: impl Fn(&v1::Room) -> bool) -> v1::Room {
     let heard = async {
         loop {
@@ -27,7 +32,7 @@ async fn the_room_is_told_and_each_change_of_it() {
     let (_upstream, url) = Upstream::of(&repo);
     let agent = Agent::start(&configuration());
     let mut client = agent.admission().await;
-    let mut stream = client.watch_room(v1::WatchRoomRequest {}).await.unwrap().into_inner();
+    let mut stream = client.watch_room(v1::WatchRoomRequest::default()).await.unwrap().into_inner();
     let first = next(&mut stream, |room| room.accepts).await;
     assert!(first.idle && first.grants.is_empty() && first.mirrors.is_empty(), "{first:?}");
     assert_eq!((first.mode(), first.gate()), (v1::Mode::Accepting, v1::GateState::Open));
@@ -61,4 +66,32 @@ async fn the_room_is_told_and_each_change_of_it() {
     agent.node().await.set_mode(mode).await.unwrap();
     let shut = next(&mut stream, |room| !room.accepts).await;
     assert_eq!(shut.reasons[0].code(), v1::reason::Code::ModeMaintenance);
+    assert_eq!((shut.mirrors, shut.mirrors_unchanged), (held.mirrors, false), "who did not ask for less hears all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_are_told_again_when_they_are_others() {
+    let repo = TestRepo::standard();
+    let (upstream, url) = Upstream::of(&repo);
+    let second = upstream.host("team/second.git", &repo);
+    let agent = Agent::start(&configuration());
+    let mut client = agent.admission().await;
+    let request = v1::WatchRoomRequest { mirrors_on_change: true };
+    let mut stream = client.watch_room(request).await.unwrap().into_inner();
+    assert_eq!(mirrors(&mut stream, 0).await.len(), 0, "the first message has all");
+    let fill = |url: &str| agent.stoker().run(["repo", "add", url]).expect_code(0);
+    fill(&url);
+    let one = mirrors(&mut stream, 1).await;
+    // What changes otherwise is told without them.
+    for mode in [v1::Mode::Maintenance, v1::Mode::Accepting] {
+        let request = v1::SetModeRequest { mode: mode.into(), ..Default::default() };
+        agent.node().await.set_mode(request).await.unwrap();
+        let room = next(&mut stream, |room| room.mode() == mode).await;
+        assert_eq!((room.mirrors, room.mirrors_unchanged), (Vec::new(), true));
+    }
+    fill(&second);
+    let two = mirrors(&mut stream, 2).await;
+    assert!(two.contains(&one[0]), "{one:?} {two:?}");
+    agent.stoker().run(["repo", "remove", &url]).expect_code(0);
+    assert!(!mirrors(&mut stream, 1).await.contains(&one[0]));
 }

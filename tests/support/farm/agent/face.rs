@@ -88,10 +88,10 @@ impl Drop for Open {
 }
 
 /// The room now, then when it changed, not more often than may be and not more seldom.
-fn rooms(of: &Arc<Simulated>) -> BoxStream<v1::WatchRoomResponse> {
+fn rooms(of: &Arc<Simulated>, mirrors_on_change: bool) -> BoxStream<v1::WatchRoomResponse> {
     let changes = of.changed.subscribe();
     let first = (Open::new(of), changes, None::<tokio::time::Instant>);
-    Box::pin(stream::unfold(first, |(open, mut changes, last)| async move {
+    Box::pin(stream::unfold(first, move |(open, mut changes, last)| async move {
         if let Some(last) = last {
             let heard = tokio::time::timeout_at(last + ROOM_AT_LEAST_EVERY, changes.changed()).await;
             if heard.is_ok() {
@@ -99,7 +99,12 @@ fn rooms(of: &Arc<Simulated>) -> BoxStream<v1::WatchRoomResponse> {
             }
         }
         changes.mark_unchanged();
-        let room = open.0.room();
+        let mut room = open.0.room();
+        // They never change.
+        if let Some(room) = room.room.as_mut().filter(|_| mirrors_on_change && last.is_some()) {
+            room.mirrors.clear();
+            room.mirrors_unchanged = true;
+        }
         Some((Ok(room), (open, changes, Some(tokio::time::Instant::now()))))
     }))
 }
@@ -168,8 +173,8 @@ impl AdmissionService for Face {
 
     async fn watch_room(
         &self,
-        _: Request<v1::WatchRoomRequest>,
+        request: Request<v1::WatchRoomRequest>,
     ) -> Result<Response<BoxStream<v1::WatchRoomResponse>>, Status> {
-        Ok(Response::new(rooms(&self.0)))
+        Ok(Response::new(rooms(&self.0, request.get_ref().mirrors_on_change)))
     }
 }
