@@ -120,7 +120,8 @@ fn cut(mut text: String, bytes: usize) -> String {
 
 /// Why no node takes it, with the figures.
 pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
-    let size = shown(wanted.amounts());
+    let size = wanted.amounts();
+    let beyond = |limit: Amounts| limit.disk_inodes > 0 && size.disk_inodes > limit.disk_inodes;
     if why.nodes == 0 || why.away == why.nodes {
         let note = format!(
             "none of {} agents answers: the pod waits until one does. To let it go without a node's word: kubectl annotate \
@@ -131,9 +132,10 @@ pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     }
     if why.never() {
         let note = format!(
-            "it asks for {size}, the largest of {} nodes that it may go to has {} in all: ask for less, or add a larger node",
+            "it asks for {}, the largest of {} nodes that it may go to has {} in all: ask for less, or add a larger node",
+            shown(size, beyond(why.largest)),
             why.too_small,
-            shown(why.largest)
+            shown(why.largest, beyond(why.largest))
         );
         return Told { reason: "NeverFits", note, bad: true };
     }
@@ -149,7 +151,8 @@ pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     part(why.too_small, "too small");
     part(why.others, "not by its selector, affinity or tolerations");
     part(why.away, "silent");
-    let free = shown(why.free);
+    let inodes = size.disk_inodes > why.free.disk_inodes && why.largest.disk_inodes > 0;
+    let (size, free) = (shown(size, inodes), shown(why.free, inodes));
     let note = format!("it asks for {size}; of {} nodes: {}; free at most {free}", why.nodes, parts.join(", "));
     let reason = match (why.full, why.closed, why.too_small) {
         (0, 0, 0) => "NoSuchNode",
@@ -160,11 +163,16 @@ pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     Told { reason, note, bad: matches!(reason, "NoSuchNode" | "NeverFits") }
 }
 
-fn shown(amounts: Amounts) -> String {
-    let parts =
-        [Resource::Cpu, Resource::Memory, Resource::DiskBytes].map(|resource| (resource, amounts.get(resource)));
-    let parts = parts.into_iter().filter(|(_, value)| *value > 0).map(|(resource, value)| match resource {
-        Resource::Cpu => resource.show(value).to_string(),
+/// `inodes`: those too, where they are what it lacks.
+fn shown(amounts: Amounts, inodes: bool) -> String {
+    let parts = [Resource::Cpu, Resource::Memory, Resource::DiskBytes, Resource::DiskInodes];
+    let parts = parts.map(|resource| (resource, amounts.get(resource)));
+    let is_shown = |(resource, value): &(Resource, u64)| match resource {
+        Resource::DiskInodes => inodes,
+        _ => *value > 0,
+    };
+    let parts = parts.into_iter().filter(is_shown).map(|(resource, value)| match resource {
+        Resource::Cpu | Resource::DiskInodes => resource.show(value).to_string(),
         _ => format!("{} of {}", resource.show(value), resource.word()),
     });
     let parts: Vec<String> = parts.collect();

@@ -208,6 +208,35 @@ async fn a_cache_that_is_there_raises_the_score() {
     assert_eq!((other.cache_keys, other.cache_keys_here, other.score), (2, 0, cold.score));
 }
 
+/// XFS makes inodes of what is free: a build that wants many waits while others fill the disk, and is not refused as one
+/// that no state of this disk has room for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_wants_many_inodes_waits_for_a_full_disk_on_xfs() {
+    needs_root!();
+    let repo = TestRepo::standard();
+    let (_upstream, url) = Upstream::of(&repo);
+    let disk = LoopFs::new(Kind::Xfs, 512 << 20);
+    let agent = start(&configuration(&format!("path: {}, mount: required", disk.path().display()), &[&url]));
+    mirror_ready(&agent, &url).await;
+    let wanted = |id: &str| order(id, branch(&url, "main"), v1::Size { disk_inodes: Some(100_000), ..small() });
+    let first = admit(&agent, wanted("first")).await.unwrap().granted();
+    release(&agent, &first.id).await.unwrap();
+
+    let others = disk.path().join("others");
+    let file = std::fs::File::create_new(&others).unwrap();
+    let free = || nix::sys::statvfs::statvfs(disk.path()).unwrap();
+    let all_but = (free().blocks_available() * free().fragment_size()) as i64 - 24 * MIB;
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, all_but).unwrap();
+    assert!(free().files() < 100_000, "{} inodes", free().files());
+    let full = |now: &v1::Status| now.ledger.unwrap().free.unwrap().disk_inodes.unwrap() < 100_000;
+    status_until(&agent, "it is seen that the disk is full", full).await;
+    let mut waits = Awaiting::begin(&agent, wanted("waits")).await;
+    assert_eq!(codes(&waits.next().await.waiting().reasons), [v1::reason::Code::DiskInodesHeld]);
+    drop(file);
+    std::fs::remove_file(others).unwrap();
+    waits.granted().await;
+}
+
 /// Of a small disk that others have filled for the most part, as on a laptop: what nobody declared is what is left, and
 /// what somebody declared waits.
 #[tokio::test(flavor = "multi_thread")]
