@@ -21,6 +21,9 @@ use crate::support::wire::{reason, source};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A deadline that leaves no time to ask a second time for a ref that may come late.
+const HURRY: Duration = Duration::from_millis(900);
+
 /// One question and its answer; nothing else.
 const ONE_ROUND_TRIP: Counts = Counts { info_refs: 0, ls_refs: 1, fetches: 0, others: 0 };
 
@@ -224,11 +227,14 @@ async fn a_pull_request_that_appears_late_is_found() {
     let found = found.unwrap();
     assert_eq!((found.commit, found.clone_ref.as_str()), (repo.commit("develop"), "refs/pull/200/head"));
 
-    // A caller in a hurry is told at once.
-    let begun = Instant::now();
-    let mut request = Request::new(v1::ResolveSourceRequest { source: Some(source(&url, "pr:201")) });
-    request.set_timeout(Duration::from_millis(900));
-    let refused = agent.repository().await.resolve_source(request).await.unwrap_err();
-    assert_eq!(reason(&refused), "REF_NOT_FOUND", "{refused:?}");
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    // A caller in a hurry is told at once, after one question. A machine that is busy for a moment says nothing of that.
+    let told_at_once = async || {
+        upstream.reset();
+        let begun = Instant::now();
+        let mut request = Request::new(v1::ResolveSourceRequest { source: Some(source(&url, "pr:201")) });
+        request.set_timeout(HURRY);
+        let refused = agent.repository().await.resolve_source(request).await.unwrap_err();
+        reason(&refused) == "REF_NOT_FOUND" && begun.elapsed() < HURRY && upstream.requests().ls_refs == 1
+    };
+    wait::until_async(LIMIT, "who is in a hurry is told at once", told_at_once).await;
 }

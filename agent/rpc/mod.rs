@@ -54,6 +54,9 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// And where it does.
 const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+/// What is left of a caller's deadline for the answer, at least: a busy machine may not have 5% of a short one. Never more
+/// than a quarter of it.
+const ANSWER_MIN: Duration = Duration::from_millis(500);
 
 /// What the services serve. Cheap to clone.
 #[derive(Clone)]
@@ -186,7 +189,12 @@ impl Rooms {
 /// How long this call may wait for upstreams: its own deadline, a little less so that the answer arrives.
 fn patience<T>(request: &tonic::Request<T>) -> Duration {
     let given = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-    given.map_or(PATIENCE, |given| given.min(PATIENCE_MAX).mul_f64(0.95))
+    given.map_or(PATIENCE, |given| before(given.min(PATIENCE_MAX)))
+}
+
+/// How long before a deadline that is so far away.
+fn before(deadline: Duration) -> Duration {
+    deadline - (deadline / 20).max(ANSWER_MIN).min(deadline / 4)
 }
 
 /// `grpc-timeout`, as the gRPC over HTTP/2 protocol writes it: at most eight digits and a unit.
@@ -214,6 +222,29 @@ mod tests {
         assert_eq!(parse_timeout("1H"), Some(Duration::from_secs(3600)));
         for wrong in ["", "m", "12", "123456789S", "é", "-1S"] {
             assert_eq!(parse_timeout(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn of_each_deadline_enough_is_left_for_the_answer() {
+        let patience = |text: &str| {
+            let mut request = tonic::Request::new(());
+            request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
+            patience(&request).as_millis()
+        };
+        assert_eq!(super::patience(&tonic::Request::new(())), PATIENCE);
+        for (given, waits) in [
+            ("0S", 0),
+            ("4m", 3),
+            ("1000m", 750),
+            ("2S", 1_500),
+            ("3S", 2_500),
+            ("10S", 9_500),
+            ("60S", 57_000),
+            ("1H", 3_420_000),
+            ("2H", 3_420_000),
+        ] {
+            assert_eq!(patience(given), waits, "{given}");
         }
     }
 }
