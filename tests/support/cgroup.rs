@@ -61,6 +61,9 @@ impl Drop for MemoryGroup {
     }
 }
 
+/// How long a pod's group is tried to be made.
+const MADE_WITHIN: Duration = Duration::from_secs(2);
+
 /// A pod's group, where a kubelet would make it, with a process in it. Dropped, all in it are killed and it is removed.
 pub(crate) struct PodGroup {
     path: PathBuf,
@@ -74,19 +77,23 @@ impl PodGroup {
         let v1 = root.join("memory/memory.limit_in_bytes").exists();
         let (home, file) =
             if v1 { (root.join("memory"), "memory.limit_in_bytes") } else { (root.to_owned(), "memory.max") };
-        let mut class = home.clone();
-        for part in ["kubepods", "burstable"] {
-            if !v1 {
-                let _ = std::fs::write(class.join("cgroup.subtree_control"), "+memory");
-            }
-            class = class.join(part);
-            let _ = std::fs::create_dir(&class);
-        }
-        if !v1 {
-            let _ = std::fs::write(class.join("cgroup.subtree_control"), "+memory");
-        }
+        let class = home.join("kubepods/burstable");
         let path = class.join(format!("pod{uid}"));
-        std::fs::create_dir(&path).ok()?;
+        // The end of another's pod may take the folders above it away before it is there.
+        let made = wait::holds_within(MADE_WITHIN, || {
+            let make = |folder: &Path| {
+                if !v1 {
+                    let _ = std::fs::write(folder.with_file_name("cgroup.subtree_control"), "+memory");
+                }
+                std::fs::create_dir(folder).is_ok()
+            };
+            make(&home.join("kubepods"));
+            make(&class);
+            make(&path)
+        });
+        if !made {
+            return None;
+        }
         let enter = format!("echo $$ > {}/cgroup.procs && {script}", path.display());
         if let Some(limit) = memory_limit {
             std::fs::write(path.join(file), limit.to_string()).ok()?;
@@ -188,6 +195,12 @@ impl CpuGroup {
     /// A command of a shell after which it is in the group.
     pub(crate) fn enter(&self) -> String {
         format!("echo $$ > {}/cgroup.procs", self.path.display())
+    }
+
+    /// Whether a process is in it.
+    pub(crate) fn has(&self, pid: u32) -> bool {
+        let members = std::fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        members.lines().any(|line| line.parse() == Ok(pid))
     }
 }
 
