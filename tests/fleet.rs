@@ -227,18 +227,22 @@ async fn the_best_is_taken_and_one_that_is_silent_costs_its_deadline() {
 
     // Nobody listens on .4; on .5 somebody does who never answers.
     fleet.resolve(&[1, 2, 3, 4]);
-    let begun = Instant::now();
-    let dead = fleet.lease("evaluate", &[]).run().expect_code(0);
-    let without = begun.elapsed();
-    assert!(without < ANSWERED_WITHIN, "one that is dead costs nothing: {without:?}");
-    assert!(dead.stdout.contains("127.0.0.4") && dead.stdout.contains("must wait"), "{}", dead.stdout);
+    // One run that takes less than it would be waited for shows that: others may fall on a busy moment of the machine.
+    let (mut without, mut said) = (Duration::ZERO, String::new());
+    let costs_nothing = wait::holds_within(SOON, || {
+        let begun = Instant::now();
+        said = fleet.lease("evaluate", &[]).run().expect_code(0).stdout;
+        without = begun.elapsed();
+        without < ANSWERED_WITHIN && said.contains("127.0.0.4") && said.contains("must wait")
+    });
+    assert!(costs_nothing, "one that is dead costs nothing, and is told: {without:?}, {said}");
     let silent = TcpListener::bind(("127.0.0.5", fleet.port)).unwrap();
     fleet.resolve(&[1, 2, 3, 4, 5]);
     let begun = Instant::now();
     let table = fleet.lease("evaluate", &[]).run().expect_code(0);
     let with = begun.elapsed();
     eprintln!("evaluate beside a dead agent: {without:?}; beside a silent one as well: {with:?}");
-    assert!((ANSWERED_WITHIN..ANSWERED_WITHIN * 2).contains(&with), "{with:?}");
+    assert!((ANSWERED_WITHIN..ANSWERED_WITHIN * 2 + SOON).contains(&with), "{with:?}");
     assert!(table.stdout.contains("127.0.0.5") && table.stdout.contains("no answer within 3 s"), "{}", table.stdout);
 
     let asks = |more: &[&str]| {

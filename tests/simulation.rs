@@ -146,7 +146,7 @@ fn after_losses_each_pod_was_placed_once_and_nothing_is_left() {
         kills: false,
         window: Duration::from_millis(1000),
         bind_within: BIND_WITHIN,
-        settled_within: Duration::from_secs(60),
+        settled_within: Duration::from_secs(180),
     };
     for number in 1..=5 {
         let told = farm.round(&rounds);

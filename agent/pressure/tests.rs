@@ -285,8 +285,8 @@ async fn memory_that_falls_shuts_the_gate_and_memory_that_rises_opens_it() {
     let began = Instant::now();
     host.available_percent(2);
     let view = becomes(&mut views, GateState::Shut).await;
-    // 3% of 62.5 GiB above the floor fill in 320 ms.
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // 3% of 62.5 GiB above the floor fill in 320 ms; a busy machine may look late.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert_eq!(codes(&view), [Code::MemoryFloor]);
     host.available_percent(80);
     becomes(&mut views, GateState::Open).await;

@@ -239,12 +239,13 @@ async fn what_does_not_fit_a_node_is_told_and_what_is_printed_ends_it() {
         "KIND_POOL_ON_ETCD_DISK",
         "KIND_POOL_ON_ROOT",
     ];
-    // What is used is seen with the second look, and the API server and the disks are heard of meanwhile.
+    // What is used is seen with the second look, and the API server and the disks are heard of meanwhile. The mean of ten
+    // seconds may begin with nothing: what is printed is to be made of nearly all of the 2 CPU that are used.
     let told = tokio::task::block_in_place(|| {
         world.until("each thing is told, in this order", |report| {
             let mut found = kinds(report);
             found.dedup();
-            found == expected
+            found == expected && cpus_told(report) >= 1.8
         })
     });
     let what = |kind: &str| {
@@ -294,6 +295,14 @@ async fn what_does_not_fit_a_node_is_told_and_what_is_printed_ends_it() {
     // What all pods together are kept to, no build can have.
     let budget = |now: &v1::Status| now.ledger.unwrap().budget.unwrap().memory_bytes;
     status_until(&world.agent, "the limit of all pods bounds the budget", |now| budget(now) == Some(16 * GIB)).await;
+}
+
+/// The CPU that the static pod which asks for too little is said to use: `kube-apiserver asks for 125m CPU and uses 2 CPU`.
+fn cpus_told(report: &Value) -> f64 {
+    let found = report["findings"].as_array().unwrap().iter().find(|found| found["kind"] == "KIND_STATIC_POD_STARVES");
+    let what = found.unwrap()["what"].as_str().unwrap();
+    let used = what.split_once(" and uses ").unwrap().1.trim_end_matches(" CPU");
+    used.strip_suffix('m').map_or_else(|| used.parse().unwrap(), |millis| millis.parse::<f64>().unwrap() / 1000.0)
 }
 
 /// Without Kubernetes it says what does not apply.

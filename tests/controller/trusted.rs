@@ -110,12 +110,12 @@ async fn a_token_that_is_written_anew_is_shown_when_the_one_before_ends() {
     let trusted = Trusted::start(ACCESS);
     let world = &trusted.world;
     let account = of("stoker", "stoker-controller");
-    trusted.shows(&Claims { ends_in_seconds: 15, ..account.clone() });
+    trusted.shows(&Claims { ends_in_seconds: 40, ..account.clone() });
     let controller = trusted.with_files(|world, files| world.controller_with("one", files));
     controller.wait_leads();
     controller.wait_hears(2);
     trusted.shows(&account);
-    wait::until(LIMIT, "agents see the other one", || trusted.tokens.reviews() >= 4);
+    wait::until(LIMIT * 2, "agents see the other one", || trusted.tokens.reviews() >= 4);
     world.gated("build");
     world.wait_placed("build");
     world.has_one_lease("build").await;

@@ -10,6 +10,8 @@ const PODS: usize = 100;
 const AT_A_TIME: usize = 7;
 /// The first ones go on building until so many do.
 const TOGETHER: usize = 5;
+/// Between two questions for a volume: a kubelet waits longer, and all of them at once are enough work as it is.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_pods_at_once_get_their_sources_or_a_reason() {
@@ -31,10 +33,11 @@ async fn a_hundred_pods_at_once_get_their_sources_or_a_reason() {
                     let comes = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::ResourceExhausted);
                     let is_told = [": ", "knows no pod"].iter().any(|words| status.message().contains(words));
                     assert!(comes && is_told, "{status:?}");
+                    tokio::time::sleep(AGAIN_AFTER).await;
                     false
                 }
             };
-            wait::until_async(LIMIT * 2, "it has its turn", published).await;
+            wait::until_async(LIMIT * 6, "it has its turn", published).await;
             most.fetch_max(holding.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             assert!(src.join("README.md").is_file());
             let are_together = async || most.load(Ordering::SeqCst) >= TOGETHER;
