@@ -14,6 +14,7 @@ use crate::support::free_port;
 use crate::support::repository::{TestRepo, git_out};
 use crate::support::stoker::{Agent, BINARY, Invocation, Output, Stoker};
 use crate::support::upstream::Upstream;
+use crate::support::wait;
 
 /// Longer than a probe and what comes after it, shorter than a connection that nobody answers.
 const SOON: Duration = Duration::from_secs(30);
@@ -115,7 +116,7 @@ fn admission_gives_a_workspace_and_a_release_ends_it() {
 
     step(stoker, "release.sh", &[("LEASE", &lease), ("EXIT_CODE", "0")]).expect_code(0);
     assert_eq!(state(&agent, &lease), "LEASE_STATE_RELEASED");
-    assert!(!workspace.exists());
+    wait::until(SOON, "the workspace ends with its lease", || !workspace.exists());
     let again = step(stoker, "release.sh", &[("LEASE", "06h000000000none"), ("OUTCOME", "failed")]).expect_code(0);
     assert!(again.stderr.contains("was not released: it ends with its pod"), "{}", again.stderr);
 }

@@ -34,7 +34,9 @@ async fn a_full_disk(kind: Kind, size: u64) {
     mirror_ready(&agent, &url).await;
     let ballast = state.join("ballast");
     assert_eq!(std::fs::metadata(&ballast).unwrap().len(), 16 << 20);
-    let wanted = |id: &str| order(id, branch(&url, "main"), small());
+    // Most are never bound, and are to outlive the whole test.
+    let wanted =
+        |id: &str| v1::AdmitRequest { bind_within: Some(seconds(900)), ..order(id, branch(&url, "main"), small()) };
     let mut held = Vec::new();
     for number in 0..6 {
         held.push(admit(&agent, wanted(&format!("before{number}"))).await.unwrap().granted());
@@ -70,7 +72,7 @@ async fn a_full_disk(kind: Kind, size: u64) {
     for lease in &held[..3] {
         assert_eq!(release(&agent, &lease.id).await.unwrap().state(), v1::LeaseState::Released);
     }
-    let renew = v1::RenewRequest { lease_id: held[3].id.clone(), reserve_for: Some(seconds(900)) };
+    let renew = v1::RenewRequest { lease_id: held[3].id.clone(), reserve_for: Some(seconds(1800)) };
     let renewed = agent.admission().await.renew(renew).await.unwrap().into_inner().lease.unwrap();
     assert!(renewed.bind_by.unwrap().seconds > held[3].bind_by.unwrap().seconds + 300);
     bind(&agent, &held[4].id, holder.process()).await.unwrap();

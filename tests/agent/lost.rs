@@ -81,7 +81,7 @@ impl Scene {
         let agent = start(&text);
         mirror_ready(&agent, &standard.1).await;
         mirror_ready(&agent, &wide.1).await;
-        let held = admit(&agent, order("held", branch(&standard.1, "main"), small())).await.unwrap().granted();
+        let held = admit(&agent, unbound("held", branch(&standard.1, "main"))).await.unwrap().granted();
         Self { agent, disk, other, held, standard, wide, large, _upstream: upstream }
     }
 

@@ -128,6 +128,11 @@ fn order(id: &str, source: v1::Source, declared: v1::Size) -> v1::AdmitRequest {
     }
 }
 
+/// A small one whose lease nobody binds: it lives as long as the longest test.
+fn unbound(id: &str, source: v1::Source) -> v1::AdmitRequest {
+    v1::AdmitRequest { bind_within: Some(seconds(1800)), ..order(id, source, small()) }
+}
+
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "a handful of them, in tests")]

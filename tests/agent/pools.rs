@@ -96,9 +96,9 @@ async fn a_pool_comes_and_goes(kind: Kind, size: u64) {
     assert_eq!(mode_of(&at("deep/er/tmp")).0, 0o1777);
     mirror_ready(&scene.agent, &url).await;
     status_until(&scene.agent, "the gate is open", |now| gate_is(now, v1::GateState::Open)).await;
-    let held = admit(&scene.agent, order("held", branch(&url, "main"), small())).await.unwrap().granted();
-    let ending = admit(&scene.agent, order("ending", branch(&url, "main"), small())).await.unwrap().granted();
-    let unprepared = admit(&scene.agent, order("unprepared", branch(&url, "main"), small())).await.unwrap().granted();
+    let held = admit(&scene.agent, unbound("held", branch(&url, "main"))).await.unwrap().granted();
+    let ending = admit(&scene.agent, unbound("ending", branch(&url, "main"))).await.unwrap().granted();
+    let unprepared = admit(&scene.agent, unbound("unprepared", branch(&url, "main"))).await.unwrap().granted();
     let workspace = prepare(&scene.agent, &held.id).await.unwrap();
     let gone = prepare(&scene.agent, &ending.id).await.unwrap();
 

@@ -80,7 +80,9 @@ async fn places_that_were_awaited_for_long_outlive_a_kill() {
     let (_upstream, url) = Upstream::of(&repo);
     let mut agent = start(&one_at_a_time(&url));
     mirror_ready(&agent, &url).await;
-    let wanted = |id: &str| order(id, branch(&url, "main"), small());
+    // Commits that are here: no tickets' lives end while upstream is asked.
+    let main = repo.commit("main");
+    let wanted = |id: &str| order(id, commit(&url, &main), small());
     // It ends soon: hints are short, and so are the lives of tickets that nobody awaits.
     let soon = v1::AdmitRequest { bind_within: Some(seconds(18)), ..wanted("first") };
     let first = admit(&agent, soon).await.unwrap().granted();
@@ -88,7 +90,7 @@ async fn places_that_were_awaited_for_long_outlive_a_kill() {
     let mut streams = Vec::new();
     let mut expires_at = 0;
     // The hint is the time until the reservation runs out, at least 5 s.
-    agent.admission().await.renew(v1::RenewRequest { reserve_for: Some(seconds(2)), ..renew.clone() }).await.unwrap();
+    agent.admission().await.renew(v1::RenewRequest { reserve_for: Some(seconds(5)), ..renew.clone() }).await.unwrap();
     for id in ["a", "b", "c"] {
         let mut stream = Awaiting::begin(&agent, wanted(id)).await;
         let ticket = stream.next().await.waiting().ticket.unwrap();
