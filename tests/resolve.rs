@@ -13,8 +13,10 @@ use crate::support::upstream::{Counts, Fault, Upstream};
 use crate::support::wait::until_async;
 use crate::support::wire::{reason, seconds, source};
 
-/// An agent that may fetch over HTTP from this machine.
+/// An agent that may fetch over HTTP from this machine. What else runs on it, and how full its disk is, decides nothing.
 pub(crate) const LOOPBACK: &str = "
+node: {rootFloor: {bytes: 0, inodes: 0}}
+pressure: {memoryFloor: 1MiB, memoryNarrow: 2MiB, hold: 100ms, diskForecast: 0s}
 pools: [{name: data, path: $ROOT/pool, mount: optional, floor: {bytes: 1MiB, inodes: 10}}]
 repositories: {add: on-demand, allow: [127.0.0.1], protocols: [http]}
 ";

@@ -86,6 +86,7 @@ impl Node {
         let (cluster, authority, port) = (Cluster::start(), Authority::new("farm"), free_port());
         let agent = Agent::prepare(&format!(
             "node: {{name: ghost, rootFloor: {{bytes: 0, inodes: 0}}}}\n\
+             pressure: {{memoryFloor: 1MiB, memoryNarrow: 2MiB, hold: 100ms, diskForecast: 0s}}\n\
              pools: [{{name: data, path: $ROOT/pool, mount: optional, floor: {{bytes: 1MiB, inodes: 10}}}}]\n\
              listen:\n  socket: $ROOT/run/stoker.sock\n  http: {{address: \"127.0.0.1:$PORT\"}}\n  grpc:\n    \
              address: 127.0.0.1:{port}\n    tls: {{certificate: $ROOT/tls/tls.crt, key: $ROOT/tls/tls.key, clientCa: \

@@ -24,6 +24,8 @@
 
 #![allow(dead_code, reason = "a test takes what it needs, and not every helper is needed in every state of the tests")]
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 pub(crate) mod api_server;
 pub(crate) mod authority;
 pub(crate) mod cgi;
@@ -54,10 +56,19 @@ pub(crate) fn place(prefix: &str) -> tempfile::TempDir {
     tempfile::Builder::new().prefix(prefix).permissions(open).tempdir().unwrap()
 }
 
-/// A TCP port of the loopback address that was free just now. Whoever binds it soon gets it: the kernel hands ephemeral
-/// ports out in another order than it frees them.
+/// Ports that tests ask for by number: below those that the kernel gives to who asks for any; see `ip_local_port_range`
+/// in ip(7).
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// A TCP port that was free just now, on all addresses. Whoever binds it soon gets it: no other test of this process is
+/// given it, those of others begin elsewhere, and no connection has it by chance.
 pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // A prime: processes whose numbers are near one another begin far from one another.
+    let first = std::process::id().wrapping_mul(7919);
+    let place = || first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % u32::try_from(PORTS.len()).unwrap();
+    let mut ports = PORTS.map(|_| PORTS.start + u16::try_from(place()).unwrap());
+    ports.find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("a port that is free")
 }
 
 /// Whether a process has ended, also where nobody has waited for it yet.
