@@ -23,6 +23,7 @@ use crate::node::mount::{Place, Shown};
 use crate::node::{TRASH, mount};
 use crate::repository::SHELVES;
 use crate::rpc::error::bad;
+use crate::workspace::outputs;
 
 /// What the kubelet calls its volumes of CSI drivers.
 pub(super) const OF_CSI: &str = "kubernetes.io~csi";
@@ -35,8 +36,9 @@ const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 /// So long a mount that is in use is waited for before it is taken away from who uses it.
 const BUSY_FOR: Duration = Duration::from_secs(2);
 const BUSY_AGAIN: Duration = Duration::from_millis(20);
-/// What volumes show, and what was thrown away, below the agent's directory of a pool.
-const FOLDERS: [&str; 4] = ["workspaces", "caches", SHELVES, TRASH];
+/// What volumes show, below the agent's directory of a pool, and where that goes when its lease ends: what is kept of it,
+/// and what was thrown away.
+const FOLDERS: [&str; 5] = ["workspaces", "caches", SHELVES, outputs::FOLDER, TRASH];
 /// The most mounts that lie on one another at a target.
 const MOUNTS_MAX: usize = 16;
 
@@ -385,6 +387,7 @@ mod tests {
             "/a/pool/stoker/workspaces/1/src",
             "/stoker/trash/9//deleted",
             "/p/stoker/caches/a-1/x",
+            "/p/stoker/outputs/a-1",
         ] {
             assert!(is_named_as_in_a_pool(Path::new(ours)), "{ours}");
         }

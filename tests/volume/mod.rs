@@ -3,6 +3,7 @@
 
 mod carried;
 mod crowd;
+mod ended;
 mod hostile;
 mod known;
 mod one_build;
