@@ -201,15 +201,37 @@ fn read_line(line: &[u8]) -> Option<(&[u8], Place, PathBuf)> {
     Some((number, Place { device, path }, unescape(fields.next()?)))
 }
 
-/// The mounts at and below a path, each with what it shows, and whether it is for reading alone.
+/// A mount, as the kernel's table tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Where it is mounted.
+    pub(crate) point: PathBuf,
+    /// What it shows.
+    pub(crate) place: Place,
+    /// Nothing is written through it.
+    pub(crate) reads_only: bool,
+    /// Its filesystem's source.
+    pub(crate) source: Vec<u8>,
+}
+
+/// The mounts at and below a path.
 ///
 /// # Errors
 /// When the table cannot be read.
-pub(crate) fn places_below(path: &Path) -> io::Result<Vec<(PathBuf, Place, bool)>> {
+pub(crate) fn seen_below(path: &Path) -> io::Result<Vec<Seen>> {
     let table = fs::read("/proc/self/mountinfo")?;
-    let all = table.split(|byte| *byte == b'\n').filter_map(|line| Some((read_line(line)?, reads_only(line))));
-    let below = all.filter(|((_, _, point), _)| point.starts_with(path));
-    Ok(below.map(|((_, place, point), reads_only)| (point, place, reads_only)).collect())
+    let seen = table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let (_, place, point) = read_line(line).filter(|(.., point)| point.starts_with(path))?;
+        let source = source_of(line).unwrap_or_default().to_owned();
+        Some(Seen { point, place, reads_only: reads_only(line), source })
+    });
+    Ok(seen.collect())
+}
+
+/// The source of a mount's filesystem, of its line of the table: it comes after the type, and that after the hyphen which
+/// ends the optional fields.
+fn source_of(line: &[u8]) -> Option<&[u8]> {
+    line.split(|byte| *byte == b' ').skip(6).skip_while(|field| *field != b"-").nth(2)
 }
 
 /// Whether nothing is written through a mount, of its line of the table: field 6, proc_pid_mountinfo(5). What the whole
@@ -296,9 +318,7 @@ pub(crate) fn shown_by(mount: u64) -> io::Result<Option<(Place, Vec<u8>)>> {
         .find(|line| line.split(|byte| *byte == b' ').next() == Some(number.as_bytes()));
     Ok(line.and_then(|line| {
         let (_, place, _) = read_line(line)?;
-        // Type and source come after the hyphen that ends the optional fields.
-        let source = line.split(|byte| *byte == b' ').skip(6).skip_while(|field| *field != b"-").nth(2)?;
-        Some((place, source.to_owned()))
+        Some((place, source_of(line)?.to_owned()))
     }))
 }
 

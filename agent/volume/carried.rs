@@ -19,7 +19,7 @@ impl Volumes {
     pub(super) fn carried(&self, behalf: &Behalf, uid: &str, wanted: &Wanted) -> Result<Option<String>, Status> {
         let held = self.held_by(uid).into_iter().find(|lease| !is_of_a_volume(lease));
         let Some(lease) = held.or_else(|| self.annotated(behalf, uid)) else { return Ok(None) };
-        fits(&lease, wanted)?;
+        fits(&lease, &format!("the pod has lease {} ({LEASE})", lease.id), wanted)?;
         Ok(Some(lease.id.to_string()))
     }
 
@@ -39,18 +39,15 @@ impl Volumes {
     }
 }
 
-fn is_of_a_volume(lease: &Lease) -> bool {
+pub(super) fn is_of_a_volume(lease: &Lease) -> bool {
     lease.request_id.as_str().starts_with(REQUESTS)
 }
 
-/// Refuses a lease of another source or tenant, by the attribute that differs.
-fn fits(lease: &Lease, wanted: &Wanted) -> Result<(), Status> {
+/// Refuses a lease of another source or tenant, by the attribute that differs. `which`: the lease, in words.
+pub(super) fn fits(lease: &Lease, which: &str, wanted: &Wanted) -> Result<(), Status> {
     let tenant = wanted.build.scope.as_ref().map_or("", |scope| scope.tenant.as_str());
     let differs = |name: &str, has: &str, asked: &str| {
-        let what = format!(
-            "is {asked:?}, and the pod has lease {} ({LEASE}), which is for {has:?}; give both the same, or the pod no lease",
-            lease.id
-        );
+        let what = format!("is {asked:?}, and {which}, which is for {has:?}; give both the same, or the pod no lease");
         Err(bad(name, what))
     };
     if lease.source.repository != wanted.repository {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stoker_core::admission::{LeaseState, Terms};
+use stoker_core::admission::{Lease, LeaseState, Terms};
 use stoker_core::cluster::{LEASE, Pod};
 use stoker_core::identity::RequestId;
 use tonic::Status;
 
+use super::together::Meant;
 use super::{REQUESTS, Volumes, lock, prefix};
 use crate::rpc::error::bad;
 
@@ -29,18 +30,19 @@ pub(super) struct Coming {
 
 impl Volumes {
     /// How long ago a volume was asked for first, where it was before; a restart forgets it. From now on its pod waits.
-    /// `of`: the lease that it is of, where that was made before.
     ///
     /// # Errors
     /// Where the pod has, or waits for, another lease by another of its volumes.
-    pub(super) fn asked_since(&self, volume: &str, pod: &str, of: Option<&str>) -> Result<Option<Duration>, Status> {
+    pub(super) fn asked_since(&self, volume: &str, pod: &str, of: &Meant) -> Result<Option<Duration>, Status> {
+        if of.there().is_some_and(|lease| self.life(lease) == Some(false)) {
+            return Ok(None); // it has ended, as whoever binds it is told
+        }
         let mut coming = lock(&self.inner.coming);
         // All under one lock: of two that come at once the second sees the first.
         let others = coming.iter().filter(|(other, known)| other.as_str() != volume && known.pod == pod);
-        let mut others = others.map(|(_, known)| known.of.as_deref());
-        if others.any(|other| other.is_none() || other != of) || self.has_another(volume, pod, of) {
-            return Err(second(of));
-        }
+        let others: Vec<Option<&str>> = others.map(|(_, known)| known.of.as_deref()).collect();
+        self.may_come(volume, pod, of, &others)?;
+        let (waits, of) = (!matches!(of, Meant::Shared(_)), of.there());
         if let Some(known) = coming.get_mut(volume) {
             known.of = of.map(str::to_owned);
             let since = known.since.elapsed();
@@ -60,24 +62,50 @@ impl Volumes {
         {
             coming.remove(&oldest);
         }
-        let new = Coming { since: Instant::now(), pod: pod.to_owned(), of: of.map(str::to_owned), waits: true };
+        let new = Coming { since: Instant::now(), pod: pod.to_owned(), of: of.map(str::to_owned), waits };
         coming.insert(volume.to_owned(), new);
         self.tell(&coming);
         Ok(None)
     }
 
-    /// Whether a pod holds another lease, or another of its volumes has one, or a place in the queue.
-    fn has_another(&self, volume: &str, pod: &str, of: Option<&str>) -> bool {
+    /// Refuses a second lease to a pod. `others`: what its other volumes on their way are of.
+    fn may_come(&self, volume: &str, pod: &str, of: &Meant, others: &[Option<&str>]) -> Result<(), Status> {
         let own = prefix(volume);
+        let is_meant =
+            |lease: &Lease| of.there() == Some(lease.id.as_str()) || lease.request_id.as_str().starts_with(&own);
         let of_another = |request: &RequestId, terms: &Terms| {
             terms.pod == pod && request.as_str().starts_with(REQUESTS) && !request.as_str().starts_with(&own)
         };
-        let is_meant = |id: &str, request: &RequestId| of == Some(id) || request.as_str().starts_with(&own);
-        self.held_by(pod).iter().any(|lease| !is_meant(lease.id.as_str(), &lease.request_id))
-            || self.inner.rooms.admission.read(|ledger| {
-                ledger.live().any(|lease| of != Some(lease.id.as_str()) && of_another(&lease.request_id, &lease.terms))
-                    || ledger.tickets().any(|held| of_another(&held.request.id, &held.request.terms))
-            })
+        let held = self.held_by(pod);
+        self.inner.rooms.admission.read(|ledger| {
+            // One that has ended is nobody's any more.
+            let is_anothers = |id: &str| ledger.live().any(|lease| lease.id.as_str() == id && !is_meant(lease));
+            if others.iter().flatten().any(|id| is_anothers(id))
+                || held.iter().any(|lease| !is_meant(lease) && !of_another(&lease.request_id, &lease.terms))
+            {
+                return Err(second(of));
+            }
+            let is_admitted = others.contains(&None)
+                || ledger.live().any(|lease| !is_meant(lease) && of_another(&lease.request_id, &lease.terms))
+                || ledger.tickets().any(|held| of_another(&held.request.id, &held.request.terms));
+            match of {
+                Meant::Shared(_) => Ok(()),
+                _ if !is_admitted => Ok(()),
+                Meant::OneForAll => Err(of_another_volume()),
+                Meant::Made { .. } | Meant::Own => Err(second(of)),
+            }
+        })
+    }
+
+    /// Whether another volume of a lease's pod is on its way, and is to be of that lease.
+    pub(super) fn comes_beside(&self, volume: &str, lease: &Lease) -> bool {
+        let coming = lock(&self.inner.coming);
+        let is_its = |known: &Coming| known.pod == lease.terms.pod;
+        let mut others = coming.iter().filter(|(other, known)| other.as_str() != volume && is_its(known));
+        others.any(|(other, known)| match &known.of {
+            Some(of) => *of == lease.id.as_str(),
+            None => lease.request_id.as_str().starts_with(&prefix(other)),
+        })
     }
 
     /// A volume is there, or is asked for no more.
@@ -119,10 +147,18 @@ impl Volumes {
 }
 
 /// A pod is one build.
-fn second(of: Option<&str>) -> Status {
+fn second(of: &Meant) -> Status {
     let what = format!(
         "a pod is one build, and another of its volumes has a lease, or waits for one: mount directories of that one \
          volume (`subPath` of volumeMounts), or give the pod a lease ({LEASE}) that all its volumes are of"
     );
-    bad(if of.is_some() { "lease" } else { "repository" }, what)
+    bad(if of.there().is_some() { "lease" } else { "repository" }, what)
+}
+
+/// One lease is admitted for all volumes of a pod.
+fn of_another_volume() -> Status {
+    Status::unavailable(format!(
+        "the lease that the pod names ({LEASE}) has ended: another of its volumes asks for the one that all are of then, and \
+         its event says what that waits for; tried again"
+    ))
 }

@@ -11,6 +11,7 @@
 //! `attributes` reads what is asked for, `carried` finds the lease that a pod has already, `coming`
 //! knows the volumes that pods wait for, `made` looks at what was made before,
 //! `publish` and `unpublish` do it,
+//! `together` gives the volumes of a pod one lease where the pod's own has ended,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
 //! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants (`cache`), and
 //! mirrors.
@@ -26,6 +27,7 @@ mod publish;
 mod registration;
 mod shown;
 mod target;
+mod together;
 mod unpublish;
 mod waiting;
 

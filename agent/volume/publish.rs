@@ -14,6 +14,7 @@ use tonic_types::StatusExt as _;
 
 use super::attributes::{self, Asked, Of, Pod};
 use super::target::{Found, Target};
+use super::together::Meant;
 use super::{Volumes, made, prefix};
 use crate::access::{Caller, Peer, Role};
 use crate::admission::new_id;
@@ -81,34 +82,31 @@ impl Volumes {
         }
         let known = self.is_known(&asked.pod).await?;
         self.is_seen_by_pods().await?;
-        let carried = match &asked.of {
-            Of::Build(wanted) if self.lease_of(volume).is_none() => self.carried(behalf, &asked.pod.uid, wanted)?,
-            _ => None,
-        };
-        if carried.is_some() {
-            self.give_back(volume, None).await?; // the place that it had in the queue before
+        let meant = self.meant(behalf, volume, (asked, &of), &known, found != Found::Free)?;
+        if matches!(meant, Meant::Made { by: LEASE, .. } | Meant::Shared(_)) {
+            self.leave_queue(volume).await?; // the place that it had before
         }
-        let made_before = match (&carried, &of) {
-            (Some(lease), _) | (None, Of::Lease(lease)) => Some(lease.as_str()),
-            _ => None,
-        };
         // A pod that has it waits for nothing.
         let since = match found {
-            Found::Free => self.asked_since(volume, &asked.pod.uid, made_before)?,
+            Found::Free => self.asked_since(volume, &asked.pod.uid, &meant)?,
             Found::Ours(..) => None,
         };
-        let (lease, made) = match (carried, &of) {
-            (Some(lease), _) => (lease, Some(LEASE)),
-            (None, Of::Lease(lease)) => (lease.clone(), Some("lease")),
-            (None, Of::Build(wanted)) => (self.admitted(behalf, volume, &asked.pod, &wanted.build, since).await?, None),
-            (None, Of::Cache { .. } | Of::Mirrors { .. }) => return Err(bad("kind", "is no build's")),
+        let (lease, made) = match (&meant, &of) {
+            (Meant::Made { lease, by }, _) => (lease.clone(), Some(*by)),
+            (Meant::Shared(lease), _) => (lease.clone(), Some(LEASE)),
+            (_, Of::Build(wanted)) => (self.admitted(behalf, volume, &asked.pod, &wanted.build, since).await?, None),
+            _ => return Err(bad("kind", "is no build's")),
         };
         let whole = self.give(behalf, volume, (&lease, made), (asked, &known), target, read_only).await;
         // What a pod has already keeps its lease, whatever befell this attempt.
-        if let (Err(status), None, Found::Free) = (&whole, made, found)
+        if let (Err(status), Found::Free) = (&whole, found)
+            && !matches!(meant, Meant::Made { .. })
             && !comes_by_itself(status)
         {
-            self.give_back(volume, None).await?;
+            if made.is_some() {
+                self.came(volume); // whose lease it is ends it without this one
+            }
+            self.give_back(volume, &asked.pod.uid, None).await?;
         }
         if whole.is_ok() {
             self.came(volume);
@@ -207,8 +205,7 @@ impl Volumes {
     }
 
     fn is_live(&self, lease: &str) -> bool {
-        let id = stoker_core::identity::LeaseId::try_from(lease.to_owned());
-        id.is_ok_and(|id| self.inner.rooms.admission.read(|ledger| ledger.lease(&id).is_some_and(|l| l.live())))
+        self.life(lease) == Some(true)
     }
 
     /// The lease of a volume: the one that it has, the one that it gets now, or why it gets none yet.

@@ -216,10 +216,9 @@ impl Volumes {
         let pods = self.inner.kubelet.join("pods");
         let below_pods = pods.clone();
         let mounts = blocking(move || {
-            mount::places_below(&below_pods)
-                .map_err(|error| Status::unavailable(format!("mounts: {error}; tried again")))
+            mount::seen_below(&below_pods).map_err(|error| Status::unavailable(format!("mounts: {error}; tried again")))
         });
-        let for_pod = |(point, place, reads): (PathBuf, Place, bool)| Some((pod_of(&pods, &point)?, place, reads));
+        let for_pod = |seen: mount::Seen| Some((pod_of(&pods, &seen.point)?, seen.place, seen.reads_only));
         Ok(mounts.await?.into_iter().filter_map(for_pod).filter(|(uid, ..)| !self.is_gone(uid)).collect())
     }
 

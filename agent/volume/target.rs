@@ -118,6 +118,11 @@ impl Target {
         Ok(Self { own, pods, volume: below.parent().unwrap_or(below).to_owned(), name })
     }
 
+    /// The uid of its pod.
+    pub(super) fn pod(&self) -> String {
+        self.volume.iter().next().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The volume's name among those of its pod.
     pub(super) fn volume(&self) -> String {
         self.volume.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -346,7 +351,7 @@ mod tests {
         let read = |path: &str| Target::read(Path::new("/k"), path, Some("uid-1"), OwnPlaces::new(|_| [None, None]));
         let target = read(GOOD).unwrap();
         assert_eq!(target.volume, Path::new("uid-1/volumes/kubernetes.io~csi/src"));
-        assert_eq!(target.volume(), "src");
+        assert_eq!((target.pod().as_str(), target.volume().as_str()), ("uid-1", "src"));
         for wrong in [
             "",
             "/",

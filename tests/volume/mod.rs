@@ -13,6 +13,7 @@ mod sanity;
 mod shown;
 mod slow;
 mod survive;
+mod together;
 mod users;
 
 use std::path::{Path, PathBuf};
