@@ -28,9 +28,11 @@ impl Workspaces {
     /// Begins to prepare, or attaches to what is under way or there already.
     ///
     /// # Errors
-    /// When the id is another's, the pool is not ready, there are too many, or it is not known what volumes show of caches.
+    /// When the id is another's, the pool is not ready, there are too many, it is not known what volumes show of caches, or
+    /// one of the tenant's is being removed.
     pub async fn prepare(&self, order: Order) -> Result<watch::Receiver<Preparing>, NotBegun> {
         self.known_shown().await?;
+        self.caches_stay(&self.line_of(&order).tenant).await;
         let (room, id) = (self.clone(), order.id.clone());
         // It looks at the disk, which may not answer.
         let begun = tokio::task::spawn_blocking(move || room.begin(order)).await;
@@ -54,6 +56,7 @@ impl Workspaces {
             let message = format!("{} workspaces are there, at most {WORKSPACES_MAX} may be", entries.len());
             return Err(Reason::new(Code::LeasesFull, "workspaces", message).into());
         }
+        self.refuse_removing(&line.tenant)?;
         let shown = self.shown_beside(&order, &mut line, &entries);
         line.slot = caches::slot(entries.values().map(|entry| &entry.line).chain(&shown), &line);
         let (stage, stages) = watch::channel(Preparing::Under(Progress::phase("preparing")));

@@ -282,6 +282,8 @@ struct Inner {
     entries: Mutex<BTreeMap<String, Entry>>,
     /// The ids whose workspaces are being ended; locked after `entries`, where both are.
     ending: Mutex<BTreeSet<String>>,
+    /// The folders of tenants of whose caches one is being removed.
+    removing: watch::Sender<BTreeSet<String>>,
     /// Whether what an earlier agent left was taken up: done once the pool was there, and before anything is made on it.
     taken_up: Mutex<bool>,
     /// Whether that is so, for those who wait for it.
@@ -350,6 +352,7 @@ impl Workspaces {
             outputs,
             entries: Mutex::default(),
             ending: Mutex::default(),
+            removing: watch::Sender::default(),
             taken_up: Mutex::default(),
             holds: watch::Sender::new(false),
             tasks,

@@ -115,11 +115,13 @@ impl Workspaces {
     }
 
     /// Where a cache that a volume shows is: the tenant's place. Made as builds have it, with the key where one is named.
-    /// `disturbs`: who writes to it is no build that has it.
+    /// `disturbs`: who writes to it is no build that has it. Asked once it is told that a volume shows it: what is
+    /// removed from then on is no cache of it.
     ///
     /// # Errors
-    /// When the pool is not there, or a build left something else in its place.
+    /// When the pool is not there, a cache of the tenant is just being removed, or a build left something else in its place.
     pub async fn cache(&self, shown: ShownCache, disturbs: bool) -> Result<PathBuf, Reason> {
+        self.refuse_removing(&shown.tenant)?;
         let root = self.inner.pools.usable(&self.inner.pool)?;
         let folder = root.join(CACHES);
         let (room, tenant, place) = (self.clone(), folder.join(&shown.tenant), folder.join(shown.place()));

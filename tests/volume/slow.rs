@@ -1,5 +1,8 @@
 //! What takes long to come keeps nobody from leaving.
 
+use nix::libc;
+use stoker_proto::v1::ListWorkspacesRequest;
+
 use super::*;
 use crate::support::loopdev::{Kind, LoopFs};
 
@@ -63,5 +66,51 @@ async fn nobody_who_unmounts_waits_until_mirrors_are_laid_out() {
     assert_eq!((mounts_below(&world.kubelet()).len(), directories()), (1, 1));
     world.unpublish(&slow).await.unwrap();
     wait::until(LIMIT, "its directory goes", || directories() == 0);
+    world.nothing_is_left();
+}
+
+/// Whether a thread of a process waits for the kernel to rename something; see proc_pid_syscall(5).
+fn renames(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let calls = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("syscall")).ok());
+    let numbers: Vec<i64> = calls.filter_map(|call| call.split(' ').next()?.trim().parse().ok()).collect();
+    numbers.iter().any(|number| [libc::SYS_renameat, libc::SYS_renameat2].contains(number))
+}
+
+/// Retention removes a cache, and the disk does not answer: who wants nothing of the tenant's caches does not notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_until_a_cache_is_removed() {
+    const CACHE: [(&str, &str); 2] = [("kind", "cache"), ("key", "target")];
+    needs_root!();
+    let mut disk = None;
+    let world = World::with(TestRepo::standard(), "", |shared| {
+        let pool = shared.join("pool");
+        std::fs::create_dir(&pool).unwrap();
+        disk.insert(LoopFs::unmounted(Kind::Ext4, 256 << 20).at(&pool)).mount();
+    });
+    let (first, next) = (world.pod("uid-a"), world.pod("uid-b"));
+    world.publish(world.wanted(&first, &CACHE)).await.unwrap();
+    std::fs::write(first.target.join("large"), vec![1; 4 << 20]).unwrap();
+    world.unpublish(&first).await.unwrap();
+
+    let frozen = disk.as_ref().unwrap().freeze();
+    let config = world.agent.root().join("agent.yaml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "caches: {limit: 1MiB}\n").unwrap();
+    let agent = nix::unistd::Pid::from_raw(world.agent.pid().cast_signed());
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGHUP).unwrap();
+    wait::until(LIMIT, "the cache is removed, and the disk waited for", || renames(world.agent.pid()));
+    let list = async { world.agent.workspace().await.list_workspaces(ListWorkspacesRequest::default()).await };
+    let listed = tokio::time::timeout(AT_ONCE, list).await.expect("it is not waited for the disk");
+    assert_eq!(listed.unwrap().into_inner().workspaces, Vec::new());
+    let refused = tokio::time::timeout(AT_ONCE, world.publish(world.wanted(&next, &CACHE))).await;
+    let refused = refused.expect("nor by who may not have it now").unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("is being removed; ask again"), "{}", refused.message());
+    drop(frozen);
+
+    world.publish_at_last(&world.wanted(&next, &CACHE)).await;
+    assert!(!next.target.join("large").exists(), "it is a new one");
+    world.unpublish(&next).await.unwrap();
     world.nothing_is_left();
 }

@@ -64,13 +64,14 @@ impl Workspaces {
             used: Arc::new(move || used.inner.uses.take()),
             ending: Arc::new(move |lease| ending.ending(lease)),
             remove_cache: Arc::new(move |path, tenant| {
-                // A build that comes has its entry before it has its caches; so not while this is looked at.
-                let entries = cache.entries();
+                // It waits for the disk, and others do not wait for that: the tenant alone is held. A build that comes has
+                // its entry before it has its caches, and a volume is told before it does.
+                let Some(_removing) = cache.reserve_caches(tenant) else { return Ok(false) };
                 let is_it = |shown: &ShownCache| {
                     shown.path().is_some_and(|shown| path.ends_with(Path::new(CACHES).join(shown)))
                 };
                 let shows = |shown: &BTreeSet<ShownCache>| shown.iter().any(is_it);
-                if entries.values().any(|entry| entry.line.tenant == tenant)
+                if cache.entries().values().any(|entry| entry.line.tenant == tenant)
                     || cache.shown().is_none_or(|shown| shows(&shown))
                 {
                     return Ok(false);
