@@ -9,6 +9,7 @@ mod asker;
 pub(crate) mod behalf;
 mod binding;
 pub mod convert;
+mod detached;
 pub(crate) mod error;
 mod examination;
 mod explain;

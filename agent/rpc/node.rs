@@ -162,9 +162,8 @@ impl Rooms {
 
     /// A pool, and what still holds its disk where it was detached.
     fn pool(&self, found: &PoolView) -> v1::Pool {
-        let holding = (found.state == State::Detached).then(|| self.workspaces.holding(&found.name)).flatten();
         let mut told = pool(found);
-        if let Some(holding) = holding {
+        if let Some(holding) = self.holding(found) {
             told.message = format!("{}; {holding}", told.message);
         }
         told

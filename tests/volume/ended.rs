@@ -17,6 +17,10 @@ impl World {
         pod
     }
 
+    fn wanted_src(&self, pod: &Pod) -> csi::NodePublishVolumeRequest {
+        self.wanted(pod, &[self.main().as_slice(), &[("subPath", "src")]].concat())
+    }
+
     /// From its filesystem's root, as the kernel tells what is mounted at a target.
     fn shows(&self, pod: &Pod) -> String {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -67,4 +71,40 @@ async fn an_out_that_was_kept_and_thrown_away_meanwhile_is_unmounted() {
     world.unpublish(&pod).await.unwrap();
     assert!(!pod.target.exists());
     world.nothing_is_left();
+}
+
+/// Whoever takes a disk out is told which pods have something of it, also of what no lease holds any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_detached_tells_which_pods_hold_its_disk() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let detached = || {
+        let told = world.agent.stoker().run(["pool", "detach", "data", "-o", "json"]).expect_code(0).json();
+        assert_eq!(told["pool"]["state"], "Detached");
+        told["pool"]["message"].as_str().unwrap().to_owned()
+    };
+    let cached = world.pod("uid-cached");
+    world.publish_at_last(&world.wanted(&cached, &[("kind", "cache"), ("key", "target")])).await;
+    let (left, builds) = (world.pod_that_left_something("uid-left").await, world.pod("uid-builds"));
+    let lease = world.leases()[0]["id"].as_str().unwrap().to_owned();
+    world.agent.stoker().run(["lease", "release", "--outcome", "failed", &lease]).expect_code(0);
+    wait::until(LIMIT, "what it left is kept", || !world.outputs().is_empty());
+    world.publish_at_last(&world.wanted_src(&builds)).await;
+    world.pod("uid-without");
+
+    let told = detached();
+    for uid in ["uid-cached", "uid-left", "uid-builds"] {
+        assert!(told.contains(uid), "{uid}: {told}");
+    }
+    assert!(!told.contains("uid-without"), "{told}");
+    // As `pool list` and the status do.
+    assert!(world.agent.stoker().run(["pool", "list", "-o", "json"]).expect_code(0).stdout.contains(&told));
+    for (pod, others) in [(&cached, 2), (&left, 1), (&builds, 0)] {
+        world.unpublish(pod).await.unwrap();
+        let told = detached();
+        assert_eq!((told.contains(pod.uid), told.matches("uid-").count()), (false, others), "{told}");
+    }
+    wait::until(LIMIT, "nothing holds the disk", || !detached().contains("hold"));
+    world.agent.stoker().run(["pool", "attach", "data"]).expect_code(0);
 }
