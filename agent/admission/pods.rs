@@ -13,7 +13,7 @@ use stoker_core::admission::{Command, Holder, Lease, LeaseState};
 use stoker_core::cluster::Ended;
 use stoker_core::cluster::bind::{self, Act, Group, Seen};
 use stoker_core::identity::LeaseId;
-use stoker_core::quantity::Span;
+use stoker_core::quantity::{Resource, Span};
 use stoker_core::reason::Code;
 use stoker_core::sizing::{Outcome, PodEnd};
 use tokio::task::JoinSet;
@@ -186,7 +186,11 @@ async fn evict(lease: Arc<Lease>, kubernetes: Kubernetes) -> (LeaseId, bool) {
     match &evicted {
         Ok(()) => {
             tracing::warn!(lease = %id, namespace, name, reason, "its pod is evicted");
-            let note = format!("the time of lease {id} is over: {reason}");
+            let had = Resource::Time.show(u64::try_from(lease.sizing.size.time_budget.0).unwrap_or(0));
+            let note = match drained {
+                true => format!("the time of lease {id} is over: {reason}: the node is drained"),
+                false => format!("the time of lease {id} is over: {reason}: it had {had}; declare more `time`"),
+            };
             kubernetes.tell(told(&format!("{namespace}/{name}"), uid, "TimeOver", &note));
         }
         Err(error) => {

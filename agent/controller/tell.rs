@@ -121,7 +121,10 @@ fn cut(mut text: String, bytes: usize) -> String {
 /// Why no node takes it, with the figures.
 pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     let size = wanted.amounts();
-    let beyond = |limit: Amounts| limit.disk_inodes > 0 && size.disk_inodes > limit.disk_inodes;
+    // What is not known of any node lacks nowhere.
+    let lacks = |limit: Amounts| {
+        move |resource: Resource| why.largest.get(resource) > 0 && size.get(resource) > limit.get(resource)
+    };
     if why.nodes == 0 || why.away == why.nodes {
         let note = format!(
             "none of {} agents answers: the pod waits until one does. To let it go without a node's word: kubectl annotate \
@@ -133,9 +136,9 @@ pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     if why.never() {
         let note = format!(
             "it asks for {}, the largest of {} nodes that it may go to has {} in all: ask for less, or add a larger node",
-            shown(size, beyond(why.largest)),
+            shown(size, lacks(why.largest)),
             why.too_small,
-            shown(why.largest, beyond(why.largest))
+            shown(why.largest, lacks(why.largest))
         );
         return Told { reason: "NeverFits", note, bad: true };
     }
@@ -151,8 +154,7 @@ pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     part(why.too_small, "too small");
     part(why.others, "not by its selector, affinity or tolerations");
     part(why.away, "silent");
-    let inodes = size.disk_inodes > why.free.disk_inodes && why.largest.disk_inodes > 0;
-    let (size, free) = (shown(size, inodes), shown(why.free, inodes));
+    let (size, free) = (shown(size, lacks(why.free)), shown(why.free, lacks(why.free)));
     let note = format!("it asks for {size}; of {} nodes: {}; free at most {free}", why.nodes, parts.join(", "));
     let reason = match (why.full, why.closed, why.too_small) {
         (0, 0, 0) => "NoSuchNode",
@@ -163,13 +165,12 @@ pub(super) fn why(wanted: &Wanted, why: &Why) -> Told {
     Told { reason, note, bad: matches!(reason, "NoSuchNode" | "NeverFits") }
 }
 
-/// `inodes`: those too, where they are what it lacks.
-fn shown(amounts: Amounts, inodes: bool) -> String {
+/// What is there, and what is lacking even where that is nothing; inodes only there.
+fn shown(amounts: Amounts, lacks: impl Fn(Resource) -> bool) -> String {
     let parts = [Resource::Cpu, Resource::Memory, Resource::DiskBytes, Resource::DiskInodes];
     let parts = parts.map(|resource| (resource, amounts.get(resource)));
-    let is_shown = |(resource, value): &(Resource, u64)| match resource {
-        Resource::DiskInodes => inodes,
-        _ => *value > 0,
+    let is_shown = |(resource, value): &(Resource, u64)| {
+        lacks(*resource) || (*value > 0 && !matches!(resource, Resource::DiskInodes))
     };
     let parts = parts.into_iter().filter(is_shown).map(|(resource, value)| match resource {
         Resource::Cpu | Resource::DiskInodes => resource.show(value).to_string(),

@@ -122,7 +122,7 @@ impl Agent {
         let (socket, closing) = (volume.socket.clone(), self.closing.clone());
         self.serving.spawn(keep_known(volume.clone(), closing.clone()));
         self.serving.spawn(async move {
-            driver.serve(listener, closing).await;
+            driver.serve(listener, &socket, closing).await;
             let _ = std::fs::remove_file(&socket);
         });
     }

@@ -19,7 +19,7 @@ use crate::sizing::is_cache_key;
 const OF_THE_KUBELET: &str = "csi.storage.k8s.io/";
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// All there are of each kind.
-const OF_A_WORKSPACE: [&str; 14] = [
+const OF_A_WORKSPACE: [&str; 15] = [
     "kind",
     "lease",
     "repository",
@@ -27,6 +27,7 @@ const OF_A_WORKSPACE: [&str; 14] = [
     "cpu",
     "memory",
     "disk",
+    "inodes",
     "time",
     "tenant",
     "subPath",
@@ -38,7 +39,7 @@ const OF_A_WORKSPACE: [&str; 14] = [
 const OF_A_CACHE: [&str; 4] = ["kind", "key", "tenant", "trust"];
 const OF_MIRRORS: [&str; 2] = ["kind", "tenant"];
 /// Those of a build that is yet to be admitted.
-const OF_A_BUILD: [&str; 7] = ["repository", "ref", "cpu", "memory", "disk", "time", "tenant"];
+const OF_A_BUILD: [&str; 8] = ["repository", "ref", "cpu", "memory", "disk", "inodes", "time", "tenant"];
 /// The longest attribute, in bytes.
 const VALUE_BYTES_MAX: usize = 4096;
 
@@ -253,7 +254,7 @@ fn of(kind: &str, attributes: &Attributes) -> Result<Of, Status> {
         cpu_millis: amount("cpu", amount::cpu_millis)?,
         memory_bytes: amount("memory", amount::bytes)?,
         disk_bytes: amount("disk", amount::bytes)?,
-        disk_inodes: None,
+        disk_inodes: amount("inodes", inodes)?,
         time_budget: part("time").map(amount::span).transpose().map_err(|why| bad("time", why))?,
     };
     let build = v1::Build {
@@ -272,6 +273,12 @@ fn sub_path(text: &str) -> Result<PathBuf, Status> {
         true => Ok(path.to_owned()),
         false => Err(bad("subPath", "is no plain relative path; name a directory of the workspace, as src")),
     }
+}
+
+/// How many files and directories.
+fn inodes(text: &str) -> Result<i64, String> {
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i64>().ok()).flatten();
+    number.filter(|number| *number > 0).ok_or_else(|| format!("{text:?} is no number of files; write one, as `200000`"))
 }
 
 fn flag(name: &str, text: Option<&str>) -> Result<bool, Status> {
@@ -309,15 +316,22 @@ mod tests {
 
     #[test]
     fn attributes_are_read_as_the_command_line_reads_them() {
-        let more =
-            [REPOSITORY, ("ref", "pr:7"), ("cpu", "2.5"), ("memory", "8GiB"), ("time", "1h30m"), ("user", "1000")];
+        let more = [
+            REPOSITORY,
+            ("ref", "pr:7"),
+            ("cpu", "2.5"),
+            ("memory", "8GiB"),
+            ("time", "1h30m"),
+            ("user", "1000"),
+            ("inodes", "7000"),
+        ];
         let asked = Asked::read(&context(&more)).unwrap();
         let Of::Build(wanted) = asked.of else { panic!("a build") };
         assert_eq!((wanted.repository.as_str(), wanted.reference.as_str()), ("git.example.org/a", "pr:7"));
         let build = wanted.build;
         let size = build.declared.unwrap();
         assert_eq!((size.cpu_millis, size.memory_bytes, size.disk_bytes), (Some(2500), Some(8 << 30), None));
-        assert_eq!(size.time_budget.unwrap().seconds, 5400);
+        assert_eq!((size.time_budget.unwrap().seconds, size.disk_inodes), (5400, Some(7000)));
         assert_eq!(build.source.unwrap().r#ref, Some(v1::source::Ref::PullRequest(7)));
         let shape = asked.shape;
         assert_eq!((shape.user, shape.group, shape.submodules), (Some(1000), None, false));
@@ -335,6 +349,8 @@ mod tests {
             ("cpu", "-1"),
             ("memory", "8"),
             ("disk", "much"),
+            ("inodes", "0"),
+            ("inodes", "2k"),
             ("time", "0s"),
             ("tenant", "a\nb"),
             ("subPath", "../x"),

@@ -13,7 +13,7 @@
 //! `publish` and `unpublish` do it,
 //! `together` gives the volumes of a pod one lease where the pod's own has ended,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
-//! makes the driver known to the kubelet. `shown` serves the volumes that are no build's: caches of tenants (`cache`), and
+//! makes the driver known to the kubelet, `listen` has its socket made again where somebody deleted it. `shown` serves the volumes that are no build's: caches of tenants (`cache`), and
 //! mirrors.
 
 mod attributes;
@@ -21,6 +21,7 @@ mod cache;
 mod carried;
 mod coming;
 mod identity;
+mod listen;
 mod made;
 mod node;
 mod publish;
@@ -44,7 +45,6 @@ use stoker_core::identity::RequestId;
 use stoker_proto::csi::identity_server::IdentityServer;
 use stoker_proto::csi::node_server::NodeServer;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -121,7 +121,7 @@ impl Volumes {
     }
 
     /// Serves until `closing`; then nobody finds the socket any more.
-    pub(crate) async fn serve(self, listener: UnixListener, closing: CancellationToken) {
+    pub(crate) async fn serve(self, listener: UnixListener, socket: &Path, closing: CancellationToken) {
         let identity = IdentityServer::new(identity::Identity(self.clone()));
         let node = NodeServer::new(node::Node(self)).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let serve = tonic::transport::Server::builder()
@@ -130,7 +130,7 @@ impl Volumes {
             .max_concurrent_streams(1024)
             .add_service(identity)
             .add_service(node)
-            .serve_with_incoming_shutdown(of_the_host(listener), closing.cancelled_owned());
+            .serve_with_incoming_shutdown(of_the_host(listen::on(listener, socket)), closing.cancelled_owned());
         if let Err(error) = serve.await {
             tracing::error!(%error, what = "volumes", "a listener ended");
         }
@@ -243,9 +243,9 @@ impl Drop for Turn {
 
 /// Those who connected, without processes of pods and of other users.
 fn of_the_host(
-    listener: UnixListener,
+    connected: impl futures_util::Stream<Item = std::io::Result<UnixStream>> + Send + 'static,
 ) -> impl futures_util::Stream<Item = std::io::Result<UnixStream>> + Send + 'static {
-    UnixListenerStream::new(listener).filter(|stream| {
+    connected.filter(|stream| {
         let is_let_in = stream.as_ref().map_or(true, |stream| {
             let is_let_in = is_of_the_host(stream);
             if !is_let_in {

@@ -191,7 +191,7 @@ impl Volumes {
         }
         let cluster = self.inner.rooms.kubernetes.view();
         if !cluster.asked {
-            let what = "the agent asks no API server about pods: set kubernetes.watch, or run it in a pod";
+            let what = "the agent asks no API server about pods: set `kubernetes.watch: on` and start it anew, or run it in a pod";
             return Err(Status::failed_precondition(what));
         }
         if cluster.is_current() {

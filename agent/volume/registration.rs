@@ -11,6 +11,7 @@ use std::time::Duration;
 use stoker_proto::plugin_registration as api;
 use stoker_proto::plugin_registration::registration_server::{Registration as Service, RegistrationServer};
 use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -18,7 +19,7 @@ use super::{DRIVER, of_the_host};
 use crate::config::Volume;
 
 /// How often the socket is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The version of the interface that the driver speaks, as the kubelet knows versions.
 const VERSION: &str = "1.0.0";
 
@@ -48,15 +49,22 @@ pub(crate) async fn keep_known(volume: Volume, closing: CancellationToken) {
 }
 
 /// Over what an agent left that was killed: the agent's socket is bound, so there is no other agent.
-fn bind(socket: &Path) -> io::Result<(UnixListener, (u64, u64))> {
+pub(super) fn bind(socket: &Path) -> io::Result<(UnixListener, Identity)> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    let meta = std::fs::symlink_metadata(socket)?;
-    Ok((listener, (meta.dev(), meta.ino())))
+    Ok((listener, identity(socket)?))
+}
+
+/// Device and inode.
+pub(super) type Identity = (u64, u64);
+
+/// Which socket lies at a path.
+pub(super) fn identity(socket: &Path) -> io::Result<Identity> {
+    std::fs::symlink_metadata(socket).map(|meta| (meta.dev(), meta.ino()))
 }
 
 async fn serve(volume: &Volume, listener: UnixListener, until: impl Future<Output = ()>) {
@@ -65,20 +73,19 @@ async fn serve(volume: &Volume, listener: UnixListener, until: impl Future<Outpu
         .timeout(Duration::from_secs(10))
         .max_concurrent_streams(64)
         .add_service(service)
-        .serve_with_incoming_shutdown(of_the_host(listener), until);
+        .serve_with_incoming_shutdown(of_the_host(UnixListenerStream::new(listener)), until);
     if let Err(error) = serve.await {
         tracing::error!(%error, what = "registration of volumes", "a listener ended");
     }
 }
 
 /// Ends when the socket is not the one that was bound any more.
-async fn replaced(socket: &Path, bound: (u64, u64), closing: &CancellationToken) {
+async fn replaced(socket: &Path, bound: Identity, closing: &CancellationToken) {
     loop {
         if closing.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
             return;
         }
-        let there = std::fs::symlink_metadata(socket).map(|meta| (meta.dev(), meta.ino())).ok();
-        if there != Some(bound) {
+        if identity(socket).ok() != Some(bound) {
             tracing::info!(socket = %socket.display(), "the kubelet cleared it away: made again");
             return;
         }

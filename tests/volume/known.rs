@@ -120,11 +120,37 @@ async fn the_kubelet_finds_the_driver_also_when_it_starts_anew() {
     assert!(!registration.exists() && !world.socket().exists());
 }
 
+fn mode(path: &Path) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions())
+}
+
+/// Somebody tidies up below the kubelet's plugins.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_was_deleted_is_made_again() {
+    needs_root!();
+    let world = World::new("");
+    world.fill();
+    let folder = world.socket().parent().unwrap().to_owned();
+    let deleted: [&dyn Fn(); 2] = [&|| std::fs::remove_file(world.socket()).unwrap(), &|| {
+        std::fs::remove_dir_all(&folder).unwrap();
+    }];
+    for (uid, delete) in ["uid-a", "uid-b"].into_iter().zip(deleted) {
+        delete();
+        wait::until(LIMIT, "it can be called again", || {
+            std::os::unix::net::UnixStream::connect(world.socket()).is_ok()
+        });
+        assert_eq!((mode(&world.socket()) & 0o777, mode(&folder) & 0o777), (0o600, 0o700));
+        let pod = world.pod(uid);
+        world.publish_at_last(&world.wanted(&pod, &world.main())).await;
+        world.unpublish(&pod).await.unwrap();
+    }
+    world.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_of_a_pod_is_not_the_kubelet() {
     needs_root!();
     let world = World::new("");
-    let mode = |path: &Path| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
     assert_eq!(mode(&world.socket()) & 0o777, 0o600);
     assert_eq!(mode(world.socket().parent().unwrap()) & 0o777, 0o700);
     let socket = world.socket();

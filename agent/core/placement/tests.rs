@@ -155,6 +155,19 @@ fn nobody_is_chosen_who_says_nothing_or_takes_nothing() {
 }
 
 #[test]
+fn who_is_shut_and_tainted_for_it_is_told_by_what_it_says_itself() {
+    let taint = Taint { key: "node.kubernetes.io/unschedulable".into(), value: "".into(), effect: "NoSchedule".into() };
+    let facts = Some((BTreeMap::new(), vec![taint]));
+    let reasons = vec![crate::reason::Code::NodeCordoned];
+    let cordoned = Room { accepts: false, reasons: reasons.clone(), facts: facts.clone(), ..room(900, &[]) };
+    let other = Room { facts, ..room(900, &[]) };
+    let mut all = farm(&[("cordoned", cordoned), ("other", other)]);
+    assert_eq!(choice(&mut all, &wants(100, "")), None);
+    let why = all.why(&wants(100, ""));
+    assert_eq!((why.closed, why.others, why.reasons), (1, 1, reasons));
+}
+
+#[test]
 fn labels_and_taints_keep_pods_away_as_the_scheduler_does() {
     let labels: BTreeMap<String, String> = [("zone", "a"), ("cores", "32")].map(|(k, v)| (k.into(), v.into())).into();
     let taint = |effect: &str| Taint { key: "dedicated".into(), value: "builds".into(), effect: effect.into() };

@@ -97,6 +97,14 @@ impl Node {
         Headroom(parts)
     }
 
+    /// Whether it takes nothing now and says why, and nothing but its taints speaks against a pod.
+    pub(super) fn is_shut_by_taints(&self, wanted: &Wanted) -> bool {
+        let labels = self.room.facts.as_ref().map(|(labels, _)| labels);
+        !self.room.accepts
+            && !self.room.reasons.is_empty()
+            && labels.is_some_and(|labels| wanted.selector.holds(labels, &[]))
+    }
+
     /// What it is to a pod for which it is not kept.
     pub(super) fn fits(&self, wanted: &Wanted) -> Fits {
         match self.takes(wanted) {

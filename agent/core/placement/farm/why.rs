@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::node::Fits;
+use super::node::{Fits, Node};
 use super::{Farm, Wanted};
 use crate::quantity::Amounts;
 use crate::reason::Code;
@@ -39,6 +39,13 @@ impl Why {
     }
 }
 
+fn reasons_of(node: &Node, reasons: &mut BTreeMap<Code, usize>) {
+    for code in &node.room.reasons {
+        let count = reasons.entry(*code).or_default();
+        *count = count.saturating_add(1);
+    }
+}
+
 impl Farm {
     /// Why no node is for a pod. Looks at all.
     #[must_use]
@@ -53,13 +60,15 @@ impl Farm {
             let count = match node.fits(wanted) {
                 Fits::Now | Fits::Full => &mut why.full,
                 Fits::Closed => {
-                    for code in &node.room.reasons {
-                        let count = reasons.entry(*code).or_default();
-                        *count = count.saturating_add(1);
-                    }
+                    reasons_of(node, &mut reasons);
                     &mut why.closed
                 }
                 Fits::TooSmall => &mut why.too_small,
+                // Cordoned, or not ready: its taint says what it says itself.
+                Fits::Other if node.is_shut_by_taints(wanted) => {
+                    reasons_of(node, &mut reasons);
+                    &mut why.closed
+                }
                 Fits::Other => {
                     why.others = why.others.saturating_add(1);
                     continue;
