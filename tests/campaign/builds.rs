@@ -155,6 +155,10 @@ impl Builder<'_> {
             assert!(struck || !there, "{}: {what} of {wanted:?}, which is there: {said}", site.url);
             return (*word).to_owned();
         }
+        // A git child that was killed in a fetch: the agent tells that of upstream until it has asked it again.
+        if said.contains("[UPSTREAM_UNREACHABLE]") && trouble.remembered_since(begun) {
+            return "something was struck, [UPSTREAM_UNREACHABLE]".to_owned();
+        }
         assert!(struck, "{}: {what} of {wanted:?} failed, and nothing was struck: {said}", site.url);
         "something was struck".to_owned()
     }

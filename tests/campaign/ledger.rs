@@ -32,6 +32,8 @@ const NEEDED: [(&str, u64); 21] = [
 ];
 /// How long after a kill its victims' clients may still hear of it.
 const AFTERMATH: Duration = Duration::from_secs(2);
+/// And what came of a fetch until upstream was asked again.
+const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// How often each thing happened.
 #[derive(Default)]
@@ -139,7 +141,16 @@ impl Trouble {
 
     /// Whether there was trouble at any time since then.
     pub(super) fn since(&self, begun: Instant) -> bool {
+        self.ended_after(begun, AFTERMATH)
+    }
+
+    /// Whether a fetch that was struck may be remembered since then.
+    pub(super) fn remembered_since(&self, begun: Instant) -> bool {
+        self.ended_after(begun, REMEMBERED)
+    }
+
+    fn ended_after(&self, begun: Instant, aftermath: Duration) -> bool {
         let struck = self.0.lock().unwrap();
-        struck.under_way || struck.last_end.is_some_and(|end| end + AFTERMATH >= begun)
+        struck.under_way || struck.last_end.is_some_and(|end| end + aftermath >= begun)
     }
 }
