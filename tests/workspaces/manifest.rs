@@ -103,9 +103,10 @@ fn all_say(src: &Path, user: Option<u32>, places: &[&str], script: &str) -> Vec<
     places.iter().map(|path| as_owner(&src.join(path), user, script)).collect()
 }
 
-/// The kept checkouts.
+/// The kept checkouts. A record that is just being written anew lies beside the one that it is to replace.
 fn kept(pool: &Path) -> usize {
-    names(&pool.join("stoker/checkouts")).into_iter().filter(|name| name.ends_with(".json")).count()
+    let is_record = |name: &String| name.ends_with(".json") && !name.starts_with(".tmp-");
+    names(&pool.join("stoker/checkouts")).into_iter().filter(is_record).count()
 }
 
 async fn get(agent: &Agent, id: &str) -> v1::Workspace {

@@ -276,7 +276,8 @@ async fn a_checkout_on_ext4_for_another_user_is_what_a_clone_is() {
 /// The commits that are kept, each with whether it is only a layer.
 fn kept(pool: &Path) -> BTreeMap<String, bool> {
     let place = pool.join("stoker/checkouts");
-    let records = names(&place).into_iter().filter(|name| name.ends_with(".json"));
+    let is_record = |name: &String| name.ends_with(".json") && !name.starts_with(".tmp-");
+    let records = names(&place).into_iter().filter(is_record);
     // One that was superseded goes meanwhile.
     let record = |name: String| -> Option<serde_json::Value> {
         Some(serde_json::from_slice(&fs::read(place.join(name)).ok()?).unwrap())
