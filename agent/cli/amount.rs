@@ -37,6 +37,17 @@ pub(crate) fn bytes(text: &str) -> Result<i64, String> {
     positive(text, value, REMEDY)
 }
 
+/// A number of files and directories: `200000`.
+///
+/// # Errors
+///
+/// What is wrong with the text, and what to write instead.
+pub(crate) fn inodes(text: &str) -> Result<i64, String> {
+    const REMEDY: &str = "write the number of files and directories, as `200000`";
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    positive(text, digits.ok_or_else(|| format!("{text:?} is no whole number; {REMEDY}"))?, REMEDY)
+}
+
 /// A length of time: `90s`, `5m`, `1h30m`.
 ///
 /// # Errors

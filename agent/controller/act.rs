@@ -93,13 +93,13 @@ impl Actor {
         request.set_timeout(ADMIT_WITHIN);
         let said = client.admission().admit(request).await.map(tonic::Response::into_inner);
         let mut refusal = match (answer::said(said, asked.attempt, first), held) {
-            (Said::Granted(lease), _) => match answer::faulty(&lease, &asked.request_id(&pod.uid)) {
-                None => return self.let_go(&pod, &asked, written, &lease, &client).await,
-                Some(words) => {
-                    let words = words.to_owned();
-                    Box::new(Refusal { attempt: asked.attempt, words, faulty: true, ..Refusal::default() })
-                }
-            },
+            (Said::Granted(lease), _) if answer::is_by(&lease, &asked.request_id(&pod.uid)) => {
+                return self.let_go(&pod, &asked, written, &lease, &client).await;
+            }
+            (Said::Granted(_), _) => {
+                let words = "its lease is by another request's name".to_owned();
+                Box::new(Refusal { attempt: asked.attempt, words, faulty: true, ..Refusal::default() })
+            }
             (Said::Refused(refusal), _) => refusal,
             (Said::Unknown { why, doubt }, _) => return Done::Unknown { why, doubt },
             // In which words a pod asks is what its author writes: that says nothing of the node.

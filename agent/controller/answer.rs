@@ -177,10 +177,9 @@ fn is_of_source(word: &str) -> bool {
     })
 }
 
-/// Why a lease cannot stand on a pod: it is another's.
-pub(super) fn faulty(lease: &v1::Lease, request_id: &str) -> Option<&'static str> {
-    let its = lease.request_id == request_id && !lease.id.is_empty();
-    (!its).then_some("its lease is by another request's name")
+/// Whether a lease was given by this request: another's cannot stand on a pod.
+pub(super) fn is_by(lease: &v1::Lease, request_id: &str) -> bool {
+    lease.request_id == request_id && !lease.id.is_empty()
 }
 
 /// What became of a lease that stands on a pod.
@@ -340,7 +339,6 @@ mod tests {
     #[test]
     fn a_lease_is_by_its_own_request() {
         let of = |id: &str| v1::Lease { id: id.into(), request_id: "gate-uid-1".into(), ..v1::Lease::default() };
-        assert_eq!(faulty(&of("l1"), "gate-uid-1"), None);
-        assert!(faulty(&of("l1"), "gate-uid-2").is_some() && faulty(&of(""), "gate-uid-1").is_some());
+        assert!(is_by(&of("l1"), "gate-uid-1") && !is_by(&of("l1"), "gate-uid-2") && !is_by(&of(""), "gate-uid-1"));
     }
 }

@@ -55,10 +55,10 @@ pub(super) fn watch(rooms: &Rooms, asker: Asker, mirrors_on_change: bool) -> Roo
             if Instant::now() >= due || told.as_ref().is_none_or(|told| differs(told, &room)) {
                 due = Instant::now() + AT_LEAST_EVERY;
                 let same = |told: &v1::Room| mirrors_on_change && told.mirrors == room.mirrors;
-                let message = match told.as_ref().is_some_and(same) {
-                    true => v1::Room { mirrors: Vec::new(), mirrors_unchanged: true, ..room.clone() },
-                    false => room.clone(),
-                };
+                let mut message = room.clone();
+                if told.as_ref().is_some_and(same) {
+                    (message.mirrors, message.mirrors_unchanged) = (Vec::new(), true);
+                }
                 told = Some(room);
                 let message = v1::WatchRoomResponse { node: Some(rooms.node()), room: Some(message) };
                 if messages.send(Ok(message)).await.is_err() {

@@ -254,7 +254,7 @@ fn of(kind: &str, attributes: &Attributes) -> Result<Of, Status> {
         cpu_millis: amount("cpu", amount::cpu_millis)?,
         memory_bytes: amount("memory", amount::bytes)?,
         disk_bytes: amount("disk", amount::bytes)?,
-        disk_inodes: amount("inodes", inodes)?,
+        disk_inodes: amount("inodes", amount::inodes)?,
         time_budget: part("time").map(amount::span).transpose().map_err(|why| bad("time", why))?,
     };
     let build = v1::Build {
@@ -273,12 +273,6 @@ fn sub_path(text: &str) -> Result<PathBuf, Status> {
         true => Ok(path.to_owned()),
         false => Err(bad("subPath", "is no plain relative path; name a directory of the workspace, as src")),
     }
-}
-
-/// How many files and directories.
-fn inodes(text: &str) -> Result<i64, String> {
-    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i64>().ok()).flatten();
-    number.filter(|number| *number > 0).ok_or_else(|| format!("{text:?} is no number of files; write one, as `200000`"))
 }
 
 fn flag(name: &str, text: Option<&str>) -> Result<bool, Status> {

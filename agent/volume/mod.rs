@@ -13,7 +13,7 @@
 //! `publish` and `unpublish` do it,
 //! `together` gives the volumes of a pod one lease where the pod's own has ended,
 //! `target` mounts, by descriptors only, `waiting` keeps places in the queue between the kubelet's attempts, `registration`
-//! makes the driver known to the kubelet, `listen` has its socket made again where somebody deleted it. `shown` serves the volumes that are no build's: caches of tenants (`cache`), and
+//! makes the driver known to the kubelet, `listen` has the sockets of both made again where they are gone. `shown` serves the volumes that are no build's: caches of tenants (`cache`), and
 //! mirrors.
 
 mod attributes;
@@ -130,7 +130,10 @@ impl Volumes {
             .max_concurrent_streams(1024)
             .add_service(identity)
             .add_service(node)
-            .serve_with_incoming_shutdown(of_the_host(listen::on(listener, socket)), closing.cancelled_owned());
+            .serve_with_incoming_shutdown(
+                of_the_host(listen::on(Some(listener), socket, listen::Folder::Own)),
+                closing.cancelled_owned(),
+            );
         if let Err(error) = serve.await {
             tracing::error!(%error, what = "volumes", "a listener ended");
         }

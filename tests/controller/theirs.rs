@@ -39,3 +39,20 @@ async fn who_takes_the_gate_away_alone_has_no_lease() {
     wait::until_async(LIMIT, "it is given back", async || world.live().await.is_empty()).await;
     assert_eq!(world.text("build", LEASE), "");
 }
+
+/// Pods without the gate, which anybody can have written as if they had been placed, take the places of none that wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_only_look_placed_take_half_of_the_places_at_most() {
+    needs_root!();
+    let world = World::start();
+    let notes = json!({"stoker.build/placement": "ghost 1 1", "stoker.build/lease": "0000000000000000"});
+    for number in 0..6 {
+        let metadata = json!({"name": format!("looks-{number}"), "namespace": "others", "annotations": notes});
+        let spec = json!({"containers": [{"name": "build"}]});
+        world.api.put("pods", json!({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}));
+    }
+    let controller = world.controller_with("one", &["--pods-max", "4"]);
+    controller.wait_leads();
+    world.gated("build");
+    world.wait_placed("build");
+}

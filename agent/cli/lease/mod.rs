@@ -78,6 +78,9 @@ pub(super) struct Build {
     /// Disk, as 20GiB
     #[arg(long, value_name = "AMOUNT", value_parser = amount::bytes)]
     disk: Option<i64>,
+    /// Files and directories, as 200000
+    #[arg(long, value_name = "COUNT", value_parser = amount::inodes)]
+    inodes: Option<i64>,
     /// Time budget, as 1h30m
     #[arg(long, value_name = "DURATION", value_parser = amount::span)]
     time: Option<prost_types::Duration>,
@@ -122,7 +125,7 @@ impl Build {
                 cpu_millis: self.cpu,
                 memory_bytes: self.memory,
                 disk_bytes: self.disk,
-                disk_inodes: None,
+                disk_inodes: self.inodes,
                 time_budget: self.time,
             }),
             cache_keys: self.cache_keys.clone(),

@@ -156,15 +156,19 @@ fn nobody_is_chosen_who_says_nothing_or_takes_nothing() {
 
 #[test]
 fn who_is_shut_and_tainted_for_it_is_told_by_what_it_says_itself() {
-    let taint = Taint { key: "node.kubernetes.io/unschedulable".into(), value: "".into(), effect: "NoSchedule".into() };
+    let taint =
+        Taint { key: "node.kubernetes.io/unschedulable".into(), value: String::new(), effect: "NoSchedule".into() };
     let facts = Some((BTreeMap::new(), vec![taint]));
     let reasons = vec![crate::reason::Code::NodeCordoned];
     let cordoned = Room { accepts: false, reasons: reasons.clone(), facts: facts.clone(), ..room(900, &[]) };
     let other = Room { facts, ..room(900, &[]) };
-    let mut all = farm(&[("cordoned", cordoned), ("other", other)]);
+    // What it is for goes on when it is uncordoned.
+    let lasting = Taint { key: "dedicated".into(), value: String::new(), effect: "NoSchedule".into() };
+    let others = Room { facts: Some((BTreeMap::new(), vec![lasting])), ..cordoned.clone() };
+    let mut all = farm(&[("cordoned", cordoned), ("other", other), ("others", others)]);
     assert_eq!(choice(&mut all, &wants(100, "")), None);
     let why = all.why(&wants(100, ""));
-    assert_eq!((why.closed, why.others, why.reasons), (1, 1, reasons));
+    assert_eq!((why.closed, why.others, why.reasons), (1, 2, reasons));
 }
 
 #[test]

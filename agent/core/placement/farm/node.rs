@@ -97,12 +97,13 @@ impl Node {
         Headroom(parts)
     }
 
-    /// Whether it takes nothing now and says why, and nothing but its taints speaks against a pod.
-    pub(super) fn is_shut_by_taints(&self, wanted: &Wanted) -> bool {
-        let labels = self.room.facts.as_ref().map(|(labels, _)| labels);
-        !self.room.accepts
-            && !self.room.reasons.is_empty()
-            && labels.is_some_and(|labels| wanted.selector.holds(labels, &[]))
+    /// Whether nothing speaks against a pod but the taints that the cluster gives a node for its state (cordoned, not
+    /// ready), of which it says itself that it takes nothing.
+    pub(super) fn is_shut_by_its_state(&self, wanted: &Wanted) -> bool {
+        let Some((labels, taints)) = self.room.facts.as_ref().filter(|_| !self.room.accepts) else { return false };
+        let is_lasting = |taint: &&Taint| !taint.key.starts_with("node.kubernetes.io/");
+        let lasting: Vec<Taint> = taints.iter().filter(is_lasting).cloned().collect();
+        wanted.selector.holds(labels, &lasting)
     }
 
     /// What it is to a pod for which it is not kept.

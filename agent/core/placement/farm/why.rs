@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::node::{Fits, Node};
+use super::node::Fits;
 use super::{Farm, Wanted};
 use crate::quantity::Amounts;
 use crate::reason::Code;
@@ -39,13 +39,6 @@ impl Why {
     }
 }
 
-fn reasons_of(node: &Node, reasons: &mut BTreeMap<Code, usize>) {
-    for code in &node.room.reasons {
-        let count = reasons.entry(*code).or_default();
-        *count = count.saturating_add(1);
-    }
-}
-
 impl Farm {
     /// Why no node is for a pod. Looks at all.
     #[must_use]
@@ -57,18 +50,20 @@ impl Farm {
                 why.others = why.others.saturating_add(1);
                 continue;
             }
-            let count = match node.fits(wanted) {
+            let fits = match node.fits(wanted) {
+                Fits::Other if node.is_shut_by_its_state(wanted) => Fits::Closed,
+                fits => fits,
+            };
+            let count = match fits {
                 Fits::Now | Fits::Full => &mut why.full,
                 Fits::Closed => {
-                    reasons_of(node, &mut reasons);
+                    for code in &node.room.reasons {
+                        let count = reasons.entry(*code).or_default();
+                        *count = count.saturating_add(1);
+                    }
                     &mut why.closed
                 }
                 Fits::TooSmall => &mut why.too_small,
-                // Cordoned, or not ready: its taint says what it says itself.
-                Fits::Other if node.is_shut_by_taints(wanted) => {
-                    reasons_of(node, &mut reasons);
-                    &mut why.closed
-                }
                 Fits::Other => {
                     why.others = why.others.saturating_add(1);
                     continue;
